@@ -1,0 +1,27 @@
+// Errors. Two kinds cross every layer: a UserError is the user's to mend (the command exits 2 and
+// prints its one line), any other Error is a fault of the machine or of this program (exit 1).
+#pragma once
+#include <stdexcept>
+#include <string>
+
+namespace orthofed {
+
+struct Error : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// Names the thing that is wrong and the remedy, in one line, without a stack of prefixes.
+struct UserError : Error {
+  using Error::Error;
+};
+
+[[noreturn]] void check_failed(const char* file, int line, const char* condition,
+                               const std::string& message);
+
+}  // namespace orthofed
+
+// A broken contract between two pieces of this program. The message is evaluated only on failure.
+#define OF_CHECK(condition, message)                                                     \
+  do {                                                                                   \
+    if (!(condition)) ::orthofed::check_failed(__FILE__, __LINE__, #condition, message); \
+  } while (false)

@@ -1,0 +1,84 @@
+// Element types. bf16 and f16 are storage types: every kernel computes in Accum<T>.
+#pragma once
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+
+namespace orthofed {
+
+enum class DType : uint8_t { f64, f32, bf16, f16, i32, u8 };
+
+constexpr size_t size_of(DType t) {
+  switch (t) {
+    case DType::f64: return 8;
+    case DType::f32:
+    case DType::i32: return 4;
+    case DType::bf16:
+    case DType::f16: return 2;
+    case DType::u8: return 1;
+  }
+  return 0;
+}
+
+constexpr const char* name_of(DType t) {
+  switch (t) {
+    case DType::f64: return "f64";
+    case DType::f32: return "f32";
+    case DType::bf16: return "bf16";
+    case DType::f16: return "f16";
+    case DType::i32: return "i32";
+    case DType::u8: return "u8";
+  }
+  return "?";
+}
+
+// bfloat16: the upper half of a float. Conversion rounds to nearest even; NaN stays NaN (quiet).
+struct bf16 {
+  uint16_t bits = 0;
+  bf16() = default;
+  constexpr bf16(float f) : bits(round(f)) {}  // NOLINT: implicit like the built-in types
+  constexpr operator float() const { return std::bit_cast<float>(uint32_t{bits} << 16); }
+
+ private:
+  static constexpr uint16_t round(float f) {
+    const uint32_t u = std::bit_cast<uint32_t>(f);
+    const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+    const bool nan = (u & 0x7fffffffu) > 0x7f800000u;
+    return static_cast<uint16_t>(nan ? ((u >> 16) | 0x40u) : rounded);
+  }
+};
+
+// IEEE half, only read from and written to files on the CPU.
+struct f16 {
+  uint16_t bits = 0;
+  f16() = default;
+  f16(float f) : bits(from_float(f)) {}  // NOLINT
+  operator float() const { return to_float(bits); }
+
+ private:
+  static uint16_t from_float(float f);
+  static float to_float(uint16_t h);
+};
+
+// The type a kernel computes and accumulates in, and the type of the residual stream.
+template <class T>
+struct AccumOf {
+  using type = float;
+};
+template <>
+struct AccumOf<double> {
+  using type = double;
+};
+template <class T>
+using Accum = typename AccumOf<T>::type;
+
+template <class T>
+struct DTypeOf;
+template <> struct DTypeOf<double> { static constexpr DType value = DType::f64; };
+template <> struct DTypeOf<float> { static constexpr DType value = DType::f32; };
+template <> struct DTypeOf<bf16> { static constexpr DType value = DType::bf16; };
+template <> struct DTypeOf<f16> { static constexpr DType value = DType::f16; };
+template <> struct DTypeOf<int32_t> { static constexpr DType value = DType::i32; };
+template <> struct DTypeOf<uint8_t> { static constexpr DType value = DType::u8; };
+
+}  // namespace orthofed
