@@ -1,0 +1,39 @@
+// Multi-head self-attention on a packed qkv (Vaswani et al., arXiv 1706.03762), computed by blocks
+// of rows so that no tokens x tokens matrix is ever in memory (as in FlashAttention, Dao et al.,
+// arXiv 2205.14135).
+//
+//   S = scale * Q K^T,  P = softmax(S),  O = P V,  lse_i = log sum_j exp(S_ij)
+//
+// Instantiated for double, float and bf16.
+#pragma once
+#include <cstdint>
+
+#include "kernels/core/types.h"
+
+namespace orthofed {
+
+// qkv [batch * tokens, 3 * heads * head_dim]: the columns are q, k, v, each heads * head_dim wide,
+// head-major, as timm packs them. out [batch * tokens, heads * head_dim].
+struct AttentionShape {
+  int64_t batch = 0, tokens = 0, heads = 0, head_dim = 0;
+  int64_t ld_qkv = 0;  // row pitch of qkv and dqkv, in elements
+  int64_t ld_out = 0;  // row pitch of out and dout
+};
+
+}  // namespace orthofed
+
+namespace orthofed::cpu {
+
+// lse [batch, heads, tokens] is what backward needs to rebuild P; null where nothing is trained.
+template <class T>
+void attention_forward(const T* qkv, T* out, Accum<T>* lse, const AttentionShape& shape,
+                       double scale);
+
+// With D_i = sum_d dO_id O_id:  dV = P^T dO,  dS = P * (dO V^T - D),  dQ = scale dS K,
+// dK = scale dS^T Q. dqkv is written whole, packed as qkv is. One (image, head) is one unit of work,
+// so no sum crosses threads.
+template <class T>
+void attention_backward(const T* qkv, const T* out, const T* dout, const Accum<T>* lse, T* dqkv,
+                        const AttentionShape& shape, double scale);
+
+}  // namespace orthofed::cpu

@@ -1,0 +1,26 @@
+// GELU (Hendrycks, Gimpel, arXiv 1606.08415):  y = x * Phi(x).
+//   erf  form: Phi(x) = (1 + erf(x / sqrt 2)) / 2                            (timm, DINOv2)
+//   tanh form: Phi(x) = (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2        (cuBLASLt, some CLIPs)
+// Instantiated for double, float and bf16.
+#pragma once
+#include <cstdint>
+
+#include "kernels/core/types.h"
+
+namespace orthofed {
+enum class GeluKind { erf, tanh };
+}
+
+namespace orthofed::cpu {
+
+// x, y [rows, cols]; y may be x.
+template <class T>
+void gelu_forward(const T* x, int64_t ldx, T* y, int64_t ldy, int64_t rows, int64_t cols,
+                  GeluKind kind);
+
+// dx = dy * (Phi(x) + x * phi(x)); x is the pre-activation; dx may be dy.
+template <class T>
+void gelu_backward(const T* dy, int64_t lddy, const T* x, int64_t ldx, T* dx, int64_t lddx,
+                   int64_t rows, int64_t cols, GeluKind kind);
+
+}  // namespace orthofed::cpu

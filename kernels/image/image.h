@@ -1,0 +1,40 @@
+// The image pipeline's arithmetic: uint8 pixels in, normalised patches out, in one pass.
+//
+// For each image: take a crop, resample it bilinearly to size x size, flip, rotate by quarter turns,
+// jitter the colour, normalise, and write it patch by patch, in the order of a convolution kernel's
+// columns: patch (py, px), then channel, then row, then column. With the identity ImageAugment the
+// pixels are copied exactly (no resampling).
+// Instantiated for double, float and bf16.
+#pragma once
+#include <cstdint>
+
+#include "kernels/core/types.h"
+
+namespace orthofed {
+
+// One image's draw. Colour is jittered in [0, 1] pixel values: brightness and contrast (about the
+// image's mean grey) and saturation multiply, then each channel is scaled (stain).
+struct ImageAugment {
+  float crop_x = 0, crop_y = 0, crop_w = 1, crop_h = 1;  // fractions of the source image
+  bool flip_horizontal = false, flip_vertical = false;
+  int quarter_turns = 0;  // counter-clockwise, after the flips
+  float brightness = 1, contrast = 1, saturation = 1;
+  float channel[3] = {1, 1, 1};
+};
+
+struct ImageShape {
+  int64_t batch = 0, source_height = 0, source_width = 0;  // stored images
+  int64_t size = 0, patch = 0;                             // output: size x size, patch x patch
+};
+
+}  // namespace orthofed
+
+namespace orthofed::cpu {
+
+// images: batch pointers to uint8 [source_height, source_width, 3]; augment [batch] or null
+// (identity); mean, std [3]; patches [batch * (size/patch)^2, 3 * patch * patch] pitch ld.
+template <class T>
+void image_to_patches(const uint8_t* const* images, const ImageAugment* augment, const float* mean,
+                      const float* std, T* patches, int64_t ld, const ImageShape& shape);
+
+}  // namespace orthofed::cpu

@@ -1,0 +1,36 @@
+// Layer normalisation over the last dimension (Ba, Kiros, Hinton, arXiv 1607.06450).
+//
+//   y = (x - mean) * rstd * gamma + beta,   mean = sum(x)/n,  rstd = 1/sqrt(sum((x-mean)^2)/n + eps)
+//
+// x lives in the residual stream (Accum<T>), y is the input of a matrix product (T).
+// Instantiated for double, float and bf16.
+#pragma once
+#include <cstdint>
+
+#include "kernels/core/types.h"
+
+namespace orthofed::cpu {
+
+// x [rows, cols] pitch ldx; gamma, beta [cols]; y [rows, cols] pitch ldy; mean, rstd [rows].
+template <class T>
+void layer_norm_forward(const Accum<T>* x, int64_t ldx, const Accum<T>* gamma,
+                        const Accum<T>* beta, T* y, int64_t ldy, Accum<T>* mean, Accum<T>* rstd,
+                        int64_t rows, int64_t cols, double eps);
+
+// dx = residual + d(loss)/dx, in one pass: with g = dy * gamma and h = (x - mean) * rstd,
+//   d(loss)/dx = rstd * (g - mean(g) - h * mean(g * h)).
+// residual [rows, cols] pitch ldr is the gradient that bypasses the norm (null: none; may be dx).
+template <class T>
+void layer_norm_backward(const T* dy, int64_t lddy, const Accum<T>* x, int64_t ldx,
+                         const Accum<T>* gamma, const Accum<T>* mean, const Accum<T>* rstd,
+                         const Accum<T>* residual, int64_t ldr, Accum<T>* dx, int64_t lddx,
+                         int64_t rows, int64_t cols);
+
+// dgamma = sum_rows dy * h, dbeta = sum_rows dy (added to what is there if accumulate). Only for
+// training from scratch; a frozen affine never calls it.
+template <class T>
+void layer_norm_backward_affine(const T* dy, int64_t lddy, const Accum<T>* x, int64_t ldx,
+                                const Accum<T>* mean, const Accum<T>* rstd, Accum<T>* dgamma,
+                                Accum<T>* dbeta, bool accumulate, int64_t rows, int64_t cols);
+
+}  // namespace orthofed::cpu

@@ -1,0 +1,70 @@
+// Matrix products:  C = op(A) op(B) [+ bias] [+ C].
+//
+// C [m, n] pitch ldc; op(A) [m, k], op(B) [k, n]; A is stored [m, k] (Op::none) or [k, m]
+// (Op::transpose), B stored [k, n] or [n, k]. Sums are in Accum<T>, in a fixed order for a fixed
+// number of threads. Any size, k = 0 included (C = bias or 0).
+//
+// CPU: oneDNN where it is built in (fp32; bf16 only where the processor multiplies bf16 natively),
+// else the blocked loop in matmul_cpu.cc, which is also the readable reference. bf16 operands on a
+// processor without native bf16 are widened and multiplied in fp32: the products are exact, so only
+// the order of the sum differs.
+#pragma once
+#include <cstdint>
+#include <memory>
+
+#include "kernels/core/types.h"
+
+namespace orthofed {
+
+enum class Op { none, transpose };
+
+struct MatmulShape {
+  int64_t m = 0, n = 0, k = 0;
+  int64_t lda = 0, ldb = 0, ldc = 0;
+  Op op_a = Op::none, op_b = Op::none;
+};
+
+}  // namespace orthofed
+
+namespace orthofed::cpu {
+
+// T, C in {double, double}, {float, float}, {bf16, bf16}, {bf16, float}.
+// bias [n] or null. accumulate: add to what C holds (rounded once, after the sum).
+template <class T, class C>
+void matmul(const T* a, const T* b, C* c, const Accum<T>* bias, bool accumulate,
+            const MatmulShape& shape);
+
+// The readable blocked loop, whatever is built in: the reference of the tests.
+template <class T, class C>
+void matmul_blocked(const T* a, const T* b, C* c, const Accum<T>* bias, bool accumulate,
+                    const MatmulShape& shape);
+
+// A frozen B, rearranged once into the order that the product reads. It keeps its own copy; the
+// source may be freed. Copying shares the packed storage.
+template <class T>
+class PackedMatrix {
+ public:
+  PackedMatrix() = default;
+  // B [k, n] (Op::none) or [n, k] (Op::transpose), pitch ldb.
+  PackedMatrix(const T* b, int64_t ldb, Op op_b, int64_t k, int64_t n);
+  int64_t k() const { return k_; }
+  int64_t n() const { return n_; }
+  bool empty() const { return !impl_; }
+  size_t bytes() const;  // what the packed copy occupies
+
+  // C [m, n] = A [m, k] B [+ bias] [+ C].
+  template <class C>
+  void multiply(const T* a, int64_t lda, C* c, int64_t ldc, const Accum<T>* bias, bool accumulate,
+                int64_t m) const;
+
+  struct Impl;
+
+ private:
+  int64_t k_ = 0, n_ = 0;
+  std::shared_ptr<const Impl> impl_;
+};
+
+bool native_bf16();       // does this processor multiply bf16 in hardware?
+const char* matmul_backend();  // "oneDNN 3.7.1" or "blocked loop", for doctor
+
+}  // namespace orthofed::cpu
