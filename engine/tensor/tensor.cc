@@ -1,0 +1,236 @@
+#include "engine/tensor/tensor.h"
+
+#include <fmt/core.h>
+
+#include <cmath>
+#include <cstring>
+
+#include "engine/tensor/allocator.h"
+#include "kernels/core/parallel.h"
+
+namespace orthofed {
+namespace {
+
+constexpr int64_t kRowAlignment = 16;  // bytes
+
+int64_t padded(int64_t cols, DType dtype) {
+  const int64_t step = kRowAlignment / int64_t(size_of(dtype));
+  return (cols + step - 1) / step * step;
+}
+
+template <class F>
+decltype(auto) dispatch_any(DType dtype, F&& f) {
+  switch (dtype) {
+    case DType::f64: return f(Tag<double>{});
+    case DType::f32: return f(Tag<float>{});
+    case DType::bf16: return f(Tag<bf16>{});
+    case DType::f16: return f(Tag<f16>{});
+    case DType::i32: return f(Tag<int32_t>{});
+    case DType::u8: return f(Tag<uint8_t>{});
+  }
+  throw Error("unknown dtype");
+}
+
+template <class To, class From>
+To convert(From x) {
+  if constexpr (std::is_integral_v<From> && std::is_integral_v<To>) {
+    return static_cast<To>(x);
+  } else if constexpr (std::is_same_v<From, double> && !std::is_same_v<To, double>) {
+    return static_cast<To>(static_cast<float>(x));
+  } else if constexpr (std::is_same_v<To, double>) {
+    if constexpr (std::is_integral_v<From>)
+      return static_cast<double>(x);
+    else
+      return static_cast<double>(static_cast<float>(x));
+  } else {
+    return static_cast<To>(static_cast<float>(x));
+  }
+}
+
+}  // namespace
+
+std::string Shape::str() const {
+  std::string s = "[";
+  for (int i = 0; i < rank_; ++i) s += fmt::format("{}{}", i ? ", " : "", dims_[size_t(i)]);
+  return s + "]";
+}
+
+std::string Tensor::wrong_dtype(DType wanted) const {
+  return fmt::format("tensor is {}, asked for as {}", name_of(dtype_), name_of(wanted));
+}
+
+Tensor Tensor::empty(const Shape& shape, DType dtype) {
+  Tensor t;
+  t.shape_ = shape;
+  t.dtype_ = dtype;
+  t.pitch_ = padded(shape.cols(), dtype);
+  const size_t element = size_of(dtype);
+  const size_t bytes = size_t(shape.rows() * t.pitch_) * element;
+  t.data_ = allocate(bytes);
+  t.owner_ = std::shared_ptr<const void>(t.data_, [bytes](const void* p) {
+    release(const_cast<void*>(p), bytes);
+  });
+  if (const int64_t slack = t.pitch_ - shape.cols(); slack > 0) {
+    char* base = static_cast<char*>(t.data_);
+    for (int64_t r = 0; r < shape.rows(); ++r)
+      std::memset(base + size_t(r * t.pitch_ + shape.cols()) * element, 0, size_t(slack) * element);
+  }
+  return t;
+}
+
+Tensor Tensor::zeros(const Shape& shape, DType dtype) {
+  Tensor t = empty(shape, dtype);
+  std::memset(t.data_, 0, size_t(t.rows() * t.pitch_) * size_of(dtype));
+  return t;
+}
+
+Tensor Tensor::full(const Shape& shape, DType dtype, double value) {
+  Tensor t = empty(shape, dtype);
+  t.fill(value);
+  return t;
+}
+
+template <class T>
+Tensor Tensor::of(std::span<const T> values, const Shape& shape) {
+  OF_CHECK(int64_t(values.size()) == shape.size(), "as many values as elements");
+  Tensor t = empty(shape, DTypeOf<T>::value);
+  for (int64_t r = 0; r < t.rows(); ++r)
+    std::memcpy(t.row<T>(r), values.data() + r * t.cols(), size_t(t.cols()) * sizeof(T));
+  return t;
+}
+template Tensor Tensor::of<double>(std::span<const double>, const Shape&);
+template Tensor Tensor::of<float>(std::span<const float>, const Shape&);
+template Tensor Tensor::of<bf16>(std::span<const bf16>, const Shape&);
+template Tensor Tensor::of<f16>(std::span<const f16>, const Shape&);
+template Tensor Tensor::of<int32_t>(std::span<const int32_t>, const Shape&);
+template Tensor Tensor::of<uint8_t>(std::span<const uint8_t>, const Shape&);
+
+Tensor Tensor::view(std::shared_ptr<const void> owner, void* data, const Shape& shape, DType dtype,
+                    int64_t pitch) {
+  Tensor t;
+  t.owner_ = std::move(owner);
+  t.data_ = data;
+  t.shape_ = shape;
+  t.dtype_ = dtype;
+  t.pitch_ = pitch == 0 ? shape.cols() : pitch;
+  OF_CHECK(t.pitch_ >= shape.cols(), "pitch below the row length");
+  return t;
+}
+
+Tensor Tensor::columns(int64_t begin, int64_t end) const {
+  OF_CHECK(0 <= begin && begin <= end && end <= cols(), "columns out of range");
+  Tensor t = *this;
+  int64_t dims[Shape::kMaxRank];
+  for (int i = 0; i < rank(); ++i) dims[i] = dim(i);
+  dims[rank() - 1] = end - begin;
+  t.shape_ = Shape(dims, rank());
+  t.data_ = static_cast<char*>(data_) + size_t(begin) * size_of(dtype_);
+  return t;
+}
+
+Tensor Tensor::row_range(int64_t begin, int64_t end) const {
+  OF_CHECK(0 <= begin && begin <= end && end <= rows(), "rows out of range");
+  Tensor t = *this;
+  t.shape_ = Shape{end - begin, cols()};
+  t.data_ = static_cast<char*>(data_) + size_t(begin * pitch_) * size_of(dtype_);
+  return t;
+}
+
+Tensor Tensor::reshape(const Shape& shape) const {
+  OF_CHECK(shape.size() == size(),
+           fmt::format("cannot reshape {} to {}", shape_.str(), shape.str()));
+  Tensor t = *this;
+  if (shape.cols() != cols()) {
+    OF_CHECK(dense(), "only dense rows can be cut anew");
+    t.pitch_ = shape.cols();
+  }
+  t.shape_ = shape;
+  return t;
+}
+
+Tensor Tensor::clone() const {
+  Tensor t = empty(shape_, dtype_);
+  t.copy_from(*this);
+  return t;
+}
+
+Tensor Tensor::to(DType dtype) const {
+  if (dtype == dtype_) return *this;
+  Tensor t = empty(shape_, dtype);
+  t.copy_from(*this);
+  return t;
+}
+
+void Tensor::copy_from(const Tensor& source) const {
+  OF_CHECK(source.rows() == rows() && source.cols() == cols(),
+           fmt::format("cannot copy {} to {}", source.shape().str(), shape_.str()));
+  const int64_t grain = std::max<int64_t>(1, (1 << 16) / std::max<int64_t>(1, cols()));
+  if (source.dtype() == dtype_) {
+    const size_t bytes = size_t(cols()) * size_of(dtype_), element = size_of(dtype_);
+    cpu::parallel_for(rows(), grain, [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r)
+        std::memcpy(static_cast<char*>(data_) + size_t(r * pitch_) * element,
+                    static_cast<const char*>(source.raw()) + size_t(r * source.pitch()) * element,
+                    bytes);
+    });
+    return;
+  }
+  dispatch_any(dtype_, [&]<class To>(Tag<To>) {
+    dispatch_any(source.dtype(), [&]<class From>(Tag<From>) {
+      cpu::parallel_for(rows(), grain, [&](int64_t begin, int64_t end) {
+        for (int64_t r = begin; r < end; ++r) {
+          To* to = static_cast<To*>(data_) + r * pitch_;
+          const From* from = static_cast<const From*>(source.raw()) + r * source.pitch();
+          for (int64_t c = 0; c < cols(); ++c) to[c] = convert<To>(from[c]);
+        }
+      });
+    });
+  });
+}
+
+void Tensor::fill(double value) const {
+  dispatch_any(dtype_, [&]<class T>(Tag<T>) {
+    for (int64_t r = 0; r < rows(); ++r) std::fill_n(row<T>(r), cols(), convert<T>(value));
+  });
+}
+
+void Tensor::add(const Tensor& other) const {
+  OF_CHECK(other.rows() == rows() && other.cols() == cols() && other.dtype() == dtype_,
+           fmt::format("cannot add {} to {}", other.shape().str(), shape_.str()));
+  const int64_t grain = std::max<int64_t>(1, (1 << 16) / std::max<int64_t>(1, cols()));
+  dispatch(dtype_, [&]<class T>(Tag<T>) {
+    cpu::parallel_for(rows(), grain, [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r) {
+        T* to = row<T>(r);
+        const T* from = other.row<T>(r);
+        for (int64_t c = 0; c < cols(); ++c) to[c] = T(Accum<T>(to[c]) + Accum<T>(from[c]));
+      }
+    });
+  });
+}
+
+double Tensor::item() const {
+  OF_CHECK(size() == 1, "item() of a tensor with one element");
+  return dispatch_any(dtype_, [&]<class T>(Tag<T>) { return convert<double>(*data<T>()); });
+}
+
+std::vector<double> Tensor::to_vector() const {
+  std::vector<double> values;
+  values.reserve(size_t(size()));
+  dispatch_any(dtype_, [&]<class T>(Tag<T>) {
+    for (int64_t r = 0; r < rows(); ++r)
+      for (int64_t c = 0; c < cols(); ++c) values.push_back(convert<double>(row<T>(r)[c]));
+  });
+  return values;
+}
+
+bool Tensor::all_finite() const {
+  return dispatch_any(dtype_, [&]<class T>(Tag<T>) {
+    for (int64_t r = 0; r < rows(); ++r)
+      for (int64_t c = 0; c < cols(); ++c)
+        if (!std::isfinite(convert<double>(row<T>(r)[c]))) return false;
+    return true;
+  });
+}
+
+}  // namespace orthofed

@@ -1,0 +1,115 @@
+// A tensor: shape, row pitch, dtype, device, and shared storage.
+//
+// Row-major; the last dimension is contiguous, and consecutive rows (all leading dimensions
+// collapsed) are `pitch` elements apart. Rows start on 16 bytes, so pitch may exceed cols; padding
+// columns are zero. Copying a Tensor copies the handle, as a view; clone() copies the elements.
+// Column views share storage: q, k and v are columns of one packed qkv.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "engine/tensor/shape.h"
+#include "kernels/core/types.h"
+
+namespace orthofed {
+
+enum class Device : uint8_t { cpu };
+
+class Tensor {
+ public:
+  Tensor() = default;
+
+  static Tensor empty(const Shape& shape, DType dtype);  // elements uninitialised, padding zero
+  static Tensor zeros(const Shape& shape, DType dtype);
+  static Tensor full(const Shape& shape, DType dtype, double value);
+  template <class T>
+  static Tensor of(std::span<const T> values, const Shape& shape);
+  template <class T>
+  static Tensor of(const std::vector<T>& values, const Shape& shape) {
+    return of(std::span<const T>(values), shape);
+  }
+  // A view of memory that `owner` keeps alive (a mapped file). Dense unless pitch is given.
+  static Tensor view(std::shared_ptr<const void> owner, void* data, const Shape& shape, DType dtype,
+                     int64_t pitch = 0);
+
+  bool defined() const { return data_ != nullptr; }
+  const Shape& shape() const { return shape_; }
+  int rank() const { return shape_.rank(); }
+  int64_t dim(int i) const { return shape_[i]; }
+  int64_t rows() const { return shape_.rows(); }
+  int64_t cols() const { return shape_.cols(); }
+  int64_t size() const { return shape_.size(); }
+  int64_t pitch() const { return pitch_; }
+  DType dtype() const { return dtype_; }
+  Device device() const { return Device::cpu; }
+  bool dense() const { return pitch_ == cols() || rows() <= 1; }
+
+  // Throws where T is not the dtype. Constness is shallow, as for a span.
+  template <class T>
+  T* data() const {
+    OF_CHECK(dtype_ == DTypeOf<T>::value, wrong_dtype(DTypeOf<T>::value));
+    return static_cast<T*>(data_);
+  }
+  void* raw() const { return data_; }
+  template <class T>
+  T* row(int64_t i) const {
+    return data<T>() + i * pitch_;
+  }
+
+  Tensor columns(int64_t begin, int64_t end) const;    // [..., end - begin], same pitch
+  Tensor row_range(int64_t begin, int64_t end) const;  // [end - begin, cols]
+  Tensor reshape(const Shape& shape) const;  // same elements; a new last dimension needs dense rows
+
+  Tensor clone() const;
+  Tensor to(DType dtype) const;                // this tensor itself where the dtype is already right
+  void copy_from(const Tensor& source) const;  // same shape; converts
+  void fill(double value) const;
+  void add(const Tensor& other) const;  // this += other, same shape and floating dtype
+
+  double item() const;                     // the only element
+  std::vector<double> to_vector() const;   // all elements in order, without padding
+  bool all_finite() const;
+
+ private:
+  std::string wrong_dtype(DType wanted) const;
+
+  std::shared_ptr<const void> owner_;
+  void* data_ = nullptr;
+  Shape shape_;
+  int64_t pitch_ = 0;
+  DType dtype_ = DType::f32;
+};
+
+// The dtype of sums and of the residual stream for activations of dtype t.
+constexpr DType accum(DType t) {
+  return t == DType::f64 ? DType::f64 : DType::f32;
+}
+
+template <class T>
+struct Tag {
+  using type = T;
+};
+
+// Calls f(Tag<T>{}) with T the compute type: double, float or bf16.
+template <class F>
+decltype(auto) dispatch(DType dtype, F&& f) {
+  switch (dtype) {
+    case DType::f64: return f(Tag<double>{});
+    case DType::f32: return f(Tag<float>{});
+    case DType::bf16: return f(Tag<bf16>{});
+    default: throw Error(std::string("no kernels compute in ") + name_of(dtype));
+  }
+}
+
+// The same for tensors that are never bf16: parameters, the residual stream, logits.
+template <class F>
+decltype(auto) dispatch_accum(DType dtype, F&& f) {
+  if (dtype == DType::f64) return f(Tag<double>{});
+  OF_CHECK(dtype == DType::f32, std::string("expected f32 or f64, not ") + name_of(dtype));
+  return f(Tag<float>{});
+}
+
+}  // namespace orthofed

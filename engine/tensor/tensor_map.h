@@ -1,0 +1,13 @@
+// Tensors by name, in the names' order: an adapter, a checkpoint, an update. The order is what makes
+// files and sums over them deterministic.
+#pragma once
+#include <map>
+#include <string>
+
+#include "engine/tensor/tensor.h"
+
+namespace orthofed {
+
+using TensorMap = std::map<std::string, Tensor>;
+
+}  // namespace orthofed
