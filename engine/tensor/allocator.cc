@@ -56,9 +56,10 @@ void* allocate(size_t bytes) {
   } else {
     block = std::aligned_alloc(kAlignment, size);
     if (block == nullptr)
-      throw Error(fmt::format("out of memory: {} MiB more were needed, {} MiB are in use; a smaller "
-                              "train.batch_size needs less",
-                              size >> 20, c.stats.bytes_in_use >> 20));
+      throw Error(
+          fmt::format("out of memory: {} MiB more were needed, {} MiB are in use; a smaller "
+                      "train.batch_size needs less",
+                      size >> 20, c.stats.bytes_in_use >> 20));
     ++c.stats.heap_allocations;
     c.stats.bytes_reserved += int64_t(size);
   }

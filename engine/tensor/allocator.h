@@ -14,8 +14,8 @@ struct AllocatorStats {
   int64_t bytes_reserved = 0;  // held from the heap, in use or cached
 };
 
-// Memory aligned to 64 bytes, uninitialised; 0 bytes give a valid pointer. Thread-safe. Throws Error
-// naming the size when the heap has no more.
+// Memory aligned to 64 bytes, uninitialised; 0 bytes give a valid pointer. Thread-safe. Throws
+// Error naming the size when the heap has no more.
 void* allocate(size_t bytes);
 void release(void* block, size_t bytes) noexcept;  // `bytes` as given to allocate
 

@@ -33,9 +33,7 @@ class Shape {
     return n;
   }
   int64_t size() const { return rows() * cols(); }
-  bool operator==(const Shape& other) const {
-    return rank_ == other.rank_ && dims_ == other.dims_;
-  }
+  bool operator==(const Shape& other) const { return rank_ == other.rank_ && dims_ == other.dims_; }
   std::string str() const;  // "[32, 197, 192]"
 
  private:

@@ -21,12 +21,18 @@ int64_t padded(int64_t cols, DType dtype) {
 template <class F>
 decltype(auto) dispatch_any(DType dtype, F&& f) {
   switch (dtype) {
-    case DType::f64: return f(Tag<double>{});
-    case DType::f32: return f(Tag<float>{});
-    case DType::bf16: return f(Tag<bf16>{});
-    case DType::f16: return f(Tag<f16>{});
-    case DType::i32: return f(Tag<int32_t>{});
-    case DType::u8: return f(Tag<uint8_t>{});
+    case DType::f64:
+      return f(Tag<double>{});
+    case DType::f32:
+      return f(Tag<float>{});
+    case DType::bf16:
+      return f(Tag<bf16>{});
+    case DType::f16:
+      return f(Tag<f16>{});
+    case DType::i32:
+      return f(Tag<int32_t>{});
+    case DType::u8:
+      return f(Tag<uint8_t>{});
   }
   throw Error("unknown dtype");
 }
@@ -67,9 +73,8 @@ Tensor Tensor::empty(const Shape& shape, DType dtype) {
   const size_t element = size_of(dtype);
   const size_t bytes = size_t(shape.rows() * t.pitch_) * element;
   t.data_ = allocate(bytes);
-  t.owner_ = std::shared_ptr<const void>(t.data_, [bytes](const void* p) {
-    release(const_cast<void*>(p), bytes);
-  });
+  t.owner_ = std::shared_ptr<const void>(
+      t.data_, [bytes](const void* p) { release(const_cast<void*>(p), bytes); });
   if (const int64_t slack = t.pitch_ - shape.cols(); slack > 0) {
     char* base = static_cast<char*>(t.data_);
     for (int64_t r = 0; r < shape.rows(); ++r)

@@ -64,13 +64,13 @@ class Tensor {
   Tensor reshape(const Shape& shape) const;  // same elements; a new last dimension needs dense rows
 
   Tensor clone() const;
-  Tensor to(DType dtype) const;                // this tensor itself where the dtype is already right
+  Tensor to(DType dtype) const;  // this tensor itself where the dtype is already right
   void copy_from(const Tensor& source) const;  // same shape; converts
   void fill(double value) const;
   void add(const Tensor& other) const;  // this += other, same shape and floating dtype
 
-  double item() const;                     // the only element
-  std::vector<double> to_vector() const;   // all elements in order, without padding
+  double item() const;                    // the only element
+  std::vector<double> to_vector() const;  // all elements in order, without padding
   bool all_finite() const;
 
  private:
@@ -97,10 +97,14 @@ struct Tag {
 template <class F>
 decltype(auto) dispatch(DType dtype, F&& f) {
   switch (dtype) {
-    case DType::f64: return f(Tag<double>{});
-    case DType::f32: return f(Tag<float>{});
-    case DType::bf16: return f(Tag<bf16>{});
-    default: throw Error(std::string("no kernels compute in ") + name_of(dtype));
+    case DType::f64:
+      return f(Tag<double>{});
+    case DType::f32:
+      return f(Tag<float>{});
+    case DType::bf16:
+      return f(Tag<bf16>{});
+    default:
+      throw Error(std::string("no kernels compute in ") + name_of(dtype));
   }
 }
 

@@ -13,10 +13,14 @@ namespace orthofed::cpu {
 
 const char* name_of(Isa level) {
   switch (level) {
-    case Isa::v2: return "x86-64-v2";
-    case Isa::v3: return "x86-64-v3";
-    case Isa::v4: return "x86-64-v4";
-    case Isa::generic: return "generic";
+    case Isa::v2:
+      return "x86-64-v2";
+    case Isa::v3:
+      return "x86-64-v3";
+    case Isa::v4:
+      return "x86-64-v4";
+    case Isa::generic:
+      return "generic";
   }
   return "?";
 }
@@ -32,7 +36,8 @@ Isa best_isa() {
     const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                     __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                     __builtin_cpu_supports("avx512vl");
-    if (!v2) throw UserError("this processor is older than x86-64-v2 (2009); orthofed needs SSE4.2");
+    if (!v2)
+      throw UserError("this processor is older than x86-64-v2 (2009); orthofed needs SSE4.2");
     return v4 ? Isa::v4 : v3 ? Isa::v3 : Isa::v2;
   }();
   return best;
@@ -70,7 +75,8 @@ Isa isa() {
 
 void force_isa(Isa level) {
   if (level > best_isa())
-    throw UserError(std::string(name_of(level)) + ": this processor has only " + name_of(best_isa()));
+    throw UserError(std::string(name_of(level)) + ": this processor has only " +
+                    name_of(best_isa()));
   current().store(level);
 }
 

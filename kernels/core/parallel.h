@@ -6,7 +6,8 @@
 // best one the processor has. This is the only place that knows about instruction sets: `flatten`
 // inlines the body (and what it calls, if it can be inlined) into the clone, and the compiler
 // vectorises it there. Feature names instead of arch=...: GCC inlines only into the same -march.
-// An OpenMP region inside a body would be outlined before it is cloned: keep bodies free of pragmas.
+// An OpenMP region inside a body would be outlined before it is cloned: keep bodies free of
+// pragmas.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -15,15 +16,16 @@ namespace orthofed::cpu {
 
 enum class Isa { generic, v2, v3, v4 };
 
-Isa isa();                   // the best level of this processor, or the one OF_ISA=v2|v3|v4 asks for
-Isa best_isa();              // what the processor has
-void force_isa(Isa level);   // tests; throws UserError where the processor lacks the level
+Isa isa();                  // the best level of this processor, or the one OF_ISA=v2|v3|v4 asks for
+Isa best_isa();             // what the processor has
+void force_isa(Isa level);  // tests; throws UserError where the processor lacks the level
 const char* name_of(Isa level);
 
 #if defined(__x86_64__)
 #define OF_TARGET_V2 "sse3,ssse3,sse4.1,sse4.2,popcnt"
 #define OF_TARGET_V3 OF_TARGET_V2 ",avx,avx2,fma,f16c,bmi,bmi2,lzcnt,movbe"
-#define OF_TARGET_V4 OF_TARGET_V3 ",avx512f,avx512bw,avx512cd,avx512dq,avx512vl,prefer-vector-width=512"
+#define OF_TARGET_V4 \
+  OF_TARGET_V3 ",avx512f,avx512bw,avx512cd,avx512dq,avx512vl,prefer-vector-width=512"
 template <class F>
 __attribute__((target(OF_TARGET_V2), flatten, noinline)) void run_v2(const F& body) {
   body();
@@ -39,9 +41,12 @@ __attribute__((target(OF_TARGET_V4), flatten, noinline)) void run_v4(const F& bo
 template <class F>
 void run_cloned(const F& body) {
   switch (isa()) {
-    case Isa::v4: return run_v4(body);
-    case Isa::v3: return run_v3(body);
-    default: return run_v2(body);
+    case Isa::v4:
+      return run_v4(body);
+    case Isa::v3:
+      return run_v3(body);
+    default:
+      return run_v2(body);
   }
 }
 #else
@@ -66,7 +71,7 @@ void parallel_for(int64_t n, int64_t grain, const F& body) {
   }
 }
 
-int threads();             // OpenMP threads in use (1 without OpenMP)
-void set_threads(int n);   // a recorded setting of a run, never the machine's core count
+int threads();            // OpenMP threads in use (1 without OpenMP)
+void set_threads(int n);  // a recorded setting of a run, never the machine's core count
 
 }  // namespace orthofed::cpu

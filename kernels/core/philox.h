@@ -18,7 +18,8 @@ namespace orthofed {
 struct Philox {
   uint64_t key = 0;
 
-  OF_HOST_DEVICE constexpr std::array<uint32_t, 4> operator()(uint64_t low, uint64_t high = 0) const {
+  OF_HOST_DEVICE constexpr std::array<uint32_t, 4> operator()(uint64_t low,
+                                                              uint64_t high = 0) const {
     uint32_t c0 = uint32_t(low), c1 = uint32_t(low >> 32);
     uint32_t c2 = uint32_t(high), c3 = uint32_t(high >> 32);
     uint32_t k0 = uint32_t(key), k1 = uint32_t(key >> 32);
@@ -40,8 +41,8 @@ OF_HOST_DEVICE constexpr float uniform01(uint32_t bits) {
   return float(bits >> 8) * 0x1p-24f;
 }
 
-// Key of a stream: FNV-1a over the words, so that ("general", layer) and ("personal", client, layer)
-// are different streams whatever order they are drawn in.
+// Key of a stream: FNV-1a over the words, so that ("general", layer) and ("personal", client,
+// layer) are different streams whatever order they are drawn in.
 class PhiloxKey {
  public:
   explicit constexpr PhiloxKey(uint64_t seed) { mix(seed); }

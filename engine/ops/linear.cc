@@ -1,0 +1,297 @@
+#include "engine/ops/linear.h"
+
+#include <fmt/core.h>
+
+#include "kernels/lora/lora.h"
+#include "kernels/residual/residual.h"
+
+namespace orthofed {
+namespace {
+
+// Hands `piece` to the parameter: written if it is the first contribution, added otherwise.
+void deliver(const Var& parameter, const Tensor& piece) {
+  if (!parameter.requires_grad()) return;
+  const GradTarget target = parameter.grad_target();
+  if (target.accumulate)
+    target.buffer.add(piece);
+  else
+    target.buffer.copy_from(piece);
+}
+
+Tensor scales_tensor(const std::vector<double>& scales, DType dtype) {
+  Tensor t = Tensor::empty({int64_t(scales.size())}, dtype);
+  dispatch_accum(dtype, [&]<class R>(Tag<R>) {
+    for (size_t i = 0; i < scales.size(); ++i) t.data<R>()[i] = R(scales[i]);
+  });
+  return t;
+}
+
+}  // namespace
+
+Linear::Linear(Var weight_, Var bias_, DType compute)
+    : weight(std::move(weight_)), bias(std::move(bias_)), compute_(compute) {
+  OF_CHECK(weight.value().dtype() == accum(compute), "weights are kept in the accumulation type");
+}
+
+template <class T>
+Linear::Packed<T>* Linear::packed() const {
+  // Double is for gradient checks only, where nothing is worth packing.
+  if (weight.requires_grad()) return nullptr;
+  if constexpr (std::is_same_v<T, float>) return &packed_f32_;
+  if constexpr (std::is_same_v<T, bf16>) return &packed_bf16_;
+  return nullptr;
+}
+
+void Linear::product(const Tensor& x, const Tensor& y) const {
+  dispatch(compute_, [&]<class T>(Tag<T>) {
+    const Accum<T>* b = bias.defined() ? bias.value().data<Accum<T>>() : nullptr;
+    if (auto* p = packed<T>()) {
+      if constexpr (!std::is_same_v<T, double>) {
+        if (p->forward.empty()) {
+          const Tensor w = weight.value().to(compute_);
+          p->forward = {w.data<T>(), w.pitch(), Op::transpose, in(), out()};
+        }
+        p->forward.multiply(x.data<T>(), x.pitch(), y.data<T>(), y.pitch(), b, false, x.rows());
+      }
+      return;
+    }
+    const Tensor w = weight.value().to(compute_);
+    cpu::matmul<T, T>(x.data<T>(), w.data<T>(), y.data<T>(), b, false,
+                      {.m = x.rows(),
+                       .n = out(),
+                       .k = in(),
+                       .lda = x.pitch(),
+                       .ldb = w.pitch(),
+                       .ldc = y.pitch(),
+                       .op_b = Op::transpose});
+  });
+}
+
+void Linear::product_transposed(const Tensor& dy, const Tensor& dx) const {
+  dispatch(compute_, [&]<class T>(Tag<T>) {
+    if (auto* p = packed<T>()) {
+      if constexpr (!std::is_same_v<T, double>) {
+        if (p->backward.empty()) {
+          const Tensor w = weight.value().to(compute_);
+          p->backward = {w.data<T>(), w.pitch(), Op::none, out(), in()};
+        }
+        p->backward.multiply(dy.data<T>(), dy.pitch(), dx.data<T>(), dx.pitch(), nullptr, false,
+                             dy.rows());
+      }
+      return;
+    }
+    const Tensor w = weight.value().to(compute_);
+    cpu::matmul<T, T>(dy.data<T>(), w.data<T>(), dx.data<T>(), nullptr, false,
+                      {.m = dy.rows(),
+                       .n = in(),
+                       .k = out(),
+                       .lda = dy.pitch(),
+                       .ldb = w.pitch(),
+                       .ldc = dx.pitch()});
+  });
+}
+
+std::vector<Linear::Column> Linear::stack() const {
+  std::vector<Column> columns;
+  if (merged()) return columns;
+  int64_t begin = 0;
+  for (size_t i = 0; i < slices.size(); ++i) {
+    int64_t in_slice = 0;
+    for (const Adapter* adapter : {&slices[i].general, &slices[i].personal}) {
+      if (!adapter->present() || !adapter->active) continue;
+      columns.push_back({adapter, i, begin + in_slice, in_slice});
+      in_slice += adapter->rank();
+    }
+    begin += in_slice;
+  }
+  return columns;
+}
+
+Tensor Linear::forward(const Tensor& x, Saved* saved) const {
+  OF_CHECK(x.cols() == in(), fmt::format("{} inputs expected, {} given", in(), x.cols()));
+  Tensor y = Tensor::empty({x.rows(), out()}, compute_);
+  product(x, y);
+
+  const std::vector<Column> columns = stack();
+  Saved local;
+  Saved& s = saved != nullptr ? *saved : local;
+  s.x = x;
+  if (columns.empty()) return y;
+
+  // The stack is a few hundred rows of A and B: copying it costs less than a page of activations.
+  const int64_t rank = columns.back().begin + columns.back().adapter->rank();
+  const DType sums = accum(compute_);
+  s.a = Tensor::empty({rank, in()}, sums);
+  s.scales.resize(size_t(rank));
+  s.b.assign(slices.size(), Tensor());
+  for (const Column& c : columns) {
+    const int64_t r = c.adapter->rank();
+    s.a.row_range(c.begin, c.begin + r).copy_from(c.adapter->a.value());
+    for (int64_t j = 0; j < r; ++j) s.scales[size_t(c.begin + j)] = c.adapter->scale;
+  }
+  s.u = Tensor::empty({x.rows(), rank}, compute_);
+  const Tensor scales = scales_tensor(s.scales, sums);
+  dispatch(compute_, [&]<class T>(Tag<T>) {
+    using R = Accum<T>;
+    cpu::lora_down<T>(x.data<T>(), x.pitch(), s.a.data<R>(), s.a.pitch(), s.u.data<T>(),
+                      s.u.pitch(), x.rows(), in(), rank);
+    for (size_t i = 0; i < slices.size(); ++i) {
+      int64_t begin = 0, width = 0;
+      for (const Column& c : columns) {
+        if (c.slice != i) continue;
+        if (width == 0) begin = c.begin;
+        width += c.adapter->rank();
+      }
+      if (width == 0) continue;
+      s.b[i] = Tensor::empty({slices[i].rows, width}, sums);
+      for (const Column& c : columns) {
+        if (c.slice != i) continue;
+        s.b[i]
+            .columns(c.begin_in_slice, c.begin_in_slice + c.adapter->rank())
+            .copy_from(c.adapter->b.value());
+      }
+      cpu::lora_up<T>(s.u.data<T>() + begin, s.u.pitch(), s.b[i].data<R>(), s.b[i].pitch(),
+                      scales.data<R>() + begin, y.data<T>() + slices[i].begin, y.pitch(), x.rows(),
+                      slices[i].rows, width);
+    }
+  });
+  return y;
+}
+
+Tensor Linear::backward(const Tensor& dy, const Saved& saved, bool need_dx,
+                        FeaturesPenalty* features) const {
+  const Tensor& x = saved.x;
+  Tensor dx;
+  if (need_dx) {
+    dx = Tensor::empty({x.rows(), in()}, compute_);
+    product_transposed(dy, dx);
+  }
+  dispatch(compute_, [&]<class T>(Tag<T>) {
+    using R = Accum<T>;
+    if (weight.requires_grad()) {  // dW [out, in] = dy^T x
+      const GradTarget dw = weight.grad_target();
+      cpu::matmul<T, R>(dy.data<T>(), x.data<T>(), dw.buffer.data<R>(), nullptr, dw.accumulate,
+                        {.m = out(),
+                         .n = in(),
+                         .k = x.rows(),
+                         .lda = dy.pitch(),
+                         .ldb = x.pitch(),
+                         .ldc = dw.buffer.pitch(),
+                         .op_a = Op::transpose});
+    }
+    if (bias.requires_grad()) {
+      const GradTarget db = bias.grad_target();
+      cpu::bias_backward<T>(dy.data<T>(), dy.pitch(), db.buffer.data<R>(), db.accumulate, dy.rows(),
+                            out());
+    }
+
+    const std::vector<Column> columns = stack();
+    if (columns.empty()) return;
+    const int64_t rank = saved.u.cols();
+    Tensor du = Tensor::empty({x.rows(), rank}, compute_);
+    const Tensor scales = scales_tensor(saved.scales, accum(compute_));
+    for (size_t i = 0; i < slices.size(); ++i) {
+      if (!saved.b[i].defined()) continue;
+      int64_t begin = -1;
+      for (const Column& c : columns)
+        if (c.slice == i && begin < 0) begin = c.begin;
+      const AdapterSlice& slice = slices[i];
+      Tensor db = Tensor::empty(saved.b[i].shape(), accum(compute_));
+      cpu::lora_up_backward<T>(
+          dy.data<T>() + slice.begin, dy.pitch(), saved.u.data<T>() + begin, saved.u.pitch(),
+          saved.b[i].data<R>(), saved.b[i].pitch(), scales.data<R>() + begin, du.data<T>() + begin,
+          du.pitch(), db.data<R>(), db.pitch(), false, x.rows(), slice.rows, saved.b[i].cols());
+      for (const Column& c : columns)
+        if (c.slice == i)
+          deliver(c.adapter->b, db.columns(c.begin_in_slice, c.begin_in_slice + c.adapter->rank()));
+
+      const bool pair = slice.general.present() && slice.general.active &&
+                        slice.personal.present() && slice.personal.active;
+      if (features != nullptr && pair) {
+        const int64_t rows = features->rows > 0 ? std::min(features->rows, x.rows()) : x.rows();
+        const int64_t rg = slice.general.rank(), rp = slice.personal.rank();
+        const Tensor b_g = slice.general.b.value(), b_p = slice.personal.b.value();
+        OF_CHECK(b_g.dense() && b_p.dense(), "adapters are dense");
+        Tensor extra = Tensor::zeros({rows, rg + rp}, accum(compute_));
+        Tensor db_g = Tensor::zeros(b_g.shape(), accum(compute_));
+        Tensor db_p = Tensor::zeros(b_p.shape(), accum(compute_));
+        features->sum += cpu::orthogonality_features<T>(
+            saved.u.data<T>() + begin, saved.u.pitch(), saved.u.data<T>() + begin + rg,
+            saved.u.pitch(), b_g.data<R>(), b_p.data<R>(), rows, slice.rows, rg, rp, features->form,
+            features->weight, extra.data<R>(), extra.pitch(), extra.data<R>() + rg, extra.pitch(),
+            db_g.data<R>(), db_p.data<R>());
+        ++features->layers;
+        if (features->weight != 0) {
+          const int64_t from = features->detach_general ? rg : 0;
+          const Tensor part = du.row_range(0, rows).columns(begin + from, begin + rg + rp);
+          part.add(extra.columns(from, rg + rp).to(compute_));
+          if (!features->detach_general) deliver(slice.general.b, db_g);
+          deliver(slice.personal.b, db_p);
+        }
+      }
+    }
+    Tensor da = Tensor::empty(saved.a.shape(), accum(compute_));
+    cpu::lora_down_backward<T>(du.data<T>(), du.pitch(), x.data<T>(), x.pitch(), saved.a.data<R>(),
+                               saved.a.pitch(), da.data<R>(), da.pitch(), false,
+                               need_dx ? dx.data<T>() : nullptr, need_dx ? dx.pitch() : 0, x.rows(),
+                               in(), rank);
+    for (const Column& c : columns)
+      deliver(c.adapter->a, da.row_range(c.begin, c.begin + c.adapter->rank()));
+  });
+  return dx;
+}
+
+bool Linear::trainable() const {
+  if (weight.requires_grad() || bias.requires_grad()) return true;
+  for (const AdapterSlice& s : slices)
+    for (const Adapter* a : {&s.general, &s.personal})
+      if (a->present() && a->active && (a->a.requires_grad() || a->b.requires_grad())) return true;
+  return false;
+}
+
+void Linear::merge() {
+  OF_CHECK(!merged(), "already merged");
+  const std::vector<Column> columns = stack();
+  if (columns.empty()) return;
+  const Tensor original = weight.value();
+  const Tensor w = original.clone();
+  dispatch_accum(w.dtype(), [&]<class R>(Tag<R>) {
+    for (const Column& c : columns) {
+      const AdapterSlice& s = slices[c.slice];
+      const Tensor part = w.row_range(s.begin, s.begin + s.rows);
+      const Tensor scales = scales_tensor(
+          std::vector<double>(size_t(c.adapter->rank()), c.adapter->scale), w.dtype());
+      const Tensor &a = c.adapter->a.value(), &b = c.adapter->b.value();
+      cpu::lora_merge<R>(part.data<R>(), part.pitch(), a.data<R>(), a.pitch(), b.data<R>(),
+                         b.pitch(), scales.data<R>(), part.data<R>(), part.pitch(), s.rows, in(),
+                         a.rows());
+    }
+  });
+  weight = Var(w, weight.requires_grad(), weight.name());
+  unmerged_ = original;
+  packed_f32_ = {};
+  packed_bf16_ = {};
+}
+
+void Linear::unmerge() {
+  if (!merged()) return;
+  weight = Var(unmerged_, weight.requires_grad(), weight.name());
+  unmerged_ = Tensor();
+  packed_f32_ = {};
+  packed_bf16_ = {};
+}
+
+Var linear(Tape& tape, const Linear& layer, const Var& x) {
+  const bool needed = tape.recording() && (x.requires_grad() || layer.trainable());
+  auto saved = std::make_shared<Linear::Saved>();
+  const Var y = tape.output(layer.forward(x.value(), needed ? saved.get() : nullptr), needed);
+  if (needed) {
+    tape.record({y}, [&layer, x, y, saved] {
+      const Tensor dx = layer.backward(y.grad(), *saved, x.requires_grad());
+      if (x.requires_grad()) x.give_grad(dx);
+    });
+  }
+  return y;
+}
+
+}  // namespace orthofed

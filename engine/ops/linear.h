@@ -1,0 +1,108 @@
+// A linear layer y = x W^T + b with low-rank adapters: forward and backward.
+//
+//   y[:, slice] = x W[slice]^T + b[slice] + sum over its adapters of s (x A^T) B^T
+//
+// (Hu et al., arXiv 2106.09685; the general and the personal adapter of METHOD.md side by side.)
+// A frozen W is rearranged once for the matrix product and never gets a gradient; A and B of all
+// adapters are stacked, so that two adapters on three slices still cost one pass over x.
+#pragma once
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "engine/autograd/tape.h"
+#include "kernels/matmul/matmul.h"
+#include "kernels/orthogonality/orthogonality.h"
+
+namespace orthofed {
+
+// One adapter: Delta W = scale * B A. Parameters are fp32 (f64 in gradient checks).
+struct Adapter {
+  Var a;             // [r, in]
+  Var b;             // [rows of the slice, r]
+  double scale = 0;  // s = alpha / r
+  bool active = true;
+  bool present() const { return a.defined(); }
+  int64_t rank() const { return a.value().rows(); }
+};
+
+// The adapters of rows [begin, begin + rows) of W: all of it, or the q, k or v part of a fused qkv.
+struct AdapterSlice {
+  std::string name;  // "blocks.0.attn.qkv" or "blocks.0.attn.q"
+  int64_t begin = 0, rows = 0;
+  Adapter general, personal;
+};
+
+// The `features` penalty needs what only the layer has: u = A x. Its value and gradient are
+// computed during backward, over the first `rows` tokens (the rest is padding).
+struct FeaturesPenalty {
+  double weight = 0;  // of one layer's term; 0: value only
+  PenaltyForm form = PenaltyForm::cosine2;
+  bool detach_general = false;
+  int64_t rows = 0;
+  double sum = 0;      // of the layers' values so far
+  int64_t layers = 0;  // how many
+};
+
+class Linear {
+ public:
+  Linear() = default;
+  // weight [out, in], bias [out] or undefined. compute: the dtype of x and y.
+  Linear(Var weight, Var bias, DType compute);
+
+  Var weight, bias;
+  std::vector<AdapterSlice> slices;
+
+  int64_t in() const { return weight.value().cols(); }
+  int64_t out() const { return weight.value().rows(); }
+
+  // What backward needs of one forward.
+  struct Saved {
+    Tensor x;                    // [rows, in]
+    Tensor u;                    // [rows, R], the stacked x A^T
+    Tensor a;                    // [R, in]
+    std::vector<Tensor> b;       // a slice: [slice rows, its part of R]
+    std::vector<double> scales;  // [R]
+  };
+
+  // y [rows, out]. saved null: inference.
+  Tensor forward(const Tensor& x, Saved* saved) const;
+  // Gradients of every trainable parameter; returns dx, or nothing if need_dx is false.
+  Tensor backward(const Tensor& dy, const Saved& saved, bool need_dx,
+                  FeaturesPenalty* features = nullptr) const;
+  // Does any parameter of this layer need a gradient?
+  bool trainable() const;
+
+  // Adds every active adapter into W (and takes it out again): the same y without the extra
+  // products. Exact up to one rounding of W; unmerge restores W bit for bit.
+  void merge();
+  void unmerge();
+  bool merged() const { return unmerged_.defined(); }
+
+ private:
+  struct Column {  // one adapter's place in the stack
+    const Adapter* adapter;
+    size_t slice;
+    int64_t begin;           // first column of R
+    int64_t begin_in_slice;  // first column of its slice's part
+  };
+  std::vector<Column> stack() const;
+  void product(const Tensor& x, const Tensor& y) const;               // y = x W^T + b
+  void product_transposed(const Tensor& dy, const Tensor& dx) const;  // dx = dy W
+
+  DType compute_ = DType::f32;
+  Tensor unmerged_;
+  template <class T>
+  struct Packed {
+    cpu::PackedMatrix<T> forward, backward;
+  };
+  mutable Packed<float> packed_f32_;
+  mutable Packed<bf16> packed_bf16_;
+  template <class T>
+  Packed<T>* packed() const;
+};
+
+// The primitive op.
+Var linear(Tape& tape, const Linear& layer, const Var& x);
+
+}  // namespace orthofed

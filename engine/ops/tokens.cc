@@ -1,0 +1,97 @@
+#include "engine/ops/tokens.h"
+
+#include "kernels/patch_embed/patch_embed.h"
+
+namespace orthofed {
+
+Var patch_embed(Tape& tape, const Var& z, const Var& cls, const Var& pos, int64_t batch) {
+  const bool needed = tape.needs({&z, &cls, &pos});
+  const Tensor& in = z.value();
+  const int64_t patches = in.rows() / batch, tokens = pos.value().rows(), dim = in.cols();
+  OF_CHECK(in.rows() % batch == 0 && tokens == patches + (cls.defined() ? 1 : 0) &&
+               pos.value().cols() == dim && pos.value().dense(),
+           "one position a token");
+  const Tensor x = Tensor::empty({batch * tokens, dim}, accum(in.dtype()));
+  dispatch(in.dtype(), [&]<class T>(Tag<T>) {
+    using R = Accum<T>;
+    cpu::patch_embed_forward<T>(in.data<T>(), in.pitch(),
+                                cls.defined() ? cls.value().data<R>() : nullptr,
+                                pos.value().data<R>(), x.data<R>(), x.pitch(), batch, patches, dim);
+  });
+  const Var y = tape.output(x, needed);
+  if (needed) {
+    tape.record({y}, [z, cls, pos, y, batch, patches, dim] {
+      const Tensor dx = y.grad();
+      const Tensor dz = Tensor::empty(z.shape(), z.value().dtype());
+      // A model either trains its tokens (from scratch) or freezes both.
+      GradTarget dcls, dpos;
+      if (cls.requires_grad()) dcls = cls.grad_target();
+      if (pos.requires_grad()) dpos = pos.grad_target();
+      OF_CHECK(!cls.requires_grad() || !pos.requires_grad() || dcls.accumulate == dpos.accumulate,
+               "cls and pos accumulate together");
+      dispatch(dz.dtype(), [&]<class T>(Tag<T>) {
+        using R = Accum<T>;
+        cpu::patch_embed_backward<T>(dx.data<R>(), dx.pitch(),
+                                     z.requires_grad() ? dz.data<T>() : nullptr, dz.pitch(),
+                                     dcls.buffer.defined() ? dcls.buffer.data<R>() : nullptr,
+                                     dpos.buffer.defined() ? dpos.buffer.data<R>() : nullptr,
+                                     dcls.accumulate || dpos.accumulate, batch, patches, dim);
+      });
+      if (z.requires_grad()) z.give_grad(dz);
+    });
+  }
+  return y;
+}
+
+Var select_token(Tape& tape, const Var& x, int64_t batch, int64_t index) {
+  const bool needed = tape.needs({&x});
+  const Tensor& in = x.value();
+  const int64_t tokens = in.rows() / batch;
+  OF_CHECK(in.rows() % batch == 0 && 0 <= index && index < tokens, "token out of range");
+  const Tensor first = in.row_range(index, in.rows());
+  const Tensor view = Tensor::view(std::make_shared<Tensor>(in), first.raw(), {batch, in.cols()},
+                                   in.dtype(), tokens * in.pitch());
+  const Var y = tape.output(view, needed);
+  if (needed) {
+    tape.record({y}, [x, y, batch, tokens, index] {
+      const Tensor dx = Tensor::zeros(x.shape(), x.value().dtype());
+      Tensor::view(nullptr, dx.row_range(index, dx.rows()).raw(), {batch, dx.cols()}, dx.dtype(),
+                   tokens * dx.pitch())
+          .copy_from(y.grad());
+      x.give_grad(dx);
+    });
+  }
+  return y;
+}
+
+Var mean_tokens(Tape& tape, const Var& x, int64_t batch, int64_t from) {
+  const bool needed = tape.needs({&x});
+  const Tensor& in = x.value();
+  const int64_t tokens = in.rows() / batch, dim = in.cols();
+  OF_CHECK(in.rows() % batch == 0 && 0 <= from && from < tokens, "token out of range");
+  const Tensor mean = Tensor::zeros({batch, dim}, in.dtype());
+  dispatch_accum(in.dtype(), [&]<class R>(Tag<R>) {
+    for (int64_t b = 0; b < batch; ++b)
+      for (int64_t c = 0; c < dim; ++c) {
+        double sum = 0;
+        for (int64_t t = from; t < tokens; ++t) sum += in.row<R>(b * tokens + t)[c];
+        mean.row<R>(b)[c] = R(sum / double(tokens - from));
+      }
+  });
+  const Var y = tape.output(mean, needed);
+  if (needed) {
+    tape.record({y}, [x, y, batch, tokens, from, dim] {
+      const Tensor dx = Tensor::zeros(x.shape(), x.value().dtype());
+      dispatch_accum(dx.dtype(), [&]<class R>(Tag<R>) {
+        for (int64_t b = 0; b < batch; ++b)
+          for (int64_t t = from; t < tokens; ++t)
+            for (int64_t c = 0; c < dim; ++c)
+              dx.row<R>(b * tokens + t)[c] = y.grad().row<R>(b)[c] / R(tokens - from);
+      });
+      x.give_grad(dx);
+    });
+  }
+  return y;
+}
+
+}  // namespace orthofed
