@@ -1,0 +1,57 @@
+// Files: whole reads, memory maps, and writes that are either complete or not there at all. Every
+// failure is a UserError that names the file, the reason and the remedy.
+#pragma once
+#include <cstddef>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace orthofed {
+
+// Throws unless `path` is a regular file (a directory) that can be read. `what` names its part in
+// the message: "the weights".
+void require_file(const std::string& path, std::string_view what = "the file");
+void require_directory(const std::string& path, std::string_view what = "the directory");
+// Creates the directory and its parents where they are missing.
+void make_directories(const std::string& path);
+
+std::string read_text(const std::string& path);
+std::vector<std::byte> read_bytes(const std::string& path);
+
+inline std::span<const std::byte> as_bytes(std::string_view text) {
+  return std::as_bytes(std::span(text.data(), text.size()));
+}
+
+// Writes a temporary file beside `path` and moves it there in commit(), after it has reached the
+// disk: a reader, or a crash, sees the old file or the new one, never half of one. Without commit()
+// nothing is left behind. The directory must exist.
+class AtomicFile {
+ public:
+  explicit AtomicFile(std::string path);
+  ~AtomicFile();
+  AtomicFile(const AtomicFile&) = delete;
+  AtomicFile& operator=(const AtomicFile&) = delete;
+
+  void write(std::span<const std::byte> bytes);
+  void write(std::string_view text) { write(as_bytes(text)); }
+  void commit();
+
+ private:
+  std::string path_, temporary_;
+  int descriptor_ = -1;
+};
+
+void write_file(const std::string& path, std::span<const std::byte> bytes);
+void write_file(const std::string& path, std::string_view text);
+
+// A file mapped privately: writes to the memory stay in this process. The file must not be
+// shortened while it is mapped (replacing it by AtomicFile is safe: the mapping keeps the old one).
+struct MappedFile {
+  std::shared_ptr<const void> owner;  // unmaps when the last copy goes
+  std::span<std::byte> bytes;
+};
+MappedFile map_file(const std::string& path);
+
+}  // namespace orthofed

@@ -1,0 +1,37 @@
+// The safetensors format (https://github.com/huggingface/safetensors): 8 bytes little-endian header
+// length, a JSON header {name: {dtype, shape, data_offsets}, __metadata__: {string: string}}, then
+// the tensors' bytes, dense, without gaps. Used for weights, adapters, and updates on the wire.
+//
+// Reading trusts nothing: header length and JSON, duplicate names, dtypes, shapes, sizes, and that
+// the offsets cover the data exactly once. Faults are UserErrors naming file, tensor and remedy.
+#pragma once
+#include <cstddef>
+#include <map>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "engine/tensor/tensor_map.h"
+
+namespace orthofed {
+
+struct Safetensors {
+  TensorMap tensors;
+  std::map<std::string, std::string> metadata;  // __metadata__
+};
+
+// Tensors are views of the mapped file where their rows start on 16 bytes, copies elsewhere (I64 is
+// converted: to i32, or to f64 if a value does not fit). Writing to a view does not reach the file.
+Safetensors load_safetensors(const std::string& path);
+
+// The same from memory; all tensors are copies. `source` takes the file's place in messages.
+Safetensors decode_safetensors(std::span<const std::byte> bytes, const std::string& source);
+
+// Wide dtypes first, then by name, so that every tensor is aligned to its dtype and the same
+// tensors give the same bytes. Atomic: `path` holds the old file or all of the new one.
+void save_safetensors(const std::string& path, const TensorMap& tensors,
+                      const std::map<std::string, std::string>& metadata = {});
+std::vector<std::byte> encode_safetensors(const TensorMap& tensors,
+                                          const std::map<std::string, std::string>& metadata = {});
+
+}  // namespace orthofed
