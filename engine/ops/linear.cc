@@ -210,11 +210,11 @@ Tensor Linear::backward(const Tensor& dy, const Saved& saved, bool need_dx,
       if (features != nullptr && pair) {
         const int64_t rows = features->rows > 0 ? std::min(features->rows, x.rows()) : x.rows();
         const int64_t rg = slice.general.rank(), rp = slice.personal.rank();
-        const Tensor b_g = slice.general.b.value(), b_p = slice.personal.b.value();
-        OF_CHECK(b_g.dense() && b_p.dense(), "adapters are dense");
+        const Tensor b_g = slice.general.b.value().contiguous();
+        const Tensor b_p = slice.personal.b.value().contiguous();
         Tensor extra = Tensor::zeros({rows, rg + rp}, accum(compute_));
-        Tensor db_g = Tensor::zeros(b_g.shape(), accum(compute_));
-        Tensor db_p = Tensor::zeros(b_p.shape(), accum(compute_));
+        Tensor db_g = Tensor::dense_zeros(b_g.shape(), accum(compute_));
+        Tensor db_p = Tensor::dense_zeros(b_p.shape(), accum(compute_));
         features->sum += cpu::orthogonality_features<T>(
             saved.u.data<T>() + begin, saved.u.pitch(), saved.u.data<T>() + begin + rg,
             saved.u.pitch(), b_g.data<R>(), b_p.data<R>(), rows, slice.rows, rg, rp, features->form,

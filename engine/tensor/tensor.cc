@@ -89,6 +89,10 @@ Tensor Tensor::zeros(const Shape& shape, DType dtype) {
   return t;
 }
 
+Tensor Tensor::dense_zeros(const Shape& shape, DType dtype) {
+  return zeros({shape.size()}, dtype).reshape(shape);
+}
+
 Tensor Tensor::full(const Shape& shape, DType dtype, double value) {
   Tensor t = empty(shape, dtype);
   t.fill(value);
@@ -155,6 +159,13 @@ Tensor Tensor::reshape(const Shape& shape) const {
 
 Tensor Tensor::clone() const {
   Tensor t = empty(shape_, dtype_);
+  t.copy_from(*this);
+  return t;
+}
+
+Tensor Tensor::contiguous() const {
+  if (dense()) return *this;
+  Tensor t = empty({size()}, dtype_).reshape(shape_);
   t.copy_from(*this);
   return t;
 }

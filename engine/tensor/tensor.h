@@ -25,6 +25,7 @@ class Tensor {
   static Tensor empty(const Shape& shape, DType dtype);  // elements uninitialised, padding zero
   static Tensor zeros(const Shape& shape, DType dtype);
   static Tensor full(const Shape& shape, DType dtype, double value);
+  static Tensor dense_zeros(const Shape& shape, DType dtype);  // no row padding
   template <class T>
   static Tensor of(std::span<const T> values, const Shape& shape);
   template <class T>
@@ -64,6 +65,7 @@ class Tensor {
   Tensor reshape(const Shape& shape) const;  // same elements; a new last dimension needs dense rows
 
   Tensor clone() const;
+  Tensor contiguous() const;     // dense rows: this tensor itself where they are
   Tensor to(DType dtype) const;  // this tensor itself where the dtype is already right
   void copy_from(const Tensor& source) const;  // same shape; converts
   void fill(double value) const;

@@ -1,0 +1,124 @@
+#include "engine/optim/optimizer.h"
+
+#include <fmt/core.h>
+
+#include <cmath>
+#include <numbers>
+
+#include "kernels/grad_norm/grad_norm.h"
+#include "kernels/optimizer/optimizer.h"
+
+namespace orthofed {
+namespace {
+
+// Rows and their padding as one run of numbers: padding is zero in a parameter, its gradient and
+// its moments, and stays so.
+int64_t extent(const Tensor& t) {
+  return t.rows() * t.pitch();
+}
+
+}  // namespace
+
+void ParameterGroup::add(const Var& parameter, double weight_decay) {
+  parameters_.push_back(parameter);
+  weight_decay_.push_back(weight_decay);
+  m_.push_back(Tensor::zeros(parameter.shape(), parameter.value().dtype()));
+  v_.push_back(Tensor::zeros(parameter.shape(), parameter.value().dtype()));
+}
+
+void ParameterGroup::reset() {
+  for (size_t i = 0; i < parameters_.size(); ++i) {
+    m_[i].fill(0);
+    v_[i].fill(0);
+  }
+  step_ = 0;
+}
+
+void ParameterGroup::save(const std::string& prefix, TensorMap& to) const {
+  for (size_t i = 0; i < parameters_.size(); ++i) {
+    to[prefix + "m." + parameters_[i].name()] = m_[i].clone();
+    to[prefix + "v." + parameters_[i].name()] = v_[i].clone();
+  }
+  to[prefix + "step"] = Tensor::of(std::vector<int32_t>{int32_t(step_)}, {1});
+}
+
+void ParameterGroup::load(const std::string& prefix, const TensorMap& from) {
+  auto find = [&](const std::string& name, const Shape& shape) -> const Tensor& {
+    const auto it = from.find(prefix + name);
+    if (it == from.end() || !(it->second.shape() == shape))
+      throw UserError(
+          fmt::format("optimiser state: '{}' is missing or has another shape; delete the "
+                      "state to start afresh",
+                      prefix + name));
+    return it->second;
+  };
+  for (size_t i = 0; i < parameters_.size(); ++i) {
+    m_[i].copy_from(find("m." + parameters_[i].name(), m_[i].shape()));
+    v_[i].copy_from(find("v." + parameters_[i].name(), v_[i].shape()));
+  }
+  step_ = int64_t(find("step", {1}).item());
+}
+
+double Optimizer::step(const std::vector<ParameterGroup*>& groups, double learning_rate,
+                       double scale) {
+  DType dtype = DType::f32;
+  for (const ParameterGroup* g : groups)
+    if (!g->parameters_.empty()) dtype = g->parameters_.front().value().dtype();
+
+  return dispatch_accum(dtype, [&]<class R>(Tag<R>) {
+    std::vector<cpu::GradientSpan<R>> gradients;
+    for (const ParameterGroup* g : groups)
+      for (const Var& p : g->parameters_)
+        if (p.has_grad()) {
+          OF_CHECK(p.grad().pitch() == p.value().pitch(), "gradient and parameter share a layout");
+          gradients.push_back({p.grad().data<R>(), extent(p.grad())});
+        }
+    const double norm = scale * cpu::grad_norm(gradients.data(), int64_t(gradients.size()));
+    if (!std::isfinite(norm))
+      throw Error(
+          fmt::format("the gradient norm is {}: training has diverged; a smaller train.lr "
+                      "helps",
+                      norm));
+    const double clip = options_.clip > 0 ? std::min(1.0, options_.clip / (norm + 1e-6)) : 1.0;
+
+    for (ParameterGroup* g : groups) {
+      std::vector<OptimizedTensor<R>> tensors;
+      for (size_t i = 0; i < g->parameters_.size(); ++i) {
+        const Var& p = g->parameters_[i];
+        if (!p.has_grad()) continue;
+        tensors.push_back({.parameter = p.value().data<R>(),
+                           .gradient = p.grad().data<R>(),
+                           .m = g->m_[i].data<R>(),
+                           .v = g->v_[i].data<R>(),
+                           .size = extent(p.value()),
+                           .weight_decay = g->weight_decay_[i]});
+      }
+      if (tensors.empty()) continue;
+      ++g->step_;
+      if (options_.adamw)
+        cpu::adamw(tensors.data(), int64_t(tensors.size()),
+                   AdamWStep{.learning_rate = learning_rate,
+                             .beta1 = options_.beta1,
+                             .beta2 = options_.beta2,
+                             .eps = options_.eps,
+                             .step = g->step_,
+                             .gradient_scale = scale * clip});
+      else
+        cpu::sgd(tensors.data(), int64_t(tensors.size()),
+                 SgdStep{.learning_rate = learning_rate,
+                         .momentum = options_.momentum,
+                         .gradient_scale = scale * clip});
+      for (const Var& p : g->parameters_) p.clear_grad();
+    }
+    return norm;
+  });
+}
+
+double schedule_factor(Schedule schedule, double warmup, double u) {
+  if (u < warmup) return u / warmup;
+  if (schedule == Schedule::constant) return 1;
+  const double v = warmup < 1 ? (u - warmup) / (1 - warmup) : 1;
+  return 0.5 * (1 + std::cos(std::numbers::pi * std::min(1.0, v)));
+}
+
+}  // namespace orthofed

@@ -1,0 +1,60 @@
+// AdamW and SGD over groups of parameters, with global-norm clipping (kernels/optimizer and
+// kernels/grad_norm have the formulas).
+#pragma once
+#include <string>
+#include <vector>
+
+#include "engine/autograd/tape.h"
+#include "engine/tensor/tensor_map.h"
+
+namespace orthofed {
+
+struct OptimizerOptions {
+  bool adamw = true;  // false: SGD
+  double beta1 = 0.9, beta2 = 0.999, eps = 1e-8;
+  double momentum = 0.9;  // SGD
+  double clip = 1.0;      // on the norm of all gradients of all groups; 0: off
+};
+
+// Parameters that step together: one step count, so that the general adapter's moments and count
+// can live on while the personal one's are reset, or stand still while the other trains.
+class ParameterGroup {
+ public:
+  void add(const Var& parameter, double weight_decay);
+  const std::vector<Var>& parameters() const { return parameters_; }
+  int64_t step() const { return step_; }
+  void reset();  // moments and count to zero
+
+  // Moments as "m.<name>", "v.<name>" and the count as "step", prefixed; load needs every one of
+  // them.
+  void save(const std::string& prefix, TensorMap& to) const;
+  void load(const std::string& prefix, const TensorMap& from);
+
+ private:
+  friend class Optimizer;
+  std::vector<Var> parameters_;
+  std::vector<double> weight_decay_;
+  std::vector<Tensor> m_, v_;
+  int64_t step_ = 0;
+};
+
+class Optimizer {
+ public:
+  explicit Optimizer(const OptimizerOptions& options) : options_(options) {}
+
+  // One step on every parameter of the groups that has a gradient; clears the gradients. Gradients
+  // are multiplied by `scale` first (1 / sum of the micro-batches' weights), then clipped together.
+  // Returns the norm before clipping; throws Error if it is not finite, with nothing changed.
+  double step(const std::vector<ParameterGroup*>& groups, double learning_rate, double scale = 1);
+
+ private:
+  OptimizerOptions options_;
+};
+
+enum class Schedule { constant, cosine };
+
+// Learning-rate factor at progress u in [0, 1] of the whole run: linear warm-up over the first
+// `warmup` of it, then constant, or a half cosine to 0 (Loshchilov, Hutter, arXiv 1608.03983).
+double schedule_factor(Schedule schedule, double warmup, double u);
+
+}  // namespace orthofed
