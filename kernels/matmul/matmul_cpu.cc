@@ -1,0 +1,245 @@
+#include <algorithm>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "kernels/core/check.h"
+#include "kernels/core/vector.h"
+#include "kernels/matmul/matmul.h"
+#include "kernels/matmul/matmul_onednn.h"
+
+namespace orthofed::cpu {
+namespace {
+
+// The product is cut into blocks of C of at most block_m x block_n, one task each; a task walks
+// along k in steps of block_k. Operands of a step are copied (widened to the accumulator's type,
+// edges filled with zeros) so that the innermost loop reads both in order; the innermost tile of C,
+// tile_m x (2 vectors), stays in registers: 12 of 16 on AVX2. None of these sizes depends on the
+// number of threads, and neither does the order of any sum.
+constexpr int64_t block_m = 96, block_n = 96, block_k = 128;
+constexpr int tile_m = 6;
+
+// The operand op(X)[i, p] as X[i * row + p * col].
+template <class T>
+struct View {
+  const T* data;
+  int64_t row, col;
+};
+
+// Copies [rows, k] of the operand into panels of `width` rows: to[panel][p][i in panel].
+template <int width, class T, class A>
+void pack(const View<T>& x, int64_t rows, int64_t k, A* to) {
+  int64_t i0 = 0;
+  for (; i0 + width <= rows; i0 += width, to += k * width) {
+    const T* from = x.data + i0 * x.row;
+    if (x.row == 1) {
+      for (int64_t p = 0; p < k; ++p) {
+        for (int i = 0; i < width; ++i) to[p * width + i] = A(from[p * x.col + i]);
+      }
+    } else {
+      for (int64_t p = 0; p < k; ++p) {
+        for (int i = 0; i < width; ++i) to[p * width + i] = A(from[i * x.row + p]);
+      }
+    }
+  }
+  if (i0 < rows) {
+    for (int64_t p = 0; p < k; ++p) {
+      for (int64_t i = 0; i < width; ++i) {
+        to[p * width + i] = i0 + i < rows ? A(x.data[(i0 + i) * x.row + p * x.col]) : A(0);
+      }
+    }
+  }
+}
+
+// sum [tile_m, 2 * lanes] pitch block_n  +=  one panel of A [k, tile_m] times one of B [k, 2 *
+// lanes]
+template <int lanes, class A>
+inline void multiply_tile(const A* a, const A* b, int64_t k, A* sum) {
+  using V = Vector<A, lanes>;
+  V acc[tile_m][2];
+#pragma GCC unroll 6
+  for (int i = 0; i < tile_m; ++i) {
+    acc[i][0] = as_vector<V>(sum + i * block_n);
+    acc[i][1] = as_vector<V>(sum + i * block_n + lanes);
+  }
+  for (int64_t p = 0; p < k; ++p, a += tile_m, b += 2 * lanes) {
+    const V b0 = as_vector<V>(b), b1 = as_vector<V>(b + lanes);
+#pragma GCC unroll 6
+    for (int i = 0; i < tile_m; ++i) {
+      acc[i][0] += a[i] * b0;
+      acc[i][1] += a[i] * b1;
+    }
+  }
+#pragma GCC unroll 6
+  for (int i = 0; i < tile_m; ++i) {
+    as_vector<V>(sum + i * block_n) = acc[i][0];
+    as_vector<V>(sum + i * block_n + lanes) = acc[i][1];
+  }
+}
+
+}  // namespace
+
+template <class T, class C>
+void matmul_blocked(const T* a, const T* b, C* c, const Accum<T>* bias, bool accumulate,
+                    const MatmulShape& s) {
+  using A = Accum<T>;
+  const bool ta = s.op_a == Op::transpose, tb = s.op_b == Op::transpose;
+  const View<T> va{a, ta ? 1 : s.lda, ta ? s.lda : 1};  // op(A)[i, p]
+  const View<T> vb{b, tb ? s.ldb : 1, tb ? 1 : s.ldb};  // op(B)[p, j], j first
+  const int64_t blocks_m = (s.m + block_m - 1) / block_m, blocks_n = (s.n + block_n - 1) / block_n;
+
+  parallel_for_vector<A>(blocks_m * blocks_n, 1, [&](auto lanes, int64_t task, int64_t) {
+    const int64_t i0 = task / blocks_n * block_m, j0 = task % blocks_n * block_n;
+    const int64_t m = std::min(block_m, s.m - i0), n = std::min(block_n, s.n - j0);
+    alignas(64) A sum[block_m * block_n];       // [block_m, block_n]
+    alignas(64) A packed_a[block_m * block_k];  // [block_m / tile_m, block_k, tile_m]
+    alignas(64) A packed_b[block_n * block_k];  // [block_n / (2 lanes), block_k, 2 lanes]
+    std::fill(sum, sum + block_m * block_n, A(0));
+    for (int64_t p0 = 0; p0 < s.k; p0 += block_k) {
+      const int64_t k = std::min(block_k, s.k - p0);
+      pack<tile_m>(View<T>{va.data + i0 * va.row + p0 * va.col, va.row, va.col}, m, k, packed_a);
+      pack<2 * lanes>(View<T>{vb.data + j0 * vb.row + p0 * vb.col, vb.row, vb.col}, n, k, packed_b);
+      for (int64_t j = 0; j < n; j += 2 * lanes) {
+        for (int64_t i = 0; i < m; i += tile_m) {
+          multiply_tile<lanes>(packed_a + i * k, packed_b + j * k, k, sum + i * block_n + j);
+        }
+      }
+    }
+    for (int64_t i = 0; i < m; ++i) {
+      C* row = c + (i0 + i) * s.ldc + j0;
+      const A* from = sum + i * block_n;
+      for (int64_t j = 0; j < n; ++j) {
+        A v = from[j];
+        if (bias) v += bias[j0 + j];
+        if (accumulate) v += A(row[j]);
+        row[j] = C(v);
+      }
+    }
+  });
+}
+
+namespace {
+
+void check(const MatmulShape& s) {
+  OF_CHECK(s.m >= 0 && s.n >= 0 && s.k >= 0, "matmul: negative size");
+  OF_CHECK(s.lda >= (s.op_a == Op::none ? s.k : s.m) && s.ldb >= (s.op_b == Op::none ? s.n : s.k) &&
+               s.ldc >= s.n,
+           "matmul: a pitch is smaller than its row");
+}
+
+// Types that oneDNN may get; whether it does is decided for each product.
+template <class T>
+constexpr bool onednn_type = onednn::built_in && !std::is_same_v<T, double>;
+
+template <class T>
+bool onednn_is_faster(int64_t m, int64_t n, int64_t k) {
+  if (m == 0 || n == 0 || k == 0 || !onednn::available()) return false;
+  return std::is_same_v<T, float> || native_bf16();
+}
+
+}  // namespace
+
+template <class T, class C>
+void matmul(const T* a, const T* b, C* c, const Accum<T>* bias, bool accumulate,
+            const MatmulShape& s) {
+  check(s);
+  if constexpr (onednn_type<T>) {
+    if (onednn_is_faster<T>(s.m, s.n, s.k)) {
+      onednn::matmul(a, b, c, bias, accumulate, s);
+      return;
+    }
+  }
+  matmul_blocked(a, b, c, bias, accumulate, s);
+}
+
+// Packed by oneDNN, or a dense copy [k, n], whose rows the loop above copies fastest.
+template <class T>
+struct PackedMatrix<T>::Impl {
+  std::shared_ptr<const onednn::Packed> packed;
+  std::vector<T> dense;
+};
+
+template <class T>
+PackedMatrix<T>::PackedMatrix(const T* b, int64_t ldb, Op op_b, int64_t k, int64_t n)
+    : k_(k), n_(n) {
+  check({.n = n, .k = k, .lda = k, .ldb = ldb, .ldc = n, .op_b = op_b});
+  auto impl = std::make_shared<Impl>();
+  if constexpr (onednn_type<T>) {
+    if (onednn_is_faster<T>(1, n, k)) impl->packed = onednn::pack(b, ldb, op_b, k, n);
+  }
+  if (!impl->packed) {
+    impl->dense.resize(size_t(k * n));
+    for (int64_t p = 0; p < k; ++p) {
+      for (int64_t j = 0; j < n; ++j) {
+        impl->dense[size_t(p * n + j)] = op_b == Op::none ? b[p * ldb + j] : b[j * ldb + p];
+      }
+    }
+  }
+  impl_ = std::move(impl);
+}
+
+template <class T>
+size_t PackedMatrix<T>::bytes() const {
+  if (!impl_) return 0;
+  if constexpr (onednn_type<T>) {
+    if (impl_->packed) return onednn::bytes(*impl_->packed);
+  }
+  return impl_->dense.size() * sizeof(T);
+}
+
+template <class T>
+template <class C>
+void PackedMatrix<T>::multiply(const T* a, int64_t lda, C* c, int64_t ldc, const Accum<T>* bias,
+                               bool accumulate, int64_t m) const {
+  OF_CHECK(impl_, "multiply by a PackedMatrix that holds nothing");
+  const MatmulShape shape{.m = m, .n = n_, .k = k_, .lda = lda, .ldb = n_, .ldc = ldc};
+  check(shape);
+  if constexpr (onednn_type<T>) {
+    if (impl_->packed) {
+      if (m > 0) onednn::matmul(a, lda, *impl_->packed, c, ldc, bias, accumulate, m);
+      return;
+    }
+  }
+  matmul_blocked(a, impl_->dense.data(), c, bias, accumulate, shape);
+}
+
+bool native_bf16() {
+#if defined(__x86_64__)
+  static const bool has = __builtin_cpu_supports("avx512bf16");
+  return has && isa() == Isa::v4;
+#else
+  return false;
+#endif
+}
+
+const char* matmul_backend() {
+  if constexpr (onednn::built_in) return onednn::version();
+  return "blocked loop";
+}
+
+template class PackedMatrix<double>;
+template class PackedMatrix<float>;
+template class PackedMatrix<bf16>;
+template void matmul(const double*, const double*, double*, const double*, bool,
+                     const MatmulShape&);
+template void matmul_blocked(const double*, const double*, double*, const double*, bool,
+                             const MatmulShape&);
+template void PackedMatrix<double>::multiply(const double*, int64_t, double*, int64_t,
+                                             const double*, bool, int64_t) const;
+template void matmul(const float*, const float*, float*, const float*, bool, const MatmulShape&);
+template void matmul_blocked(const float*, const float*, float*, const float*, bool,
+                             const MatmulShape&);
+template void PackedMatrix<float>::multiply(const float*, int64_t, float*, int64_t, const float*,
+                                            bool, int64_t) const;
+template void matmul(const bf16*, const bf16*, bf16*, const float*, bool, const MatmulShape&);
+template void matmul_blocked(const bf16*, const bf16*, bf16*, const float*, bool,
+                             const MatmulShape&);
+template void PackedMatrix<bf16>::multiply(const bf16*, int64_t, bf16*, int64_t, const float*, bool,
+                                           int64_t) const;
+template void matmul(const bf16*, const bf16*, float*, const float*, bool, const MatmulShape&);
+template void matmul_blocked(const bf16*, const bf16*, float*, const float*, bool,
+                             const MatmulShape&);
+template void PackedMatrix<bf16>::multiply(const bf16*, int64_t, float*, int64_t, const float*,
+                                           bool, int64_t) const;
+
+}  // namespace orthofed::cpu
