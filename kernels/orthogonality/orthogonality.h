@@ -9,8 +9,13 @@
 //   features       mean over tokens of cos^2(h_g, h_p), h = B A x   from u = A x
 //   base_subspace  mean over adapters of |DeltaW V_k|_F^2 / |DeltaW|_F^2
 //
-// A term whose denominator is <= 1e-30 has value 0 and gradient 0. No additive epsilon.
-// Values and sums are double; adapters are T. Instantiated for double and float.
+// form: c above is cosine2; abs_cosine is its root |<X, Y>| / (|X| |Y|); raw2 is <X, Y>^2 (update
+// and base only). `subspace` is a mean of cosine2, `subspace_l1` of abs_cosine, over pairs of rows.
+// A term whose denominator is <= 1e-30 has value 0 and gradient 0 (raw2 has no denominator). No
+// additive epsilon. Values and sums are double; adapters are T. Ranks and k up to 64: the Grams are
+// on the stack (at most 400 KiB), nothing of size out x in is formed, nothing is allocated.
+// Work: (r_g + r_p)^2 (in + out) multiply-adds, `base` 3 (r_g + r_p) in out, `features` 2 (r_g + r_p)^2 rows.
+// Instantiated for double and float, `features` for bf16 too.
 #pragma once
 #include <cstdint>
 
@@ -27,7 +32,7 @@ struct OrthogonalityLayer {
   const T *a_g = nullptr, *b_g = nullptr;  // A [rank, in], B [out, rank]
   const T *a_p = nullptr, *b_p = nullptr;
   T *da_g = nullptr, *db_g = nullptr, *da_p = nullptr, *db_p = nullptr;  // null: not wanted
-  const T* w0 = nullptr;   // [out, in] pitch ld_w0, for `base`
+  const T* w0 = nullptr;  // [out, in] pitch ld_w0, for `base`
   int64_t ld_w0 = 0;
   double w0_norm2 = 0;     // |W0|_F^2, computed once
   const T* v_k = nullptr;  // [k, in]: rows are the top right singular vectors, for `base_subspace`
@@ -65,9 +70,11 @@ double orthogonality_features(const U* u_g, int64_t ld_g, const U* u_p, int64_t 
                               Accum<U>* du_g, int64_t ldd_g, Accum<U>* du_p, int64_t ldd_p,
                               Accum<U>* db_g, Accum<U>* db_p);
 
-// v_k [k, in]: the top-k right singular vectors of w [out, in], by subspace iteration on the Gram
-// matrix in double until the subspace moves by less than 1e-10 (deterministic start).
+// v_k [k, in]: the top-k right singular vectors of w [out, in], k <= min(out, in), as orthonormal
+// rows in descending order, by block Krylov iteration in double from a fixed start until
+// |W^T W v - s^2 v| <= 1e-10 s_1^2. Set-up, not a step: the only function here that allocates.
 template <class T>
-void top_right_singular_vectors(const T* w, int64_t ldw, int64_t out, int64_t in, int64_t k, T* v_k);
+void top_right_singular_vectors(const T* w, int64_t ldw, int64_t out, int64_t in, int64_t k,
+                                T* v_k);
 
 }  // namespace orthofed::cpu

@@ -1,0 +1,644 @@
+// All sums are double and run in an order fixed by the shapes. Nothing of size out x in is formed:
+// every penalty is a function of small Gram matrices (rank x rank, on the stack), and its gradient
+// is those matrices times A or B. W0 is only ever multiplied with A or B, block by block.
+#include "kernels/orthogonality/orthogonality.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "kernels/core/check.h"
+#include "kernels/core/parallel.h"
+#include "kernels/core/philox.h"
+
+namespace orthofed::cpu {
+namespace {
+
+constexpr int64_t max_rank = 64;
+constexpr double smallest_denominator = 1e-30;
+
+// A matrix of up to max_rank x max_rank, 32 KiB of stack.
+struct Small {
+  double m[max_rank][max_rank];
+  double* operator[](int64_t i) { return m[i]; }
+  const double* operator[](int64_t i) const { return m[i]; }
+};
+
+template <class T>
+struct Adapter {
+  int64_t in, out, rank;
+  const T *a, *b;  // [rank, in], [out, rank]
+  T *da, *db;
+};
+
+template <class T>
+Adapter<T> general(const OrthogonalityLayer<T>& l) {
+  return {l.in, l.out, l.rank_g, l.a_g, l.b_g, l.da_g, l.db_g};
+}
+template <class T>
+Adapter<T> personal(const OrthogonalityLayer<T>& l) {
+  return {l.in, l.out, l.rank_p, l.a_p, l.b_p, l.da_p, l.db_p};
+}
+
+void check_rank(int64_t rank) {
+  OF_CHECK(0 < rank && rank <= max_rank,
+           "rank " + std::to_string(rank) + " is not in 1.." + std::to_string(max_rank));
+}
+
+// Chunks of about 2^16 multiply-adds: a function of the shape alone.
+int64_t grain_for(int64_t multiply_adds_each) {
+  return std::max<int64_t>(1, (int64_t{1} << 16) / std::max<int64_t>(1, multiply_adds_each));
+}
+
+// The compiler may not reorder a sum, so the lanes of a vector register are spelt out.
+template <class X, class Y>
+double dot(const X* x, const Y* y, int64_t n) {
+  constexpr int64_t lanes = 16;
+  double sum[lanes] = {};
+  int64_t i = 0;
+  for (; i + lanes <= n; i += lanes)
+    for (int64_t l = 0; l < lanes; ++l) sum[l] += double(x[i + l]) * double(y[i + l]);
+  for (; i < n; ++i) sum[i % lanes] += double(x[i]) * double(y[i]);
+  for (int64_t half = lanes / 2; half > 0; half /= 2)
+    for (int64_t l = 0; l < half; ++l) sum[l] += sum[l + half];
+  return sum[0];
+}
+
+// g [rx, ry] = X Y^T of X [rx, n], Y [ry, n]
+template <class T>
+void row_gram(const T* x, int64_t rx, const T* y, int64_t ry, int64_t n, Small& g) {
+  parallel_for(rx * ry, grain_for(n), [&](int64_t begin, int64_t end) {
+    for (int64_t e = begin; e < end; ++e) {
+      const int64_t i = e / ry, j = e % ry;
+      g[i][j] = dot(x + i * n, y + j * n, n);
+    }
+  });
+}
+
+// g [rx, ry] = X^T Y of X [n, rx], Y [n, ry]
+template <class T>
+void column_gram(const T* x, int64_t rx, const T* y, int64_t ry, int64_t n, Small& g) {
+  parallel_for(rx, grain_for(n * ry), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      double sum[max_rank] = {};
+      for (int64_t row = 0; row < n; ++row) {
+        const double xi = x[row * rx + i];
+        for (int64_t j = 0; j < ry; ++j) sum[j] += xi * double(y[row * ry + j]);
+      }
+      std::copy(sum, sum + ry, g[i]);
+    }
+  });
+}
+
+Small transposed(const Small& g, int64_t rows, int64_t columns) {
+  Small t;
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = 0; j < columns; ++j) t[j][i] = g[i][j];
+  return t;
+}
+
+// g [rows, columns] = h H
+Small scaled(double h, const Small& big_h, int64_t rows, int64_t columns) {
+  Small g;
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = 0; j < columns; ++j) g[i][j] = h * big_h[i][j];
+  return g;
+}
+
+// <G, H>_F
+double inner(const Small& g, const Small& h, int64_t rows, int64_t columns) {
+  double sum = 0;
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = 0; j < columns; ++j) sum += g[i][j] * h[i][j];
+  return sum;
+}
+
+// y [r, n] += C [r, s] X [s, n]; y null: not wanted
+template <class T>
+void add_left_product(const Small& c, int64_t r, int64_t s, const T* x, int64_t n, T* y) {
+  if (y == nullptr) return;
+  constexpr int64_t width = 256;
+  const int64_t blocks = (n + width - 1) / width;
+  parallel_for(blocks, grain_for(r * s * width), [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t first = block * width, columns = std::min(width, n - first);
+      for (int64_t i = 0; i < r; ++i) {
+        double sum[width] = {};
+        for (int64_t j = 0; j < s; ++j)
+          for (int64_t t = 0; t < columns; ++t) sum[t] += c[i][j] * double(x[j * n + first + t]);
+        for (int64_t t = 0; t < columns; ++t)
+          y[i * n + first + t] = T(y[i * n + first + t] + sum[t]);
+      }
+    }
+  });
+}
+
+// y [n, r] += X [n, s] C [s, r]; y null: not wanted
+template <class T>
+void add_right_product(const T* x, int64_t n, const Small& c, int64_t s, int64_t r, T* y) {
+  if (y == nullptr) return;
+  parallel_for(n, grain_for(r * s), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      double sum[max_rank] = {};
+      for (int64_t j = 0; j < s; ++j)
+        for (int64_t i = 0; i < r; ++i) sum[i] += double(x[row * s + j]) * c[j][i];
+      for (int64_t i = 0; i < r; ++i) y[row * r + i] = T(y[row * r + i] + sum[i]);
+    }
+  });
+}
+
+// f(<X, Y>, |X|^2, |Y|^2) and its three partial derivatives.
+struct Similarity {
+  double value = 0, d_inner = 0, d_norm_x = 0, d_norm_y = 0;
+};
+
+// cosine2: z^2 / (nx ny);  abs_cosine: |z| / sqrt(nx ny);  raw2: z^2. A vanishing denominator gives
+// zeros; NaN is not <= and passes through.
+Similarity similarity(double z, double nx, double ny, PenaltyForm form) {
+  if (form == PenaltyForm::raw2) return {z * z, 2 * z, 0, 0};
+  const double denominator = nx * ny;
+  if (denominator <= smallest_denominator) return {};
+  if (form == PenaltyForm::cosine2) {
+    const double value = z * z / denominator;
+    return {value, 2 * z / denominator, -value / nx, -value / ny};
+  }
+  const double root = std::sqrt(denominator), value = std::abs(z) / root;
+  const double sign = z > 0 ? 1 : z < 0 ? -1 : 0;
+  return {value, sign / root, -value / (2 * nx), -value / (2 * ny)};
+}
+
+// The gradient of f(..., |BA|^2): d|BA|^2/dA = 2 (B^T B) A, d|BA|^2/dB = 2 B (A A^T).
+template <class T>
+void add_norm_gradient(const Adapter<T>& x, double d_norm, const Small& btb, const Small& aat) {
+  add_left_product(scaled(2 * d_norm, btb, x.rank, x.rank), x.rank, x.rank, x.a, x.in, x.da);
+  add_right_product(x.b, x.out, scaled(2 * d_norm, aat, x.rank, x.rank), x.rank, x.rank, x.db);
+}
+
+// One adapter's half of `base`: the similarity of W0 and BA. <W0, BA> = sum((W0 A^T) o B), row by
+// row; its gradients are B^T W0 (dA) and W0 A^T (dB).
+template <class T>
+double base_term(const Adapter<T>& x, const OrthogonalityLayer<T>& layer, PenaltyForm form,
+                 double weight) {
+  Small btb, aat;
+  column_gram(x.b, x.rank, x.b, x.rank, x.out, btb);
+  row_gram(x.a, x.rank, x.a, x.rank, x.in, aat);
+  const double norm2 = inner(btb, aat, x.rank, x.rank);
+
+  constexpr int64_t most_chunks = 64;
+  const int64_t grain = std::max<int64_t>(1, (x.out + most_chunks - 1) / most_chunks);
+  double partial[most_chunks] = {};
+  parallel_for(x.out, grain, [&](int64_t begin, int64_t end) {
+    double sum = 0;
+    for (int64_t o = begin; o < end; ++o)
+      for (int64_t i = 0; i < x.rank; ++i)
+        sum += dot(layer.w0 + o * layer.ld_w0, x.a + i * x.in, x.in) * double(x.b[o * x.rank + i]);
+    partial[begin / grain] = sum;
+  });
+  double z = 0;
+  for (double sum : partial) z += sum;
+
+  const Similarity f = similarity(z, layer.w0_norm2, norm2, form);
+  if (weight == 0) return f.value;
+  if (f.d_inner != 0 && x.db != nullptr) {
+    parallel_for(x.out, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t o = begin; o < end; ++o)
+        for (int64_t i = 0; i < x.rank; ++i) {
+          const double w0_at = dot(layer.w0 + o * layer.ld_w0, x.a + i * x.in, x.in);
+          x.db[o * x.rank + i] = T(x.db[o * x.rank + i] + weight * f.d_inner * w0_at);
+        }
+    });
+  }
+  if (f.d_inner != 0 && x.da != nullptr) {
+    constexpr int64_t width = max_rank;  // columns of B^T W0 held at a time
+    parallel_for((x.in + width - 1) / width, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t block = begin; block < end; ++block) {
+        const int64_t first = block * width, columns = std::min(width, x.in - first);
+        Small btw;  // [rank, columns]
+        for (int64_t i = 0; i < x.rank; ++i) std::fill(btw[i], btw[i] + columns, 0.0);
+        for (int64_t o = 0; o < x.out; ++o) {
+          const T* w = layer.w0 + o * layer.ld_w0 + first;
+          for (int64_t i = 0; i < x.rank; ++i) {
+            const double bi = x.b[o * x.rank + i];
+            for (int64_t t = 0; t < columns; ++t) btw[i][t] += bi * double(w[t]);
+          }
+        }
+        for (int64_t i = 0; i < x.rank; ++i)
+          for (int64_t t = 0; t < columns; ++t) {
+            T& da = x.da[i * x.in + first + t];
+            da = T(da + weight * f.d_inner * btw[i][t]);
+          }
+      }
+    });
+  }
+  add_norm_gradient(x, weight * f.d_norm_y, btb, aat);
+  return f.value;
+}
+
+// One adapter's half of `base_subspace`. With Z = A V_k [rank, k]:
+//   |B A V_k|^2 = <B^T B, Z Z^T>,  d/dA = 2 (B^T B) Z V_k^T,  d/dB = 2 B Z Z^T
+template <class T>
+double base_subspace_term(const Adapter<T>& x, const T* v_k, int64_t k, double weight) {
+  Small btb, aat, z, zzt, zt;
+  column_gram(x.b, x.rank, x.b, x.rank, x.out, btb);
+  row_gram(x.a, x.rank, x.a, x.rank, x.in, aat);
+  row_gram(x.a, x.rank, v_k, k, x.in, z);
+  for (int64_t i = 0; i < x.rank; ++i)
+    for (int64_t j = 0; j < x.rank; ++j) zzt[i][j] = dot(z[i], z[j], k);
+  const double norm2 = inner(btb, aat, x.rank, x.rank);
+  if (norm2 <= smallest_denominator) return 0;
+  const double value = inner(btb, zzt, x.rank, x.rank) / norm2;
+  if (weight == 0) return value;
+
+  const double factor = 2 * weight / norm2;
+  Small btbz;  // [rank, k]
+  zt = transposed(z, x.rank, k);
+  for (int64_t i = 0; i < x.rank; ++i)
+    for (int64_t j = 0; j < k; ++j) btbz[i][j] = factor * dot(btb[i], zt[j], x.rank);
+  add_left_product(btbz, x.rank, k, v_k, x.in, x.da);
+  add_right_product(x.b, x.out, scaled(factor, zzt, x.rank, x.rank), x.rank, x.rank, x.db);
+  add_norm_gradient(x, -weight * value / norm2, btb, aat);
+  return value;
+}
+
+// `subspace` and `subspace_l1` are sums over pairs of rows (a_i of A_g, b_j of A_p) of the
+// similarity of two vectors, divided by a count.
+template <class T>
+double subspace(const OrthogonalityLayer<T>& layer, PenaltyForm form, double weight, double count) {
+  const auto g = general(layer), p = personal(layer);
+  check_rank(g.rank), check_rank(p.rank);
+  Small gp, gg, pp;
+  row_gram(g.a, g.rank, p.a, p.rank, layer.in, gp);
+  double norm_g[max_rank], norm_p[max_rank];
+  for (int64_t i = 0; i < g.rank; ++i) norm_g[i] = dot(g.a + i * g.in, g.a + i * g.in, g.in);
+  for (int64_t j = 0; j < p.rank; ++j) norm_p[j] = dot(p.a + j * p.in, p.a + j * p.in, p.in);
+
+  // dA_g = gp A_p + gg A_g and dA_p = gp^T A_g + pp A_p with diagonal gg, pp.
+  for (int64_t i = 0; i < g.rank; ++i) std::fill(gg[i], gg[i] + g.rank, 0.0);
+  for (int64_t j = 0; j < p.rank; ++j) std::fill(pp[j], pp[j] + p.rank, 0.0);
+  double value = 0;
+  for (int64_t i = 0; i < g.rank; ++i)
+    for (int64_t j = 0; j < p.rank; ++j) {
+      const Similarity f = similarity(gp[i][j], norm_g[i], norm_p[j], form);
+      value += f.value / count;
+      gp[i][j] = weight * f.d_inner / count;
+      gg[i][i] += 2 * weight * f.d_norm_x / count;
+      pp[j][j] += 2 * weight * f.d_norm_y / count;
+    }
+  if (weight == 0) return value;
+  add_left_product(gp, g.rank, p.rank, p.a, g.in, g.da);
+  add_left_product(gg, g.rank, g.rank, g.a, g.in, g.da);
+  add_left_product(transposed(gp, g.rank, p.rank), p.rank, g.rank, g.a, p.in, p.da);
+  add_left_product(pp, p.rank, p.rank, p.a, p.in, p.da);
+  return value;
+}
+
+}  // namespace
+
+template <class T>
+double orthogonality_update(const OrthogonalityLayer<T>& layer, PenaltyForm form, double weight) {
+  const auto g = general(layer), p = personal(layer);
+  check_rank(g.rank), check_rank(p.rank);
+  Small a_gg, a_gp, a_pp, b_gg, b_gp, b_pp;
+  row_gram(g.a, g.rank, g.a, g.rank, g.in, a_gg);
+  row_gram(g.a, g.rank, p.a, p.rank, g.in, a_gp);
+  row_gram(p.a, p.rank, p.a, p.rank, p.in, a_pp);
+  column_gram(g.b, g.rank, g.b, g.rank, g.out, b_gg);
+  column_gram(g.b, g.rank, p.b, p.rank, g.out, b_gp);
+  column_gram(p.b, p.rank, p.b, p.rank, p.out, b_pp);
+  const Similarity f = similarity(inner(b_gp, a_gp, g.rank, p.rank),         // <DeltaW_g, DeltaW_p>
+                                  inner(b_gg, a_gg, g.rank, g.rank),         // |DeltaW_g|^2
+                                  inner(b_pp, a_pp, p.rank, p.rank), form);  // |DeltaW_p|^2
+  if (weight == 0) return f.value;
+
+  const Small a_cross = scaled(weight * f.d_inner, a_gp, g.rank, p.rank);  // [rank_g, rank_p]
+  const Small b_cross = scaled(weight * f.d_inner, b_gp, g.rank, p.rank);
+  add_left_product(b_cross, g.rank, p.rank, p.a, g.in, g.da);
+  add_right_product(p.b, g.out, transposed(a_cross, g.rank, p.rank), p.rank, g.rank, g.db);
+  add_norm_gradient(g, weight * f.d_norm_x, b_gg, a_gg);
+  add_left_product(transposed(b_cross, g.rank, p.rank), p.rank, g.rank, g.a, p.in, p.da);
+  add_right_product(g.b, p.out, a_cross, g.rank, p.rank, p.db);
+  add_norm_gradient(p, weight * f.d_norm_y, b_pp, a_pp);
+  return f.value;
+}
+
+template <class T>
+double orthogonality_base(const OrthogonalityLayer<T>& layer, PenaltyForm form, double weight) {
+  check_rank(layer.rank_g), check_rank(layer.rank_p);
+  OF_CHECK(layer.w0 != nullptr && layer.ld_w0 >= layer.in, "`base` needs W0 [out, in]");
+  return (base_term(general(layer), layer, form, weight / 2) +
+          base_term(personal(layer), layer, form, weight / 2)) /
+         2;
+}
+
+template <class T>
+double orthogonality_subspace(const OrthogonalityLayer<T>& layer, double weight) {
+  return subspace(layer, PenaltyForm::cosine2, weight,
+                  double(std::min(layer.rank_g, layer.rank_p)));
+}
+
+template <class T>
+double orthogonality_subspace_l1(const OrthogonalityLayer<T>& layer, double weight) {
+  return subspace(layer, PenaltyForm::abs_cosine, weight, double(layer.rank_g * layer.rank_p));
+}
+
+template <class T>
+double orthogonality_base_subspace(const OrthogonalityLayer<T>& layer, double weight) {
+  check_rank(layer.rank_g), check_rank(layer.rank_p), check_rank(layer.k);
+  OF_CHECK(layer.v_k != nullptr, "`base_subspace` needs V_k [k, in]");
+  return (base_subspace_term(general(layer), layer.v_k, layer.k, weight / 2) +
+          base_subspace_term(personal(layer), layer.v_k, layer.k, weight / 2)) /
+         2;
+}
+
+template <class T>
+double delta_norm2(const T* a, const T* b, int64_t in, int64_t out, int64_t rank) {
+  check_rank(rank);
+  Small aat, btb;
+  row_gram(a, rank, a, rank, in, aat);
+  column_gram(b, rank, b, rank, out, btb);
+  return inner(btb, aat, rank, rank);
+}
+
+// Per token, with the Grams P = B^T B':
+//   z = u_g^T P_gp u_p,  n = u^T P u,  du_g = f_z P_gp u_p + 2 f_n P_gg u_g
+// and summed over tokens
+//   dB_g = B_p (sum f_z u_p u_g^T) + B_g (sum 2 f_n u_g u_g^T).
+template <class U>
+double orthogonality_features(const U* u_g, int64_t ld_g, const U* u_p, int64_t ld_p,
+                              const Accum<U>* b_g, const Accum<U>* b_p, int64_t rows, int64_t out,
+                              int64_t rank_g, int64_t rank_p, PenaltyForm form, double weight,
+                              Accum<U>* du_g, int64_t ldd_g, Accum<U>* du_p, int64_t ldd_p,
+                              Accum<U>* db_g, Accum<U>* db_p) {
+  using A = Accum<U>;
+  check_rank(rank_g), check_rank(rank_p);
+  OF_CHECK(form != PenaltyForm::raw2, "`features` has no raw2 form");
+  if (rows == 0) return 0;
+  Small gg, gp, pp, s_gg, s_gp, s_pp;
+  column_gram(b_g, rank_g, b_g, rank_g, out, gg);
+  column_gram(b_g, rank_g, b_p, rank_p, out, gp);
+  column_gram(b_p, rank_p, b_p, rank_p, out, pp);
+  const Small pg = transposed(gp, rank_g, rank_p);
+  for (int64_t i = 0; i < rank_g; ++i) std::fill(s_gg[i], s_gg[i] + rank_g, 0.0);
+  for (int64_t i = 0; i < rank_g; ++i) std::fill(s_gp[i], s_gp[i] + rank_p, 0.0);
+  for (int64_t i = 0; i < rank_p; ++i) std::fill(s_pp[i], s_pp[i] + rank_p, 0.0);
+
+  // Rows go in blocks whose per-token factors fit on the stack: first each token by itself, then
+  // the sums over tokens, one row of a sum to a thread.
+  constexpr int64_t most_rows = 2048;
+  double values[most_rows], f_z[most_rows], f_g[most_rows], f_p[most_rows];
+  double value = 0;
+  const double share = weight / double(rows);
+  for (int64_t first = 0; first < rows; first += most_rows) {
+    const int64_t count = std::min(most_rows, rows - first);
+    const U *block_g = u_g + first * ld_g, *block_p = u_p + first * ld_p;
+    const int64_t token_cost = (rank_g + rank_p) * (rank_g + rank_p);
+    parallel_for(count, grain_for(token_cost), [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        const U *ug = block_g + row * ld_g, *up = block_p + row * ld_p;
+        double gg_ug[max_rank] = {}, gp_up[max_rank] = {}, pp_up[max_rank] = {},
+               pg_ug[max_rank] = {};
+        for (int64_t j = 0; j < rank_g; ++j) {
+          const double u = A(ug[j]);
+          for (int64_t i = 0; i < rank_g; ++i) gg_ug[i] += u * gg[j][i];
+          for (int64_t i = 0; i < rank_p; ++i) pg_ug[i] += u * gp[j][i];
+        }
+        for (int64_t j = 0; j < rank_p; ++j) {
+          const double u = A(up[j]);
+          for (int64_t i = 0; i < rank_p; ++i) pp_up[i] += u * pp[j][i];
+          for (int64_t i = 0; i < rank_g; ++i) gp_up[i] += u * pg[j][i];
+        }
+        double z = 0, norm_g = 0, norm_p = 0;
+        for (int64_t i = 0; i < rank_g; ++i) z += double(A(ug[i])) * gp_up[i];
+        for (int64_t i = 0; i < rank_g; ++i) norm_g += double(A(ug[i])) * gg_ug[i];
+        for (int64_t i = 0; i < rank_p; ++i) norm_p += double(A(up[i])) * pp_up[i];
+        const Similarity f = similarity(z, norm_g, norm_p, form);
+        values[row] = f.value;
+        f_z[row] = share * f.d_inner;
+        f_g[row] = 2 * share * f.d_norm_x;
+        f_p[row] = 2 * share * f.d_norm_y;
+        if (weight != 0 && du_g != nullptr) {
+          A* du = du_g + (first + row) * ldd_g;
+          for (int64_t i = 0; i < rank_g; ++i)
+            du[i] = A(du[i] + (f_z[row] * gp_up[i] + f_g[row] * gg_ug[i]));
+        }
+        if (weight != 0 && du_p != nullptr) {
+          A* du = du_p + (first + row) * ldd_p;
+          for (int64_t i = 0; i < rank_p; ++i)
+            du[i] = A(du[i] + (f_z[row] * pg_ug[i] + f_p[row] * pp_up[i]));
+        }
+      }
+    });
+    for (int64_t row = 0; row < count; ++row) value += values[row] / double(rows);
+    if (weight == 0) continue;
+
+    // s [r, s] += sum over tokens of f u u'^T
+    const auto add_outer = [&](const double* f, const U* u, int64_t ldu, int64_t ru, const U* v,
+                               int64_t ldv, int64_t rv, Small& s) {
+      parallel_for(ru, grain_for(count * rv), [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i)
+          for (int64_t row = 0; row < count; ++row) {
+            const double fu = f[row] * double(A(u[row * ldu + i]));
+            for (int64_t j = 0; j < rv; ++j) s[i][j] += fu * double(A(v[row * ldv + j]));
+          }
+      });
+    };
+    if (db_g != nullptr) add_outer(f_g, block_g, ld_g, rank_g, block_g, ld_g, rank_g, s_gg);
+    if (db_p != nullptr) add_outer(f_p, block_p, ld_p, rank_p, block_p, ld_p, rank_p, s_pp);
+    if (db_g != nullptr || db_p != nullptr)
+      add_outer(f_z, block_g, ld_g, rank_g, block_p, ld_p, rank_p, s_gp);
+  }
+  if (weight == 0) return value;
+  add_right_product(b_p, out, transposed(s_gp, rank_g, rank_p), rank_p, rank_g, db_g);
+  add_right_product(b_g, out, s_gg, rank_g, rank_g, db_g);
+  add_right_product(b_g, out, s_gp, rank_g, rank_p, db_p);
+  add_right_product(b_p, out, s_pp, rank_p, rank_p, db_p);
+  return value;
+}
+
+namespace {
+
+// Rows first..end-1 of x [end, n] made orthonormal to all rows before them, by Gram-Schmidt done
+// twice ("twice is enough", Parlett). A row that the others span is replaced by a random one.
+void orthonormalise(double* x, int64_t first, int64_t end, int64_t n, const Philox& rng,
+                    uint64_t& draws) {
+  for (int64_t i = first; i < end; ++i) {
+    double* row = x + i * n;
+    for (;;) {
+      const double before = std::sqrt(dot(row, row, n));
+      for (int pass = 0; pass < 2; ++pass)
+        for (int64_t j = 0; j < i; ++j) {
+          const double* other = x + j * n;
+          const double along = dot(row, other, n);
+          for (int64_t t = 0; t < n; ++t) row[t] -= along * other[t];
+        }
+      const double after = std::sqrt(dot(row, row, n));
+      if (after > 1e-12 * before) {
+        for (int64_t t = 0; t < n; ++t) row[t] /= after;
+        break;
+      }
+      for (int64_t t = 0; t < n; ++t) row[t] = normal(rng, draws++);
+    }
+  }
+}
+
+// Eigenvalues (descending, into h's diagonal) and eigenvectors (rows of q) of a symmetric h [p, p],
+// by cyclic Jacobi rotations.
+void symmetric_eigen(std::vector<double>& h, std::vector<double>& q, int64_t p) {
+  std::fill(q.begin(), q.end(), 0.0);
+  for (int64_t i = 0; i < p; ++i) q[i * p + i] = 1;
+  for (int sweep = 0; sweep < 60; ++sweep) {
+    double off = 0, total = 0;
+    for (int64_t i = 0; i < p; ++i)
+      for (int64_t j = 0; j < p; ++j) {
+        total += h[i * p + j] * h[i * p + j];
+        if (i != j) off += h[i * p + j] * h[i * p + j];
+      }
+    if (off <= 1e-30 * total) break;
+    for (int64_t i = 0; i < p; ++i)
+      for (int64_t j = i + 1; j < p; ++j) {
+        if (h[i * p + j] == 0) continue;
+        const double theta = (h[j * p + j] - h[i * p + i]) / (2 * h[i * p + j]);
+        const double t = (theta < 0 ? -1 : 1) / (std::abs(theta) + std::sqrt(theta * theta + 1));
+        const double c = 1 / std::sqrt(t * t + 1), s = t * c;
+        for (int64_t l = 0; l < p; ++l) {  // columns of h
+          const double hi = h[l * p + i], hj = h[l * p + j];
+          h[l * p + i] = c * hi - s * hj;
+          h[l * p + j] = s * hi + c * hj;
+        }
+        for (int64_t l = 0; l < p; ++l) {  // rows of h, and of q
+          const double hi = h[i * p + l], hj = h[j * p + l];
+          h[i * p + l] = c * hi - s * hj;
+          h[j * p + l] = s * hi + c * hj;
+          const double qi = q[i * p + l], qj = q[j * p + l];
+          q[i * p + l] = c * qi - s * qj;
+          q[j * p + l] = s * qi + c * qj;
+        }
+      }
+  }
+  for (int64_t i = 0; i < p; ++i) {
+    int64_t best = i;
+    for (int64_t j = i + 1; j < p; ++j)
+      if (h[j * p + j] > h[best * p + best]) best = j;
+    std::swap(h[i * p + i], h[best * p + best]);
+    for (int64_t l = 0; l < p; ++l) std::swap(q[i * p + l], q[best * p + l]);
+  }
+}
+
+// y [p, out] = x W^T
+template <class T>
+void times_transposed(const double* x, int64_t p, const T* w, int64_t ldw, int64_t out, int64_t in,
+                      double* y) {
+  parallel_for(out, grain_for(p * in), [&](int64_t begin, int64_t end) {
+    for (int64_t o = begin; o < end; ++o)
+      for (int64_t i = 0; i < p; ++i) y[i * out + o] = dot(x + i * in, w + o * ldw, in);
+  });
+}
+
+// z [p, in] = y W
+template <class T>
+void times(const double* y, int64_t p, const T* w, int64_t ldw, int64_t out, int64_t in,
+           double* z) {
+  constexpr int64_t width = 128;
+  parallel_for((in + width - 1) / width, 1, [&](int64_t begin, int64_t end) {
+    const int64_t first = begin * width, last = std::min(in, end * width);
+    for (int64_t i = 0; i < p; ++i) std::fill(z + i * in + first, z + i * in + last, 0.0);
+    for (int64_t o = 0; o < out; ++o)
+      for (int64_t i = 0; i < p; ++i) {
+        const double yi = y[i * out + o];
+        for (int64_t t = first; t < last; ++t) z[i * in + t] += yi * double(w[o * ldw + t]);
+      }
+  });
+}
+
+}  // namespace
+
+// Block Krylov iteration with Rayleigh-Ritz and restarts (Golub, Underwood, "The block Lanczos
+// method", 1977; Musco, Musco, arXiv 1504.05477): the eigenvectors of G = W^T W within the span of
+// x, Gx, G^2 x, ..., then again from the best of them. The singular values of a trained weight lie
+// close together, and the plain power G^j x converges too slowly to be of use.
+template <class T>
+void top_right_singular_vectors(const T* w, int64_t ldw, int64_t out, int64_t in, int64_t k,
+                                T* v_k) {
+  OF_CHECK(0 < k && k <= in && k <= out, "k must be in 1..min(in, out)");
+  constexpr int64_t blocks = 5;
+  const int64_t p = std::min(in, k + 8), m = std::min(in, blocks * p);
+  const Philox rng = PhiloxKey(0).with("top_right_singular_vectors");
+  uint64_t draws = 0;
+  std::vector<double> x(m * in), y(m * out), gx(p * in), ritz(p * in);
+  std::vector<double> h(m * m), q(m * m);
+  for (int64_t e = 0; e < p * in; ++e) x[e] = normal(rng, draws++);
+
+  constexpr int most_restarts = 1000;
+  constexpr double tolerance = 1e-10;
+  for (int restart = 0;; ++restart) {
+    OF_CHECK(restart < most_restarts, "the singular vectors do not converge");
+    orthonormalise(x.data(), 0, p, in, rng, draws);
+    for (int64_t first = 0; first < m; first += p) {
+      const int64_t rows = std::min(p, m - first), next = std::min(p, m - first - rows);
+      double* yb = y.data() + first * out;
+      times_transposed(x.data() + first * in, rows, w, ldw, out, in, yb);
+      if (next <= 0) break;
+      times(yb, next, w, ldw, out, in, x.data() + (first + rows) * in);
+      orthonormalise(x.data(), first + rows, first + rows + next, in, rng, draws);
+    }
+    // x G x^T = (x W^T)(x W^T)^T
+    parallel_for(m, grain_for(m * out), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i)
+        for (int64_t j = 0; j < m; ++j)
+          h[i * m + j] = dot(y.data() + i * out, y.data() + j * out, out);
+    });
+    symmetric_eigen(h, q, m);
+    const double largest = h[0];
+    OF_CHECK(std::isfinite(largest), "the weight is not finite");
+
+    std::fill(ritz.begin(), ritz.end(), 0.0);
+    parallel_for(p, grain_for(m * in), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i)
+        for (int64_t j = 0; j < m; ++j)
+          for (int64_t t = 0; t < in; ++t) ritz[i * in + t] += q[i * m + j] * x[j * in + t];
+    });
+    std::copy(ritz.begin(), ritz.end(), x.begin());
+
+    // |G v - lambda v| bounds how far v is from an eigenvector, also where eigenvalues coincide.
+    times_transposed(x.data(), k, w, ldw, out, in, y.data());
+    times(y.data(), k, w, ldw, out, in, gx.data());
+    double residual = 0;
+    for (int64_t i = 0; i < k; ++i) {
+      double sum = 0;
+      for (int64_t t = 0; t < in; ++t) {
+        const double r = gx[i * in + t] - h[i * m + i] * x[i * in + t];
+        sum += r * r;
+      }
+      residual = std::max(residual, std::sqrt(sum));
+    }
+    if (residual <= tolerance * largest) break;
+  }
+  for (int64_t e = 0; e < k * in; ++e) v_k[e] = T(x[e]);
+}
+
+#define OF_INSTANTIATE(T)                                                                     \
+  template double orthogonality_update<T>(const OrthogonalityLayer<T>&, PenaltyForm, double); \
+  template double orthogonality_base<T>(const OrthogonalityLayer<T>&, PenaltyForm, double);   \
+  template double orthogonality_subspace<T>(const OrthogonalityLayer<T>&, double);            \
+  template double orthogonality_subspace_l1<T>(const OrthogonalityLayer<T>&, double);         \
+  template double orthogonality_base_subspace<T>(const OrthogonalityLayer<T>&, double);       \
+  template double delta_norm2<T>(const T*, const T*, int64_t, int64_t, int64_t);              \
+  template void top_right_singular_vectors<T>(const T*, int64_t, int64_t, int64_t, int64_t, T*);
+OF_INSTANTIATE(double)
+OF_INSTANTIATE(float)
+#undef OF_INSTANTIATE
+
+#define OF_INSTANTIATE(U)                                                                          \
+  template double orthogonality_features<U>(const U*, int64_t, const U*, int64_t, const Accum<U>*, \
+                                            const Accum<U>*, int64_t, int64_t, int64_t, int64_t,   \
+                                            PenaltyForm, double, Accum<U>*, int64_t, Accum<U>*,    \
+                                            int64_t, Accum<U>*, Accum<U>*);
+OF_INSTANTIATE(double)
+OF_INSTANTIATE(float)
+OF_INSTANTIATE(bf16)
+#undef OF_INSTANTIATE
+
+}  // namespace orthofed::cpu

@@ -1,0 +1,634 @@
+// Every penalty against the formula taken literally: DeltaW = B A as a dense matrix in double, and
+// its gradient by finite differences of that dense formula.
+#include "kernels/orthogonality/orthogonality.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cmath>
+#include <cstdlib>
+#include <limits>
+#include <new>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "kernels/core/check.h"
+#include "tests/support/buffer.h"
+#include "tests/support/compare.h"
+#include "tests/support/gradcheck.h"
+#include "tests/support/isa.h"
+#include "tests/support/random.h"
+
+namespace {
+std::atomic<int64_t> allocations{0};
+}  // namespace
+
+// Counts every allocation through new in this program.
+[[gnu::noinline]] void* operator new(size_t size) {
+  ++allocations;
+  if (void* p = std::malloc(size)) return p;
+  throw std::bad_alloc();
+}
+[[gnu::noinline]] void operator delete(void* p) noexcept {
+  std::free(p);
+}
+[[gnu::noinline]] void operator delete(void* p, size_t) noexcept {
+  std::free(p);
+}
+
+namespace orthofed::test {
+namespace {
+
+constexpr double smallest_denominator = 1e-30;
+
+enum class Kind { update, base, subspace, subspace_l1, base_subspace };
+
+struct Case {
+  Kind kind;
+  PenaltyForm form;
+};
+
+const std::vector<Case> cases = {
+    {Kind::update, PenaltyForm::cosine2},        {Kind::update, PenaltyForm::abs_cosine},
+    {Kind::update, PenaltyForm::raw2},           {Kind::base, PenaltyForm::cosine2},
+    {Kind::base, PenaltyForm::abs_cosine},       {Kind::base, PenaltyForm::raw2},
+    {Kind::subspace, PenaltyForm::cosine2},      {Kind::subspace_l1, PenaltyForm::cosine2},
+    {Kind::base_subspace, PenaltyForm::cosine2},
+};
+
+std::string name_of(Case c) {
+  const char* kinds[] = {"update", "base", "subspace", "subspace_l1", "base_subspace"};
+  const char* forms[] = {"cosine2", "abs_cosine", "raw2"};
+  return std::string(kinds[int(c.kind)]) + " " + forms[int(c.form)];
+}
+
+struct Shape {
+  int64_t in, out, rank_g, rank_p, k;
+};
+
+// 1; odd primes; ranks that differ; one below, at and above the block widths 64 and 256; full rank.
+const std::vector<Shape> shapes = {
+    {1, 1, 1, 1, 1},    {5, 3, 2, 1, 2},    {13, 17, 3, 5, 4},     {63, 67, 8, 8, 16},
+    {64, 64, 4, 8, 16}, {65, 29, 8, 4, 16}, {257, 131, 16, 7, 16}, {67, 71, 64, 64, 64},
+};
+
+// The tensors of one layer, in T. A is dense by contract, W0 has a pitch.
+template <class T>
+struct Tensors {
+  Shape shape;
+  Buffer<T> a_g, b_g, a_p, b_p, w0, v_k;
+  double w0_norm2 = 0;
+
+  explicit Tensors(Shape s)
+      : shape(s),
+        a_g(s.rank_g, s.in),
+        b_g(s.out, s.rank_g),
+        a_p(s.rank_p, s.in),
+        b_p(s.out, s.rank_p),
+        w0(s.out, s.in, 3),
+        v_k(s.k, s.in) {
+    // A mean away from zero, so that no cosine is zero by chance.
+    fill_normal(a_g, 1, 0.3);
+    fill_normal(b_g, 2, -0.2);
+    fill_normal(a_p, 3, 0.2);
+    fill_normal(b_p, 4, 0.3);
+    fill_normal(w0, 5, 0.1);
+    fill_normal(v_k, 6);  // the kernel's formula does not need orthonormal rows
+    for (double w : w0.to_double()) w0_norm2 += w * w;
+  }
+
+  OrthogonalityLayer<T> layer() const {
+    OrthogonalityLayer<T> l;
+    l.in = shape.in, l.out = shape.out, l.rank_g = shape.rank_g, l.rank_p = shape.rank_p;
+    l.a_g = a_g.data(), l.b_g = b_g.data(), l.a_p = a_p.data(), l.b_p = b_p.data();
+    l.w0 = w0.data(), l.ld_w0 = w0.ld(), l.w0_norm2 = w0_norm2;
+    l.v_k = v_k.data(), l.k = shape.k;
+    return l;
+  }
+};
+
+// Gradient buffers that already hold something: the kernel adds.
+template <class T>
+struct Gradients {
+  std::array<Buffer<T>, 4> of;  // da_g, db_g, da_p, db_p
+
+  explicit Gradients(Shape s)
+      : of{Buffer<T>(s.rank_g, s.in), Buffer<T>(s.out, s.rank_g), Buffer<T>(s.rank_p, s.in),
+           Buffer<T>(s.out, s.rank_p)} {
+    for (auto& g : of) g.fill(T(0.5));
+  }
+  void attach(OrthogonalityLayer<T>& l) {
+    l.da_g = of[0].data(), l.db_g = of[1].data(), l.da_p = of[2].data(), l.db_p = of[3].data();
+  }
+};
+
+template <class T>
+double run(Case c, const OrthogonalityLayer<T>& layer, double weight) {
+  switch (c.kind) {
+    case Kind::update:
+      return cpu::orthogonality_update(layer, c.form, weight);
+    case Kind::base:
+      return cpu::orthogonality_base(layer, c.form, weight);
+    case Kind::subspace:
+      return cpu::orthogonality_subspace(layer, weight);
+    case Kind::subspace_l1:
+      return cpu::orthogonality_subspace_l1(layer, weight);
+    case Kind::base_subspace:
+      return cpu::orthogonality_base_subspace(layer, weight);
+  }
+  return std::numeric_limits<double>::quiet_NaN();
+}
+
+// x [r, n] times y [n, c], all as to_double() gives them
+std::vector<double> product(const std::vector<double>& x, const std::vector<double>& y, int64_t r,
+                            int64_t n, int64_t c) {
+  std::vector<double> z(r * c, 0.0);
+  for (int64_t i = 0; i < r; ++i)
+    for (int64_t l = 0; l < n; ++l)
+      for (int64_t j = 0; j < c; ++j) z[i * c + j] += x[i * n + l] * y[l * c + j];
+  return z;
+}
+
+double inner(const std::vector<double>& x, const std::vector<double>& y) {
+  double sum = 0;
+  for (size_t i = 0; i < x.size(); ++i) sum += x[i] * y[i];
+  return sum;
+}
+
+double similarity(const std::vector<double>& x, const std::vector<double>& y, PenaltyForm form) {
+  const double z = inner(x, y), denominator = inner(x, x) * inner(y, y);
+  if (form == PenaltyForm::raw2) return z * z;
+  if (denominator <= smallest_denominator) return 0;
+  return form == PenaltyForm::cosine2 ? z * z / denominator : std::abs(z) / std::sqrt(denominator);
+}
+
+std::vector<double> row(const Buffer<double>& x, int64_t i) {
+  return {&x(i, 0), &x(i, 0) + x.cols()};
+}
+
+// The definition in METHOD's words, through dense DeltaW [out, in].
+double dense(Case c, const Tensors<double>& t) {
+  const Shape& s = t.shape;
+  const auto delta = [&](const Buffer<double>& b, const Buffer<double>& a) {
+    return product(b.to_double(), a.to_double(), s.out, a.rows(), s.in);
+  };
+  if (c.kind == Kind::update) return similarity(delta(t.b_g, t.a_g), delta(t.b_p, t.a_p), c.form);
+  if (c.kind == Kind::base) {
+    const auto w0 = t.w0.to_double();
+    return (similarity(w0, delta(t.b_g, t.a_g), c.form) +
+            similarity(w0, delta(t.b_p, t.a_p), c.form)) /
+           2;
+  }
+  if (c.kind == Kind::base_subspace) {
+    std::vector<double> v(s.in * s.k);  // [in, k]
+    for (int64_t i = 0; i < s.k; ++i)
+      for (int64_t j = 0; j < s.in; ++j) v[j * s.k + i] = t.v_k(i, j);
+    const auto share = [&](const std::vector<double>& d) {
+      if (inner(d, d) <= smallest_denominator) return 0.0;
+      const auto dv = product(d, v, s.out, s.in, s.k);
+      return inner(dv, dv) / inner(d, d);
+    };
+    return (share(delta(t.b_g, t.a_g)) + share(delta(t.b_p, t.a_p))) / 2;
+  }
+  double sum = 0;
+  const bool l1 = c.kind == Kind::subspace_l1;
+  for (int64_t i = 0; i < s.rank_g; ++i)
+    for (int64_t j = 0; j < s.rank_p; ++j)
+      sum += similarity(row(t.a_g, i), row(t.a_p, j),
+                        l1 ? PenaltyForm::abs_cosine : PenaltyForm::cosine2);
+  return sum / double(l1 ? s.rank_g * s.rank_p : std::min(s.rank_g, s.rank_p));
+}
+
+TEST(Orthogonality, values_equal_the_dense_formula) {
+  for_each_isa([] {
+    for (const Shape& s : shapes)
+      for (const Case& c : cases) {
+        SCOPED_TRACE(name_of(c) + " in " + std::to_string(s.in));
+        const Tensors<double> t(s);
+        const double want = dense(c, t), got = run(c, t.layer(), 0);
+        EXPECT_TRUE(std::abs(got - want) <= 1e-11 * std::abs(want) + 1e-14) << got << " " << want;
+        if (s.in > 1) {
+          EXPECT_TRUE(want > 0) << "a case without anything to see";
+        }
+      }
+  });
+}
+
+TEST(Orthogonality, gradients_equal_finite_differences_of_the_dense_formula) {
+  const double weight = 0.7;
+  for (const Shape& s : {shapes[1], shapes[2], Shape{9, 7, 8, 2, 5}})
+    for (const Case& c : cases) {
+      SCOPED_TRACE(name_of(c) + " in " + std::to_string(s.in));
+      Tensors<double> t(s);
+      // raw2 grows with the fourth power of the size; keep all losses of order 1.
+      for (Buffer<double>* x : {&t.a_g, &t.b_g, &t.a_p, &t.b_p, &t.w0})
+        for (int64_t i = 0; i < x->rows(); ++i)
+          for (int64_t j = 0; j < x->cols(); ++j) (*x)(i, j) *= 0.3;
+      t.w0_norm2 *= 0.09;
+      auto layer = t.layer();
+      Gradients<double> g(s);
+      g.attach(layer);
+      run(c, layer, weight);
+      std::array<Buffer<double>*, 4> x = {&t.a_g, &t.b_g, &t.a_p, &t.b_p};
+      const auto loss = [&] { return weight * dense(c, t); };
+      for (size_t i = 0; i < 4; ++i) {
+        Buffer<double> added = g.of[i];
+        for (int64_t r = 0; r < added.rows(); ++r)
+          for (int64_t j = 0; j < added.cols(); ++j) added(r, j) -= 0.5;
+        EXPECT_TRUE(check_gradient(loss, *x[i], added, 1e-8)) << "gradient " << i;
+      }
+    }
+}
+
+// float against double on the same numbers: sums are double, so only the last rounding differs (and
+// the second one, as a gradient is added in two products).
+TEST(Orthogonality, float_equals_double_up_to_the_last_rounding) {
+  for_each_isa([] {
+    for (const Shape& s : shapes)
+      for (const Case& c : cases) {
+        SCOPED_TRACE(name_of(c) + " in " + std::to_string(s.in));
+        const Tensors<float> t(s);
+        Tensors<double> d(s);
+        d.a_g = convert<double>(t.a_g), d.b_g = convert<double>(t.b_g);
+        d.a_p = convert<double>(t.a_p), d.b_p = convert<double>(t.b_p);
+        d.w0 = convert<double>(t.w0), d.v_k = convert<double>(t.v_k), d.w0_norm2 = t.w0_norm2;
+        auto layer = t.layer();
+        auto layer_d = d.layer();
+        Gradients<float> g(s), again(s);
+        Gradients<double> want(s);
+        want.attach(layer_d);
+        const double value_d = run(c, layer_d, 0.7);
+        g.attach(layer);
+        const double value = run(c, layer, 0.7);
+        EXPECT_TRUE(std::abs(value - value_d) <= 1e-11 * std::abs(value_d)) << value;
+        again.attach(layer);
+        EXPECT_EQ(run(c, layer, 0.7), value) << "a second run";
+        for (size_t i = 0; i < 4; ++i) {
+          EXPECT_TRUE(identical(g.of[i], again.of[i]));
+          // Between the products the sum may be larger than what is left in the end.
+          double largest = 0;
+          for (double v : want.of[i].to_double()) largest = std::max(largest, std::abs(v));
+          EXPECT_TRUE(close(g.of[i], want.of[i].to_double(),
+                            Budget{2 * epsilon<float>, 2 * epsilon<float> * largest}))
+              << "gradient " << i;
+        }
+      }
+  });
+}
+
+TEST(Orthogonality, the_number_of_threads_changes_no_bit) {
+  const int before = cpu::threads();
+  const Shape s{515, 771, 16, 16, 16};
+  const Tensors<float> t(s);
+  for (const Case& c : cases) {
+    SCOPED_TRACE(name_of(c));
+    Gradients<float> one(s), three(s);
+    auto layer = t.layer();
+    cpu::set_threads(1);
+    one.attach(layer);
+    const double value = run(c, layer, 1);
+    cpu::set_threads(3);
+    three.attach(layer);
+    EXPECT_EQ(run(c, layer, 1), value);
+    for (size_t i = 0; i < 4; ++i) EXPECT_TRUE(identical(one.of[i], three.of[i]));
+  }
+  cpu::set_threads(before);
+}
+
+TEST(Orthogonality, at_the_start_B_is_zero_and_so_are_value_and_gradient) {
+  const Shape s{13, 17, 3, 5, 4};
+  for (const Case& c : cases) {
+    if (c.kind == Kind::subspace || c.kind == Kind::subspace_l1) continue;  // functions of A alone
+    SCOPED_TRACE(name_of(c));
+    Tensors<float> t(s);
+    t.b_g.fill(0), t.b_p.fill(0);
+    auto layer = t.layer();
+    Gradients<float> g(s), untouched(s);
+    g.attach(layer);
+    EXPECT_EQ(run(c, layer, 1), 0);
+    for (size_t i = 0; i < 4; ++i) EXPECT_TRUE(identical(g.of[i], untouched.of[i]));
+  }
+}
+
+// Adapters after one step at a small learning rate: an additive epsilon of 1e-8 would switch the
+// penalty off here.
+TEST(Orthogonality, a_cosine_does_not_depend_on_the_size_of_the_update) {
+  const Shape s{13, 17, 3, 5, 4};
+  for (const Case& c : cases) {
+    if (c.form == PenaltyForm::raw2) continue;
+    SCOPED_TRACE(name_of(c));
+    Tensors<double> t(s);
+    const double want = run(c, t.layer(), 0);
+    for (Buffer<double>* b : {&t.b_g, &t.b_p})
+      for (int64_t i = 0; i < b->rows(); ++i)
+        for (int64_t j = 0; j < b->cols(); ++j) (*b)(i, j) *= 1e-6;
+    const double got = run(c, t.layer(), 0);
+    EXPECT_TRUE(std::abs(got - want) <= 1e-12 * want) << got << " " << want;
+  }
+}
+
+TEST(Orthogonality, one_and_zero_where_geometry_says_so) {
+  const Shape s{16, 12, 4, 4, 4};
+  Tensors<double> t(s);
+  t.a_p = t.a_g, t.b_p = t.b_g;
+  EXPECT_NEAR(cpu::orthogonality_update(t.layer(), PenaltyForm::cosine2, 0), 1, 1e-14);
+  EXPECT_NEAR(cpu::orthogonality_update(t.layer(), PenaltyForm::abs_cosine, 0), 1, 1e-14);
+  // Rows of A_g and A_p in disjoint coordinates: every penalty between g and p vanishes.
+  for (int64_t i = 0; i < 4; ++i)
+    for (int64_t j = 0; j < s.in; ++j) (j < 8 ? t.a_p : t.a_g)(i, j) = 0;
+  EXPECT_EQ(cpu::orthogonality_update(t.layer(), PenaltyForm::cosine2, 0), 0);
+  EXPECT_EQ(cpu::orthogonality_subspace(t.layer(), 0), 0);
+  EXPECT_EQ(cpu::orthogonality_subspace_l1(t.layer(), 0), 0);
+  // V_k orthonormal and equal to the rows of A_g's row space: all of DeltaW_g lies within.
+  t.a_g.fill(0), t.v_k.fill(0), t.b_p.fill(0);
+  for (int64_t i = 0; i < 4; ++i) t.a_g(i, i) = 1 + i, t.v_k(i, i) = 1;
+  EXPECT_NEAR(cpu::orthogonality_base_subspace(t.layer(), 0), 0.5, 1e-14);  // 1 for g, 0 for p
+}
+
+TEST(Orthogonality, gradients_that_nobody_wants_are_not_needed) {
+  const Shape s{13, 17, 3, 5, 4};
+  const Tensors<double> t(s);
+  for (const Case& c : cases) {
+    SCOPED_TRACE(name_of(c));
+    auto all = t.layer(), detached = t.layer(), none = t.layer();
+    Gradients<double> g(s), h(s), untouched(s);
+    g.attach(all);
+    const double value = run(c, all, 1);
+    h.attach(detached);
+    detached.da_g = detached.db_g = nullptr;  // detach = "general"
+    EXPECT_EQ(run(c, detached, 1), value);
+    EXPECT_TRUE(identical(h.of[0], untouched.of[0]));
+    EXPECT_TRUE(identical(h.of[2], g.of[2]));
+    EXPECT_TRUE(identical(h.of[3], g.of[3]));
+    EXPECT_EQ(run(c, none, 1), value);
+    EXPECT_EQ(run(c, detached, 0), value) << "weight 0";
+    EXPECT_TRUE(identical(h.of[2], g.of[2])) << "weight 0 adds nothing";
+  }
+}
+
+TEST(Orthogonality, NaN_in_an_adapter_is_not_hidden_by_the_rule_for_zero) {
+  for (const Case& c : cases) {
+    SCOPED_TRACE(name_of(c));
+    Tensors<float> t({13, 17, 3, 5, 4});
+    t.a_p(1, 2) = std::numeric_limits<float>::quiet_NaN();
+    EXPECT_TRUE(std::isnan(run(c, t.layer(), 0)));
+  }
+}
+
+TEST(Orthogonality, ranks_beyond_the_stack_are_refused) {
+  Shape s{70, 70, 65, 4, 4};
+  const Tensors<float> t(s);
+  for (const Case& c : cases) EXPECT_THROW(run(c, t.layer(), 0), Error) << name_of(c);
+  EXPECT_THROW(cpu::delta_norm2(t.a_g.data(), t.b_g.data(), s.in, s.out, s.rank_g), Error);
+}
+
+TEST(Orthogonality, delta_norm2_equals_the_dense_norm) {
+  for (const Shape& s : shapes) {
+    const Tensors<double> t(s);
+    const auto d = product(t.b_g.to_double(), t.a_g.to_double(), s.out, s.rank_g, s.in);
+    const double want = inner(d, d);
+    const double got = cpu::delta_norm2(t.a_g.data(), t.b_g.data(), s.in, s.out, s.rank_g);
+    EXPECT_TRUE(std::abs(got - want) <= 1e-12 * want) << got << " " << want;
+  }
+}
+
+// `features`: u = A x of each token is given.
+template <class U>
+struct Tokens {
+  int64_t rows, out, rank_g, rank_p;
+  Buffer<U> u_g, u_p;
+  Buffer<Accum<U>> b_g, b_p, du_g, du_p, db_g, db_p;
+
+  Tokens(int64_t tokens, int64_t outputs, int64_t rg, int64_t rp)
+      : rows(tokens),
+        out(outputs),
+        rank_g(rg),
+        rank_p(rp),
+        u_g(tokens, rg, 5),
+        u_p(tokens, rp, 3),
+        b_g(outputs, rg),
+        b_p(outputs, rp),
+        du_g(tokens, rg, 1),
+        du_p(tokens, rp, 2),
+        db_g(outputs, rg),
+        db_p(outputs, rp) {
+    fill_normal(u_g, 11, 0.1);
+    fill_normal(u_p, 12, 0.2);
+    fill_normal(b_g, 13, 0.3);
+    fill_normal(b_p, 14, 0.2);
+    for (auto* g : {&du_g, &du_p, &db_g, &db_p}) g->fill(Accum<U>(0.25));
+  }
+  double run(PenaltyForm form, double weight) {
+    return cpu::orthogonality_features(u_g.data(), u_g.ld(), u_p.data(), u_p.ld(), b_g.data(),
+                                       b_p.data(), rows, out, rank_g, rank_p, form, weight,
+                                       du_g.data(), du_g.ld(), du_p.data(), du_p.ld(), db_g.data(),
+                                       db_p.data());
+  }
+};
+
+// h = B u for every token, then the mean of the similarity of two vectors.
+double dense(PenaltyForm form, const Tokens<double>& t) {
+  double sum = 0;
+  for (int64_t r = 0; r < t.rows; ++r)
+    sum += similarity(product(t.b_g.to_double(), row(t.u_g, r), t.out, t.rank_g, 1),
+                      product(t.b_p.to_double(), row(t.u_p, r), t.out, t.rank_p, 1), form);
+  return t.rows == 0 ? 0 : sum / double(t.rows);
+}
+
+struct FeatureShape {
+  int64_t rows, out, rank_g, rank_p;
+};
+const std::vector<FeatureShape> feature_shapes = {
+    {0, 3, 2, 2},   {1, 1, 1, 1},    {7, 5, 3, 2},    {31, 37, 8, 8},
+    {5, 67, 64, 3}, {2047, 9, 4, 2}, {2048, 9, 4, 2}, {2049, 9, 2, 4},
+};
+
+TEST(OrthogonalityFeatures, values_equal_the_dense_formula) {
+  for_each_isa([] {
+    for (const FeatureShape& s : feature_shapes)
+      for (PenaltyForm form : {PenaltyForm::cosine2, PenaltyForm::abs_cosine}) {
+        Tokens<double> t(s.rows, s.out, s.rank_g, s.rank_p);
+        const double want = dense(form, t), got = t.run(form, 0);
+        EXPECT_TRUE(std::abs(got - want) <= 1e-12) << s.rows << ": " << got << " " << want;
+      }
+  });
+}
+
+TEST(OrthogonalityFeatures, gradients_equal_finite_differences_of_the_dense_formula) {
+  const double weight = 1.3;
+  for (const FeatureShape& s : {feature_shapes[2], FeatureShape{9, 4, 6, 3}})
+    for (PenaltyForm form : {PenaltyForm::cosine2, PenaltyForm::abs_cosine}) {
+      Tokens<double> t(s.rows, s.out, s.rank_g, s.rank_p);
+      t.run(form, weight);
+      const auto loss = [&] { return weight * dense(form, t); };
+      const std::array<std::pair<Buffer<double>*, Buffer<double>*>, 4> pairs = {
+          {{&t.u_g, &t.du_g}, {&t.u_p, &t.du_p}, {&t.b_g, &t.db_g}, {&t.b_p, &t.db_p}}};
+      for (const auto& [x, gradient] : pairs) {
+        Buffer<double> added = *gradient;
+        for (int64_t r = 0; r < added.rows(); ++r)
+          for (int64_t j = 0; j < added.cols(); ++j) added(r, j) -= 0.25;
+        EXPECT_TRUE(check_gradient(loss, *x, added, 1e-8)) << s.rows << " rows";
+      }
+    }
+}
+
+template <class U>
+void features_equal_double() {
+  for (const FeatureShape& s : feature_shapes) {
+    Tokens<U> t(s.rows, s.out, s.rank_g, s.rank_p);
+    Tokens<double> d(s.rows, s.out, s.rank_g, s.rank_p);
+    d.u_g = convert<double>(t.u_g), d.u_p = convert<double>(t.u_p);
+    d.b_g = convert<double>(t.b_g), d.b_p = convert<double>(t.b_p);
+    Tokens<U> again = t;
+    const double value = t.run(PenaltyForm::cosine2, 1), want = d.run(PenaltyForm::cosine2, 1);
+    EXPECT_TRUE(std::abs(value - want) <= 1e-11 * want + 1e-15) << value << " " << want;
+    EXPECT_EQ(again.run(PenaltyForm::cosine2, 1), value);
+    const auto same = [](const auto& got, const auto& again_got, const auto& reference) {
+      EXPECT_TRUE(identical(got, again_got));
+      double largest = 0;
+      for (double v : reference.to_double()) largest = std::max(largest, std::abs(v));
+      EXPECT_TRUE(close(got, reference.to_double(),
+                        Budget{2 * epsilon<float>, 2 * epsilon<float> * largest}));
+    };
+    same(t.du_g, again.du_g, d.du_g);
+    same(t.du_p, again.du_p, d.du_p);
+    same(t.db_g, again.db_g, d.db_g);
+    same(t.db_p, again.db_p, d.db_p);
+    EXPECT_TRUE(t.u_g.verify() && t.u_p.verify());
+  }
+}
+
+TEST(OrthogonalityFeatures, float_equals_double_up_to_the_last_rounding) {
+  for_each_isa(features_equal_double<float>);
+}
+
+TEST(OrthogonalityFeatures, bf16_tokens_equal_double_up_to_the_last_rounding) {
+  for_each_isa(features_equal_double<bf16>);
+}
+
+TEST(OrthogonalityFeatures, a_token_without_features_counts_as_zero) {
+  Tokens<double> t(4, 5, 2, 2);
+  for (int64_t j = 0; j < 2; ++j) t.u_g(1, j) = 0;
+  const double want = dense(PenaltyForm::cosine2, t), got = t.run(PenaltyForm::cosine2, 1);
+  EXPECT_TRUE(std::abs(got - want) <= 1e-14) << got << " " << want;
+  for (int64_t j = 0; j < 2; ++j) EXPECT_EQ(t.du_g(1, j), 0.25);
+  t.b_g.fill(0);
+  EXPECT_EQ(t.run(PenaltyForm::cosine2, 1), 0);
+}
+
+TEST(OrthogonalityFeatures, raw2_and_large_ranks_are_refused_and_NaN_is_not_hidden) {
+  EXPECT_THROW(Tokens<float>(3, 4, 2, 2).run(PenaltyForm::raw2, 0), Error);
+  EXPECT_THROW(Tokens<float>(3, 4, 65, 2).run(PenaltyForm::cosine2, 0), Error);
+  Tokens<float> t(3, 4, 2, 2);
+  t.u_p(2, 1) = std::numeric_limits<float>::quiet_NaN();
+  EXPECT_TRUE(std::isnan(t.run(PenaltyForm::cosine2, 0)));
+}
+
+TEST(OrthogonalityFeatures, and_all_other_penalties_allocate_nothing) {
+  const Shape s{67, 71, 64, 64, 64};
+  const Tensors<float> t(s);
+  auto layer = t.layer();
+  Gradients<float> g(s);
+  g.attach(layer);
+  const int64_t before = allocations;
+  double sum = cpu::delta_norm2(t.a_g.data(), t.b_g.data(), s.in, s.out, s.rank_g);
+  for (const Case& c : cases) sum += run(c, layer, 1);
+  EXPECT_EQ(allocations - before, 0);
+  EXPECT_TRUE(sum > 0);
+
+  Tokens<bf16> tokens(33, 5, 8, 8);
+  const int64_t before_features = allocations;
+  tokens.run(PenaltyForm::cosine2, 1);
+  EXPECT_EQ(allocations - before_features, 0);
+}
+
+// Orthonormal eigenvectors of W^T W in descending order, and nothing larger left outside.
+template <class T>
+void expect_top(const Buffer<T>& w, int64_t k, double tolerance) {
+  Buffer<T> v(k, w.cols()), again(k, w.cols());
+  cpu::top_right_singular_vectors(w.data(), w.ld(), w.rows(), w.cols(), k, v.data());
+  cpu::top_right_singular_vectors(w.data(), w.ld(), w.rows(), w.cols(), k, again.data());
+  EXPECT_TRUE(identical(v, again));
+  EXPECT_TRUE(v.verify());
+  const auto dense_w = w.to_double(), dense_v = v.to_double();
+  std::vector<double> vt(w.cols() * k), wt(w.cols() * w.rows());
+  for (int64_t i = 0; i < k; ++i)
+    for (int64_t j = 0; j < w.cols(); ++j) vt[j * k + i] = dense_v[i * w.cols() + j];
+  for (int64_t i = 0; i < w.rows(); ++i)
+    for (int64_t j = 0; j < w.cols(); ++j) wt[j * w.rows() + i] = dense_w[i * w.cols() + j];
+  const auto wv = product(dense_w, vt, w.rows(), w.cols(), k);  // [out, k]
+  const auto gv = product(wt, wv, w.cols(), w.rows(), k);       // [in, k]
+  const auto gram = product(dense_v, vt, k, w.cols(), k);       // [k, k]
+  const auto ritz = product(dense_v, gv, k, w.cols(), k);       // [k, k]: diag(s^2)
+  const double largest = ritz[0];
+  for (int64_t i = 0; i < k; ++i) {
+    for (int64_t j = 0; j < k; ++j) EXPECT_NEAR(gram[i * k + j], i == j, tolerance);
+    if (i > 0) {
+      EXPECT_TRUE(ritz[i * k + i] <= ritz[(i - 1) * k + i - 1] + tolerance * largest);
+    }
+    for (int64_t j = 0; j < w.cols(); ++j)
+      EXPECT_NEAR(gv[j * k + i], ritz[i * k + i] * vt[j * k + i], tolerance * largest);
+  }
+  // Power iteration on what is orthogonal to V finds nothing above the smallest chosen one.
+  std::vector<double> x(w.cols());
+  const Philox rng = PhiloxKey(seed()).with(99);
+  for (size_t i = 0; i < x.size(); ++i) x[i] = normal(rng, i);
+  double left = 0;
+  for (int step = 0; step < 200; ++step) {
+    const double before = std::sqrt(inner(x, x));
+    const auto along = product(dense_v, x, k, w.cols(), 1);
+    for (int64_t i = 0; i < k; ++i)
+      for (int64_t j = 0; j < w.cols(); ++j) x[j] -= along[i] * dense_v[i * w.cols() + j];
+    const double norm = std::sqrt(inner(x, x));
+    if (norm <= tolerance * before) break;  // nothing but rounding is left
+    for (double& value : x) value /= norm;
+    const auto wx = product(dense_w, x, w.rows(), w.cols(), 1);
+    left = inner(wx, wx);
+    x = product(wt, wx, w.cols(), w.rows(), 1);
+  }
+  EXPECT_TRUE(left <= ritz[k * k - 1] + tolerance * largest) << left << " " << ritz[k * k - 1];
+}
+
+TEST(TopRightSingularVectors, are_the_largest_eigenvectors) {
+  for (const auto& [out, in, k] : std::vector<std::array<int64_t, 3>>{
+           {1, 1, 1}, {7, 5, 5}, {5, 7, 3}, {131, 97, 16}, {97, 131, 16}, {64, 191, 1}}) {
+    SCOPED_TRACE(std::to_string(out) + " x " + std::to_string(in));
+    Buffer<double> w(out, in, 3);
+    fill_normal(w, 21);
+    expect_top(w, k, 1e-9);
+    expect_top(convert<float>(w, 2), k, 1e-5);
+  }
+}
+
+TEST(TopRightSingularVectors, equal_and_vanishing_singular_values) {
+  Buffer<double> identity(40, 40);
+  identity.fill(0);
+  for (int64_t i = 0; i < 40; ++i) identity(i, i) = 1;
+  expect_top(identity, 16, 1e-9);
+  Buffer<double> pairs(90, 90);  // every singular value twice, over eight orders of magnitude
+  pairs.fill(0);
+  for (int64_t i = 0; i < 90; ++i) pairs(i, 89 - i) = std::pow(10.0, -double(i / 2) / 5);
+  expect_top(pairs, 15, 1e-9);
+  Buffer<double> rank_two(30, 60);
+  for (int64_t i = 0; i < 30; ++i)
+    for (int64_t j = 0; j < 60; ++j) rank_two(i, j) = i + 1 + (j % 7) * (i % 3);
+  expect_top(rank_two, 16, 1e-9);
+  Buffer<double> zero(20, 20);
+  zero.fill(0);
+  expect_top(zero, 16, 1e-9);
+}
+
+TEST(TopRightSingularVectors, bad_input_is_refused) {
+  Buffer<double> w(4, 6), v(5, 6);
+  fill_normal(w, 22);
+  EXPECT_THROW(cpu::top_right_singular_vectors(w.data(), w.ld(), 4, 6, 5, v.data()), Error);
+  EXPECT_THROW(cpu::top_right_singular_vectors(w.data(), w.ld(), 4, 6, 0, v.data()), Error);
+  w(1, 1) = std::numeric_limits<double>::quiet_NaN();
+  EXPECT_THROW(cpu::top_right_singular_vectors(w.data(), w.ld(), 4, 6, 2, v.data()), Error);
+}
+
+}  // namespace
+}  // namespace orthofed::test
