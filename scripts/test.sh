@@ -1,0 +1,109 @@
+#!/usr/bin/env bash
+# Sets up, builds and tests, by itself, on a fresh machine. The last line is the sum of all stages.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+usage() {
+  cat <<'HELP'
+usage: scripts/test.sh [--fast | --all] [--asan] [--tsan] [--ci]
+Installs what is missing (scripts/setup.sh), builds under build/<preset>, and runs these stages:
+
+  release   every test, optimised                                        always, unless only
+  format    clang-format 14 on every source; skipped where it is absent  --asan or --tsan is given
+  asan      AddressSanitizer and UBSan, without the tests labelled slow  default, --all, --asan
+  tsan      ThreadSanitizer on the engine's and federation's threads     --all, --tsan
+
+  --fast    release and format
+  --all     all four
+  --asan    asan alone; with --tsan both
+  --tsan    tsan alone
+  --ci      warnings are errors; set by the environment variable CI as well
+
+OF_NO_SETUP=1 leaves the packages alone. CMAKE_BUILD_PARALLEL_LEVEL and CTEST_PARALLEL_LEVEL bound
+the jobs. The exit status is 0 if nothing failed.
+HELP
+}
+
+stages=()
+werror=OFF
+[[ -n ${CI-} ]] && werror=ON
+for option in "$@"; do
+  case "$option" in
+    --fast) stages+=(release format) ;;
+    --all) stages+=(release format asan tsan) ;;
+    --asan) stages+=(asan) ;;
+    --tsan) stages+=(tsan) ;;
+    --ci) werror=ON ;;
+    -h | --help) usage; exit 0 ;;
+    *) echo "test: unknown option '$option' (see scripts/test.sh --help)" >&2; exit 2 ;;
+  esac
+done
+((${#stages[@]} > 0)) || stages=(release format asan)
+wanted() { [[ " ${stages[*]} " == *" $1 "* ]]; }
+
+passed=0 failed=0 failures=()
+fail() {
+  failed=$((failed + 1))
+  failures+=("$1")
+}
+
+# Configures, builds and runs the tests of one preset; the remaining arguments go to ctest.
+run_preset() {
+  local preset=$1 log=build/$1/test.log line
+  shift
+  echo "== $preset"
+  if ! cmake --preset "$preset" -DOF_WERROR="$werror" >build/"$preset".configure.log 2>&1; then
+    cat build/"$preset".configure.log
+    fail "$preset: configure"
+    return
+  fi
+  if ! cmake --build --preset "$preset"; then
+    fail "$preset: build"
+    return
+  fi
+  "${launcher[@]}" ctest --preset "$preset" "$@" | tee "$log"
+  # "98% tests passed, 1 tests failed out of 57"
+  line="$(grep -E '^[0-9]+% tests passed, [0-9]+ tests? failed out of [0-9]+' "$log")"
+  if [[ -z $line ]]; then
+    fail "$preset: ctest ran no test"
+    return
+  fi
+  local bad total name
+  bad="$(sed -E 's/.*passed, ([0-9]+) tests? failed.*/\1/' <<<"$line")"
+  total="$(sed -E 's/.*out of ([0-9]+).*/\1/' <<<"$line")"
+  passed=$((passed + total - bad))
+  while read -r name; do
+    fail "$preset: $name"
+  done < <(sed -nE 's/^[[:space:]]+[0-9]+ - ([^ ]+) \(.*/\1/p' "$log" | head -n "$bad")
+}
+
+begin=$SECONDS
+if [[ -z ${OF_NO_SETUP-} ]]; then
+  scripts/setup.sh || exit
+fi
+mkdir -p build
+export CTEST_PARALLEL_LEVEL="${CTEST_PARALLEL_LEVEL-$(nproc)}"
+launcher=()
+
+wanted release && run_preset release
+if wanted format; then
+  echo "== format"
+  if ! output="$(scripts/format.sh --check 2>&1)"; then
+    fail "format: run scripts/format.sh"
+  elif [[ $output != *skipped* ]]; then
+    passed=$((passed + 1))
+  fi
+  [[ -z $output ]] || echo "$output"
+fi
+wanted asan && run_preset asan -LE slow
+if wanted tsan; then
+  # ThreadSanitizer of g++ 12 and 14 stops where addresses are randomised over more than 28 bits.
+  launcher=(setarch -R)
+  run_preset tsan -LE 'slow|kernels'
+fi
+
+echo
+for failure in "${failures[@]}"; do echo "FAILED  $failure"; done
+echo "stages: ${stages[*]}; $((SECONDS - begin)) s"
+echo "$passed passed, $failed failed"
+((failed == 0))
