@@ -77,6 +77,7 @@ if ((${#missing[@]} + ${#wanted[@]} > 0)); then
   unknown=()
   for package in "${missing[@]}"; do available "$package" || unknown+=("$package"); done
   if ((${#unknown[@]} > 0)); then
+    # shellcheck source=/dev/null
     release="$(. /etc/os-release && echo "$PRETTY_NAME")"
     echo "setup: apt on $release has no package: ${unknown[*]}" >&2
     echo "setup: needed is Debian 12, Ubuntu 24.04 or newer (on Ubuntu with the component universe)" >&2

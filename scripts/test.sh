@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets up, builds and tests, by itself, on a fresh machine. The last line is the sum of all stages.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 
 usage() {
   cat <<'HELP'
