@@ -88,6 +88,10 @@ Vit Vit::from_tensors(const VitConfig& given, const TensorMap& tensors, DType co
   c.dim = embed[0];
   c.patch = embed[2];
   c.class_token = r.has("cls_token");
+  if (!c.class_token && !c.pool_average)
+    throw UserError(
+        "weights: 'cls_token' is missing; if this model averages its patches, say "
+        "\"pool\": \"avg\" in config.json");
   const Shape pos = r.shape("pos_embed");  // [1, tokens, dim]
   const int64_t patches = pos.rows() - (c.class_token ? 1 : 0);
   const int64_t side = int64_t(std::lround(std::sqrt(double(patches))));
@@ -209,16 +213,13 @@ Var Vit::features(Tape& tape, const Tensor& patches, int64_t batch,
   for (size_t i = 0; i < blocks.size(); ++i) {
     x = attention_half(tape, blocks[i], x, batch, options, penalty);
     // Nothing reads the last block's other tokens, unless the features penalty averages over them.
-    const bool last = i + 1 == blocks.size();
-    if (last && config.class_token && penalty == nullptr) x = select_token(tape, x, batch, 0);
+    if (i + 1 == blocks.size() && !config.pool_average && penalty == nullptr)
+      x = select_token(tape, x, batch, 0);  // [B, D]
     x = mlp_half(tape, blocks[i], x, options, penalty);
   }
-  if (config.class_token) {
-    if (penalty != nullptr) x = select_token(tape, x, batch, 0);  // [B, D]
-    return layer_norm(tape, x, norm_weight, norm_bias, config.eps, accum(compute));
-  }
-  return layer_norm(tape, mean_tokens(tape, x, batch, 0), norm_weight, norm_bias, config.eps,
-                    accum(compute));
+  if (!config.pool_average && penalty != nullptr) x = select_token(tape, x, batch, 0);
+  const Var f = layer_norm(tape, x, norm_weight, norm_bias, config.eps, accum(compute));
+  return config.pool_average ? mean_tokens(tape, f, batch, config.class_token ? 1 : 0) : f;
 }
 
 Var Vit::logits(Tape& tape, const Var& features) const {

@@ -15,8 +15,9 @@ namespace orthofed {
 struct VitConfig {
   std::string name = "vit";
   int64_t image_size = 224, patch = 16, dim = 192, depth = 12, heads = 3, mlp_dim = 768;
-  int64_t classes = 0;      // of the head in the file; 0: it has none
-  bool class_token = true;  // pooled feature: the class token, or the mean of the patches
+  int64_t classes = 0;  // of the head in the file; 0: it has none
+  bool class_token = true;
+  bool pool_average = false;  // the feature is the mean of the patches, not the class token
   bool layer_scale = false;
   double eps = 1e-6;
   GeluKind gelu = GeluKind::erf;

@@ -61,7 +61,7 @@ VitConfig read_vit_config(const std::string& path) {
   read(j, "pool", path, pool);
   if (!pool.empty() && pool != "cls_token" && pool != "token" && pool != "avg")
     throw UserError(fmt::format("{}: pool '{}' is not known (cls_token, avg)", path, pool));
-  c.class_token = pool != "avg";
+  c.pool_average = pool == "avg";
   for (const char* key : {"mean", "std"}) {
     std::vector<float> v;
     read(j, key, path, v);
@@ -87,7 +87,7 @@ std::string VitConfig::json() const {
       {"num_classes", classes},
       {"act", gelu == GeluKind::erf ? "gelu" : "gelu_tanh"},
       {"norm_eps", eps},
-      {"pool", class_token ? "cls_token" : "avg"},
+      {"pool", pool_average ? "avg" : "cls_token"},
       {"mean", {mean[0], mean[1], mean[2]}},
       {"std", {std[0], std[1], std[2]}},
       {"interpolation", interpolation},
