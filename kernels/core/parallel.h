@@ -60,15 +60,13 @@ void run_cloned(const F& body) {
 template <class F>
 void parallel_for(int64_t n, int64_t grain, const F& body) {
   const int64_t chunks = n <= 0 ? 0 : (n + grain - 1) / grain;
-  if (chunks == 1) {
-    run_cloned([&] { body(int64_t{0}, n); });
-    return;
-  }
-#pragma omp parallel for schedule(dynamic)
-  for (int64_t c = 0; c < chunks; ++c) {
+  const auto run_chunk = [&](int64_t c) {
     const int64_t begin = c * grain, end = std::min(n, begin + grain);
     run_cloned([&] { body(begin, end); });
-  }
+  };
+  if (chunks == 1) return run_chunk(0);
+#pragma omp parallel for schedule(dynamic)
+  for (int64_t c = 0; c < chunks; ++c) run_chunk(c);
 }
 
 int threads();            // OpenMP threads in use (1 without OpenMP)

@@ -1,14 +1,24 @@
 // Softmax cross-entropy, forward and backward in one call (the gradient costs one more pass over a
 // row that is already in cache).
 //
-//   z' = z + prior                         logit adjustment (Menon et al., arXiv 2007.07314) or null
-//   q  = softmax(z'),  t = (1 - a) onehot(label) + a / C        label smoothing a
-//   l  = -sum_j t_j log q_j                                     focal 0
-//   l  = -sum_j t_j (1 - q_j)^f log q_j                         focal f (Lin et al., arXiv 1708.02002)
-//   loss = sum_b w_b c_{y_b} l_b / sum_b w_b c_{y_b}            as torch's weighted mean
+//   z' = z + prior                         logit adjustment (Menon et al., arXiv 2007.07314) or
+//   null q  = softmax(z'),  t = (1 - a) onehot(label) + a / C        label smoothing a l  = -sum_j
+//   t_j log q_j                                     focal 0 l  = -sum_j t_j (1 - q_j)^f log q_j
+//   focal f (Lin et al., arXiv 1708.02002) loss = sum_b w_b c_{y_b} l_b / sum_b w_b c_{y_b} as
+//   torch's weighted mean
 //
 // w is the sample's weight: 0 for the padding of a partial batch, which then contributes exactly
-// nothing. All weights 0: loss 0, gradient 0. Instantiated for double and float.
+// nothing. All weights 0: loss 0, gradient 0. c is the class weight of the label; torch instead
+// gives each class its own weight within the smoothed part, so the two differ where both are used.
+//
+//   dl/dz_k = t_k s_k - q_k sum_j t_j s_j,   s_j = f q_j (1-q_j)^(f-1) log q_j - (1-q_j)^f
+//
+// s is -1 with focal 0, and the gradient q - t. A prior of -infinity (a class that a site has never
+// seen) takes the class out: q = 0 and gradient 0, as long as its target t is 0.
+// Instantiated for double and float.
+//
+// Error of l and of dlogits * sum w c / (w c): 4 (1 + f) eps (classes/16 + 40) for |z'| <= 16.
+// Per element: 2 sizeof(T) bytes and about 50 flops with focal 0.
 #pragma once
 #include <cstdint>
 
@@ -23,9 +33,10 @@ struct CrossEntropyOptions {
 
 namespace orthofed::cpu {
 
-// logits [batch, classes] pitch ld; labels [batch] in [0, classes) (ignored where weight is 0);
-// weights [batch]; class_weights, prior [classes] or null; losses [batch] the unweighted l_b or null;
-// dlogits [batch, classes] pitch ldd or null, gradient of the returned loss.
+// logits [batch, classes] pitch ld; labels [batch] in [0, classes) (ignored where weight is 0, else
+// another value throws Error); weights [batch]; class_weights, prior [classes] or null; losses
+// [batch] the unweighted l_b (0 where the weight is 0) or null; dlogits [batch, classes] pitch ldd
+// or null, gradient of the returned loss; dlogits may be logits.
 template <class T>
 T cross_entropy(const T* logits, int64_t ld, const int32_t* labels, const T* weights,
                 const T* class_weights, const T* prior, T* losses, T* dlogits, int64_t ldd,

@@ -6,7 +6,12 @@
 //   SGD:    g += wd * p;  m = mu m + g;  p -= lr m
 //
 // g is the stored gradient times `gradient_scale` (the clip factor, 1/accumulation steps).
-// Instantiated for double and float.
+// Instantiated for double and float. m and v are 0 before step 1.
+//
+// Error of p a step: eps (2 |p| + 32 lr), of m and v a few eps. A gradient that is itself wrong by
+// d moves p by up to lr whatever the size of d (g/|g|): compare gradients, not parameters. Per
+// element: AdamW reads p, g, m, v and writes p, m, v (28 bytes in float), 14 flops; SGD reads p, g,
+// m and writes p, m (20 bytes), 6 flops.
 #pragma once
 #include <cstdint>
 
@@ -37,6 +42,7 @@ struct SgdStep {
 
 namespace orthofed::cpu {
 
+// tensors [count], each of its own size (0 is fine) and weight decay; the buffers must not overlap.
 template <class T>
 void adamw(const OptimizedTensor<T>* tensors, int64_t count, const AdamWStep& step);
 

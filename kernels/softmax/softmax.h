@@ -1,5 +1,11 @@
 // Softmax over the last dimension:  y_j = exp(x_j - max x) / sum_k exp(x_k - max x).
-// Instantiated for double, float and bf16.
+// Instantiated for double, float and bf16. A logit of -infinity has probability 0; a NaN, or a row
+// of nothing but -infinity, makes the whole row NaN. cols >= 1.
+//
+// Error, with e = eps of Accum<T>: forward (e (cols/16 + max_j |x_j - max x|) + eps(T)/2) y;
+// backward e (cols/16 + 8) y (|dy| + sum_j |dy_j y_j|) + eps(T)/2 |dx|.
+// Per element: forward 2 sizeof(T) bytes, about 45 flops (two exponentials); backward 3 sizeof(T)
+// bytes, 4 flops.
 #pragma once
 #include <cstdint>
 

@@ -1,0 +1,226 @@
+#include "kernels/cross_entropy/cross_entropy.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "kernels/core/check.h"
+#include "tests/support/compare.h"
+#include "tests/support/gradcheck.h"
+#include "tests/support/isa.h"
+#include "tests/support/random.h"
+
+namespace orthofed::test {
+namespace {
+
+struct Shape {
+  int64_t batch, classes, padding;
+};
+constexpr Shape kShapes[] = {{0, 3, 0},  {1, 1, 0},  {1, 2, 1},    {7, 5, 3},
+                             {3, 16, 0}, {4, 17, 2}, {33, 197, 1}, {2, 1000, 0}};
+
+template <class T>
+struct Case {
+  explicit Case(Shape s, double deviation = 2)
+      : logits(s.batch, s.classes, s.padding),
+        weights(1, s.batch),
+        class_weights(1, s.classes),
+        prior(1, s.classes),
+        losses(1, s.batch),
+        dlogits(s.batch, s.classes, s.padding + 1),
+        labels(1, s.batch) {
+    fill_normal(logits, 1, 0, deviation);
+    fill_uniform(weights, 2, 0.5, 2);
+    fill_uniform(class_weights, 3, 0.5, 10);
+    fill_uniform(prior, 4, -3, 0);
+    for (int64_t b = 0; b < s.batch; ++b) labels(0, b) = int32_t((5 * b + 1) % s.classes);
+  }
+  T run() {
+    return cpu::cross_entropy<T>(logits.data(), logits.ld(), labels.data(), weights.data(),
+                                 weighted ? class_weights.data() : nullptr,
+                                 adjusted ? prior.data() : nullptr, losses.data(), dlogits.data(),
+                                 dlogits.ld(), logits.rows(), logits.cols(), options);
+  }
+  Buffer<T> logits, weights, class_weights, prior, losses, dlogits;
+  Buffer<int32_t> labels;
+  bool weighted = false, adjusted = false;
+  CrossEntropyOptions options;
+};
+
+struct Reference {
+  template <class T>
+  explicit Reference(const Case<T>& c) {
+    const int64_t batch = c.logits.rows(), classes = c.logits.cols();
+    const double a = c.options.label_smoothing, f = c.options.focal;
+    double total = 0;
+    for (int64_t b = 0; b < batch; ++b) {
+      std::vector<double> q;
+      double sum = 0, top = -std::numeric_limits<double>::infinity();
+      for (int64_t j = 0; j < classes; ++j) {
+        q.push_back(double(c.logits(b, j)) + (c.adjusted ? double(c.prior(0, j)) : 0));
+        top = std::max(top, q.back());
+      }
+      for (double& v : q) sum += v = std::exp(v - top);
+      for (double& v : q) v /= sum;
+      double loss = 0, chain = 0;
+      std::vector<double> slope;  // t_j q_j phi'(q_j)
+      for (int64_t j = 0; j < classes; ++j) {
+        const double t = (j == c.labels(0, b) ? 1 - a : 0) + a / double(classes), p = q[size_t(j)];
+        if (t == 0) {
+          slope.push_back(0);
+          continue;
+        }
+        loss -= t * std::pow(1 - p, f) * std::log(p);
+        slope.push_back(t * ((f == 0 || p == 1 ? 0 : f * p * std::pow(1 - p, f - 1) * std::log(p)) -
+                             std::pow(1 - p, f)));
+        chain += slope.back();
+      }
+      weight.push_back(double(c.weights(0, b)) *
+                       (c.weighted ? double(c.class_weights(0, c.labels(0, b))) : 1));
+      total += weight.back();
+      mean += weight.back() * loss;
+      losses.push_back(loss);
+      for (int64_t j = 0; j < classes; ++j)
+        dlogits.push_back(weight.back() * (slope[size_t(j)] - q[size_t(j)] * chain));
+    }
+    if (batch == 0) return;
+    mean /= total;
+    for (double& v : dlogits) v /= total;
+    for (double& v : weight) v /= total;
+  }
+  double mean = 0;
+  std::vector<double> losses, weight;  // [batch]
+  std::vector<double> dlogits;         // [batch, classes]
+};
+
+template <class T>
+class CrossEntropy : public testing::Test {};
+using Types = testing::Types<double, float>;
+TYPED_TEST_SUITE(CrossEntropy, Types);
+
+TYPED_TEST(CrossEntropy, LossAndGradient) {
+  using T = TypeParam;
+  for_each_isa([] {
+    for (const Shape s : kShapes) {
+      for (double smoothing : {0.0, 0.1}) {
+        for (double focal : {0.0, 1.0, 2.0}) {
+          for (bool extras : {false, true}) {
+            SCOPED_TRACE(testing::Message() << s.batch << " x " << s.classes << " smoothing "
+                                            << smoothing << " focal " << focal << " " << extras);
+            Case<T> c(s), again(s);
+            c.options = again.options = {smoothing, focal};
+            c.weighted = c.adjusted = again.weighted = again.adjusted = extras;
+            const T loss = c.run();
+            const Reference want(c);
+            // log q errs by the roundings of z (below 16) and of the sum; the focal factor and its
+            // slope multiply that by at most a few.
+            const double unit =
+                std::max(epsilon<T>, 0x1p-48) * (double(s.classes) / 16 + 40) * (1 + focal) * 4;
+            EXPECT_TRUE(std::abs(double(loss) - want.mean) <= unit) << loss << " " << want.mean;
+            EXPECT_TRUE(close(c.losses, want.losses, Budget{unit, unit}));
+            EXPECT_TRUE(close(c.dlogits, want.dlogits, [&](int64_t b, int64_t) -> double {
+              return unit * want.weight[size_t(b)];
+            }));
+            EXPECT_EQ(again.run(), loss);
+            EXPECT_TRUE(identical(c.dlogits, again.dlogits));
+          }
+        }
+      }
+    }
+  });
+}
+
+TEST(CrossEntropyGradient, AgreesWithFiniteDifferences) {
+  for (double smoothing : {0.0, 0.1}) {
+    for (double focal : {0.0, 0.5, 2.0}) {
+      Case<double> c({4, 6, 1}, 1);
+      c.options = {smoothing, focal};
+      c.weighted = c.adjusted = true;
+      c.run();
+      const Buffer<double> gradient = c.dlogits;
+      EXPECT_TRUE(check_gradient([&] { return c.run(); }, c.logits, gradient))
+          << smoothing << " " << focal;
+    }
+  }
+}
+
+// The padding of a partial batch: whatever it holds, it changes nothing and gets gradient 0.
+TYPED_TEST(CrossEntropy, WeightZeroContributesNothing) {
+  using T = TypeParam;
+  Case<T> whole({5, 7, 0}), padded({8, 7, 0});
+  whole.weighted = padded.weighted = true;
+  for (int64_t b = 0; b < 8; ++b) {
+    for (int64_t j = 0; j < 7; ++j) padded.logits(b, j) = b < 5 ? whole.logits(b, j) : T(NAN);
+    padded.labels(0, b) = b < 5 ? whole.labels(0, b) : -1;
+    padded.weights(0, b) = b < 5 ? whole.weights(0, b) : T(0);
+  }
+  EXPECT_EQ(whole.run(), padded.run());
+  for (int64_t b = 0; b < 8; ++b) {
+    EXPECT_EQ(padded.losses(0, b), b < 5 ? whole.losses(0, b) : T(0));
+    for (int64_t j = 0; j < 7; ++j)
+      EXPECT_EQ(padded.dlogits(b, j), b < 5 ? whole.dlogits(b, j) : T(0));
+  }
+  padded.weights.fill(0);
+  EXPECT_EQ(padded.run(), T(0));
+  EXPECT_TRUE(close(padded.dlogits, std::vector<double>(8 * 7), Budget{}));
+}
+
+// logit_adjust gives a class that a site has never seen a prior of log 0.
+TYPED_TEST(CrossEntropy, PriorMayBeMinusInfinity) {
+  using T = TypeParam;
+  for (double focal : {0.0, 2.0}) {
+    Case<T> c({3, 5, 0}), without({3, 4, 0});
+    c.adjusted = without.adjusted = true;
+    c.options.focal = without.options.focal = focal;
+    c.prior(0, 4) = -std::numeric_limits<T>::infinity();
+    for (int64_t b = 0; b < 3; ++b) {
+      c.labels(0, b) = without.labels(0, b) = int32_t(b);
+      for (int64_t j = 0; j < 4; ++j) without.logits(b, j) = c.logits(b, j);
+    }
+    for (int64_t j = 0; j < 4; ++j) without.prior(0, j) = c.prior(0, j);
+    EXPECT_NEAR(double(c.run()), double(without.run()), 1e-6);
+    for (int64_t b = 0; b < 3; ++b) {
+      EXPECT_EQ(c.dlogits(b, 4), T(0));
+      for (int64_t j = 0; j < 4; ++j)
+        EXPECT_NEAR(double(c.dlogits(b, j)), double(without.dlogits(b, j)), 1e-6);
+    }
+  }
+}
+
+TYPED_TEST(CrossEntropy, LargeLogitsAndCertainty) {
+  using T = TypeParam;
+  for (double focal : {0.0, 0.5, 2.0}) {
+    Case<T> c({2, 3, 0});
+    c.options.focal = focal;
+    c.weights.fill(1);
+    c.labels.fill(1);
+    const T values[] = {0, T(1e4), 0, T(1e4), 0, 0};  // certain and right; certain and wrong
+    std::copy(std::begin(values), std::end(values), c.logits.data());
+    EXPECT_NEAR(double(c.run()), 5e3, 1e-2);
+    EXPECT_TRUE(close(c.dlogits, {0, 0, 0, 0.5, -0.5, 0}, Budget{1e-6, 0}));
+  }
+}
+
+TYPED_TEST(CrossEntropy, OutputsAreOptionalAndTheGradientMayReplaceTheLogits) {
+  using T = TypeParam;
+  Case<T> c({4, 9, 2});
+  const T loss = c.run();
+  EXPECT_EQ(loss,
+            cpu::cross_entropy<T>(c.logits.data(), c.logits.ld(), c.labels.data(), c.weights.data(),
+                                  nullptr, nullptr, nullptr, nullptr, 0, 4, 9, c.options));
+  cpu::cross_entropy<T>(c.logits.data(), c.logits.ld(), c.labels.data(), c.weights.data(), nullptr,
+                        nullptr, nullptr, c.logits.data(), c.logits.ld(), 4, 9, c.options);
+  EXPECT_TRUE(identical(c.logits, c.dlogits));
+  EXPECT_TRUE(c.logits.verify());
+}
+
+TYPED_TEST(CrossEntropy, RefusesALabelOutsideTheClasses) {
+  Case<TypeParam> c({2, 3, 0});
+  c.labels(0, 1) = 3;
+  EXPECT_THROW(c.run(), Error);
+  c.labels(0, 1) = -1;
+  EXPECT_THROW(c.run(), Error);
+}
+
+}  // namespace
+}  // namespace orthofed::test

@@ -1,0 +1,123 @@
+#include "kernels/gelu/gelu.h"
+
+#include <cmath>
+
+#include "tests/support/compare.h"
+#include "tests/support/gradcheck.h"
+#include "tests/support/isa.h"
+#include "tests/support/random.h"
+
+namespace orthofed::test {
+namespace {
+
+constexpr double kPi = 3.14159265358979323846;
+
+double gelu(double x, GeluKind kind) {
+  return kind == GeluKind::erf
+             ? 0.5 * x * std::erfc(-x / std::sqrt(2.0))
+             : 0.5 * x * (1 + std::tanh(std::sqrt(2 / kPi) * (x + 0.044715 * x * x * x)));
+}
+double gelu_derivative(double x, GeluKind kind) {
+  if (kind == GeluKind::erf)
+    return 0.5 * std::erfc(-x / std::sqrt(2.0)) + x * std::exp(-0.5 * x * x) / std::sqrt(2 * kPi);
+  const double t = std::tanh(std::sqrt(2 / kPi) * (x + 0.044715 * x * x * x));
+  return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * std::sqrt(2 / kPi) * (1 + 3 * 0.044715 * x * x);
+}
+
+struct Shape {
+  int64_t rows, cols, padding;
+};
+constexpr Shape kShapes[] = {{0, 4, 0},  {1, 1, 0},    {2, 15, 1},  {1, 16, 0},
+                             {3, 17, 2}, {197, 96, 8}, {5, 3072, 0}};
+
+template <class T>
+class Gelu : public testing::Test {
+ protected:
+  // gelu.h's budget: the polynomial's error scaled by |x|, and one rounding to T.
+  static double budget(double x, double want) {
+    return 4 * std::max(epsilon<Accum<T>>, 0x1p-50) * std::abs(x) +
+           0.505 * epsilon<T> * std::abs(want);
+  }
+};
+using Types = testing::Types<double, float, bf16>;
+TYPED_TEST_SUITE(Gelu, Types);
+
+TYPED_TEST(Gelu, ForwardAndInPlace) {
+  for_each_isa([] {
+    for (GeluKind kind : {GeluKind::erf, GeluKind::tanh}) {
+      for (const Shape s : kShapes) {
+        SCOPED_TRACE(testing::Message() << s.rows << " x " << s.cols << " kind " << int(kind));
+        Buffer<TypeParam> x(s.rows, s.cols, s.padding), y(s.rows, s.cols, s.padding + 1);
+        fill_normal(x, 1, 0, 3);
+        std::vector<double> want = x.to_double();
+        for (double& v : want) v = gelu(v, kind);
+        cpu::gelu_forward(x.data(), x.ld(), y.data(), y.ld(), s.rows, s.cols, kind);
+        EXPECT_TRUE(close(y, want, [&](int64_t i, int64_t j) -> double {
+          return TestFixture::budget(double(x(i, j)), want[size_t(i * s.cols + j)]);
+        }));
+        cpu::gelu_forward(x.data(), x.ld(), x.data(), x.ld(), s.rows, s.cols, kind);
+        EXPECT_TRUE(identical(x, y));
+        EXPECT_TRUE(x.verify());
+      }
+    }
+  });
+}
+
+TYPED_TEST(Gelu, BackwardAndInPlace) {
+  for_each_isa([] {
+    for (GeluKind kind : {GeluKind::erf, GeluKind::tanh}) {
+      for (const Shape s : kShapes) {
+        SCOPED_TRACE(testing::Message() << s.rows << " x " << s.cols << " kind " << int(kind));
+        Buffer<TypeParam> x(s.rows, s.cols, s.padding), dy(s.rows, s.cols, 2), dx(s.rows, s.cols);
+        fill_normal(x, 1, 0, 3);
+        fill_normal(dy, 2);
+        std::vector<double> want = x.to_double();
+        for (int64_t i = 0; i < s.rows; ++i)
+          for (int64_t j = 0; j < s.cols; ++j)
+            want[size_t(i * s.cols + j)] = double(dy(i, j)) * gelu_derivative(x(i, j), kind);
+        cpu::gelu_backward(dy.data(), dy.ld(), x.data(), x.ld(), dx.data(), dx.ld(), s.rows, s.cols,
+                           kind);
+        EXPECT_TRUE(close(dx, want, [&](int64_t i, int64_t j) -> double {
+          const double size = std::abs(double(dy(i, j))) * (1 + std::abs(double(x(i, j))));
+          return TestFixture::budget(size, want[size_t(i * s.cols + j)]);
+        }));
+        cpu::gelu_backward(dy.data(), dy.ld(), x.data(), x.ld(), dy.data(), dy.ld(), s.rows, s.cols,
+                           kind);
+        EXPECT_TRUE(identical(dx, dy));
+        EXPECT_TRUE(dy.verify());
+      }
+    }
+  });
+}
+
+TEST(GeluGradient, AgreesWithFiniteDifferences) {
+  for (GeluKind kind : {GeluKind::erf, GeluKind::tanh}) {
+    Buffer<double> x(2, 9), y(2, 9), weight(2, 9), dx(2, 9);
+    fill_normal(x, 1, 0, 2);
+    fill_normal(weight, 2);
+    cpu::gelu_backward(weight.data(), 9, x.data(), 9, dx.data(), 9, 2, 9, kind);
+    const auto loss = [&] {
+      cpu::gelu_forward(x.data(), 9, y.data(), 9, 2, 9, kind);
+      return weighted_sum(y, weight);
+    };
+    EXPECT_TRUE(check_gradient(loss, x, dx));
+  }
+}
+
+// 0 and the far tails are exact, and NaN is not hidden by a clamp.
+TEST(GeluForward, Extremes) {
+  for (GeluKind kind : {GeluKind::erf, GeluKind::tanh}) {
+    Buffer<float> x(1, 5);
+    const float values[] = {0.0f, 50.0f, -50.0f, NAN, INFINITY};
+    std::copy(std::begin(values), std::end(values), x.data());
+    cpu::gelu_forward(x.data(), 5, x.data(), 5, 1, 5, kind);
+    EXPECT_EQ(x(0, 0), 0.0f);
+    EXPECT_EQ(x(0, 1), 50.0f);
+    EXPECT_EQ(x(0, 2), 0.0f);
+    EXPECT_TRUE(std::isnan(x(0, 3)));
+    EXPECT_EQ(x(0, 4), INFINITY);
+  }
+}
+
+}  // namespace
+}  // namespace orthofed::test

@@ -1,0 +1,234 @@
+#include "kernels/layer_norm/layer_norm.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "tests/support/compare.h"
+#include "tests/support/gradcheck.h"
+#include "tests/support/isa.h"
+#include "tests/support/random.h"
+
+namespace orthofed::test {
+namespace {
+
+constexpr double kEps = 1e-6;
+
+struct Shape {
+  int64_t rows, cols, padding;
+};
+constexpr Shape kShapes[] = {{0, 8, 0},  {1, 1, 0},    {1, 15, 1},  {3, 16, 0},  {2, 17, 3},
+                             {5, 33, 2}, {197, 64, 0}, {7, 192, 8}, {3, 197, 1}, {2, 768, 0}};
+
+template <class T>
+struct Case {
+  using A = Accum<T>;
+  explicit Case(Shape s)
+      : x(s.rows, s.cols, s.padding),
+        gamma(1, s.cols),
+        beta(1, s.cols),
+        dy(s.rows, s.cols, s.padding + 1),
+        residual(s.rows, s.cols, s.padding + 2),
+        mean(1, s.rows),
+        rstd(1, s.rows),
+        y(s.rows, s.cols, s.padding + 3) {
+    fill_normal(x, 1, 0.5, 2);
+    fill_normal(gamma, 2, 1, 0.3);
+    fill_normal(beta, 3);
+    fill_normal(dy, 4);
+    fill_normal(residual, 5);
+  }
+  void forward() {
+    cpu::layer_norm_forward<T>(x.data(), x.ld(), gamma.data(), beta.data(), y.data(), y.ld(),
+                               mean.data(), rstd.data(), x.rows(), x.cols(), kEps);
+  }
+  void backward(const Buffer<A>* bypass, Buffer<A>& dx) {
+    cpu::layer_norm_backward<T>(dy.data(), dy.ld(), x.data(), x.ld(), gamma.data(), mean.data(),
+                                rstd.data(), bypass ? bypass->data() : nullptr,
+                                bypass ? bypass->ld() : 0, dx.data(), dx.ld(), x.rows(), x.cols());
+  }
+  void backward_affine(Buffer<A>& dgamma, Buffer<A>& dbeta, bool accumulate) {
+    cpu::layer_norm_backward_affine<T>(dy.data(), dy.ld(), x.data(), x.ld(), mean.data(),
+                                       rstd.data(), dgamma.data(), dbeta.data(), accumulate,
+                                       x.rows(), x.cols());
+  }
+  Buffer<A> x, gamma, beta;
+  Buffer<T> dy;
+  Buffer<A> residual, mean, rstd;
+  Buffer<T> y;
+};
+
+// The formulas of layer_norm.h, sum by sum, in double.
+struct Reference {
+  template <class T>
+  explicit Reference(const Case<T>& c) {
+    const int64_t rows = c.x.rows(), cols = c.x.cols();
+    dgamma.assign(size_t(cols), 0);
+    dbeta.assign(size_t(cols), 0);
+    dgamma_size = dbeta_size = dgamma;
+    for (int64_t i = 0; i < rows; ++i) {
+      double m = 0, v = 0, largest = 0, g1 = 0, g2 = 0, g_size = 0;
+      for (int64_t j = 0; j < cols; ++j) m += c.x(i, j) / double(cols);
+      for (int64_t j = 0; j < cols; ++j) v += (c.x(i, j) - m) * (c.x(i, j) - m) / double(cols);
+      const double r = 1 / std::sqrt(v + kEps);
+      for (int64_t j = 0; j < cols; ++j) {
+        const double h = (c.x(i, j) - m) * r, d = double(c.dy(i, j)), g = d * c.gamma(0, j);
+        largest = std::max(largest, std::abs(double(c.x(i, j))) * r);
+        y.push_back(h * c.gamma(0, j) + c.beta(0, j));
+        g1 += g / double(cols);
+        g2 += g * h / double(cols);
+        g_size = std::max(g_size, std::abs(g));
+        dgamma[size_t(j)] += d * h;
+        dgamma_size[size_t(j)] += std::abs(d) * (std::abs(h) + 1);
+        dbeta[size_t(j)] += d;
+        dbeta_size[size_t(j)] += std::abs(d);
+      }
+      for (int64_t j = 0; j < cols; ++j)
+        dx.push_back(r * (double(c.dy(i, j)) * c.gamma(0, j) - g1 - (c.x(i, j) - m) * r * g2));
+      mean.push_back(m);
+      rstd.push_back(r);
+      size.push_back(largest);
+      dx_size.push_back(r * g_size);
+    }
+  }
+  std::vector<double> y, dx;                                   // [rows, cols]
+  std::vector<double> mean, rstd, size, dx_size;               // [rows]; size: max |x| rstd
+  std::vector<double> dgamma, dbeta, dgamma_size, dbeta_size;  // [cols]
+};
+
+template <class T>
+class LayerNorm : public testing::Test {
+ protected:
+  // The reference is in double and errs by some of its own roundings.
+  static constexpr double kUnit = std::max(epsilon<Accum<T>>, 0x1p-48);
+  static constexpr double kRounding = epsilon<T> / 2;
+};
+using Types = testing::Types<double, float, bf16>;
+TYPED_TEST_SUITE(LayerNorm, Types);
+
+TYPED_TEST(LayerNorm, Forward) {
+  for_each_isa([] {
+    for (const Shape s : kShapes) {
+      SCOPED_TRACE(testing::Message() << s.rows << " x " << s.cols);
+      Case<TypeParam> c(s);
+      c.forward();
+      const Reference want(c);
+      const double k = double(s.cols) / 16 + 8;  // additions one value passes through
+      EXPECT_TRUE(close(c.y, want.y, [&](int64_t i, int64_t j) -> double {
+        const double gamma = std::abs(double(c.gamma(0, j)));
+        return TestFixture::kUnit *
+                   (k * gamma * want.size[size_t(i)] + 2 * std::abs(double(c.beta(0, j)))) +
+               TestFixture::kRounding * 1.01 * std::abs(want.y[size_t(i * s.cols + j)]);
+      }));
+      EXPECT_TRUE(close(c.mean, want.mean, [&](int64_t, int64_t i) -> double {
+        return TestFixture::kUnit * k * want.size[size_t(i)] / want.rstd[size_t(i)];
+      }));
+      EXPECT_TRUE(close(c.rstd, want.rstd, [&](int64_t, int64_t i) -> double {
+        return TestFixture::kUnit * k * want.rstd[size_t(i)] * (1 + want.size[size_t(i)]);
+      }));
+      Case<TypeParam> again(s);
+      again.forward();
+      EXPECT_TRUE(identical(c.y, again.y));
+    }
+  });
+}
+
+TYPED_TEST(LayerNorm, BackwardWithAndWithoutBypass) {
+  using A = Accum<TypeParam>;
+  for_each_isa([] {
+    for (const Shape s : kShapes) {
+      SCOPED_TRACE(testing::Message() << s.rows << " x " << s.cols);
+      Case<TypeParam> c(s);
+      c.forward();
+      const Reference want(c);
+      const double k = double(s.cols) / 16 + 8;
+      const auto budget = [&](int64_t i, int64_t j) -> double {
+        return 4 * TestFixture::kUnit * k * want.dx_size[size_t(i)] *
+                   (1 + want.size[size_t(i)] * want.size[size_t(i)]) +
+               TestFixture::kUnit * std::abs(double(c.residual(i, j)));
+      };
+      Buffer<A> dx(s.rows, s.cols, 5);
+      c.backward(nullptr, dx);
+      EXPECT_TRUE(close(dx, want.dx, budget));
+      std::vector<double> with_bypass = want.dx;
+      for (int64_t i = 0; i < s.rows; ++i)
+        for (int64_t j = 0; j < s.cols; ++j)
+          with_bypass[size_t(i * s.cols + j)] += double(c.residual(i, j));
+      c.backward(&c.residual, dx);
+      EXPECT_TRUE(close(dx, with_bypass, budget));
+      Buffer<A> in_place = c.residual;
+      c.backward(&in_place, in_place);
+      EXPECT_TRUE(identical(dx, in_place));
+      EXPECT_TRUE(in_place.verify());
+    }
+  });
+}
+
+TYPED_TEST(LayerNorm, BackwardAffine) {
+  using A = Accum<TypeParam>;
+  for_each_isa([] {
+    for (const Shape s : kShapes) {
+      SCOPED_TRACE(testing::Message() << s.rows << " x " << s.cols);
+      Case<TypeParam> c(s);
+      c.forward();
+      Reference want(c);
+      Buffer<A> dgamma(1, s.cols), dbeta(1, s.cols);
+      for (bool accumulate : {false, true}) {
+        c.backward_affine(dgamma, dbeta, accumulate);
+        const double times = accumulate ? 2 : 1;
+        const double k =
+            2 * times * (double(std::min<int64_t>(s.rows, 128)) + 1 + double(s.cols) / 16 + 8);
+        for (size_t j = 0; accumulate && j < want.dgamma.size(); ++j) {
+          want.dgamma[j] *= 2;
+          want.dbeta[j] *= 2;
+        }
+        EXPECT_TRUE(close(dgamma, want.dgamma, [&](int64_t, int64_t j) -> double {
+          return TestFixture::kUnit * k * want.dgamma_size[size_t(j)];
+        }));
+        EXPECT_TRUE(close(dbeta, want.dbeta, [&](int64_t, int64_t j) -> double {
+          return TestFixture::kUnit * k * want.dbeta_size[size_t(j)];
+        }));
+      }
+    }
+  });
+}
+
+TEST(LayerNormGradient, AgreesWithFiniteDifferences) {
+  Case<double> c({3, 7, 1});
+  Buffer<double> weight(3, 7);  // the loss is sum(weight * y), so dy = weight
+  fill_normal(weight, 9);
+  c.dy = weight;
+  const auto loss = [&] {
+    c.forward();
+    return weighted_sum(c.y, weight);
+  };
+  loss();
+  Buffer<double> dx(3, 7), dgamma(1, 7), dbeta(1, 7);
+  c.backward(nullptr, dx);
+  c.backward_affine(dgamma, dbeta, false);
+  EXPECT_TRUE(check_gradient(loss, c.x, dx));
+  EXPECT_TRUE(check_gradient(loss, c.gamma, dgamma));
+  EXPECT_TRUE(check_gradient(loss, c.beta, dbeta));
+}
+
+// Small deviations on a large mean: sum(x^2)/n - mean^2 would lose every digit of the variance.
+TEST(LayerNormForward, KeepsTheVarianceOfALargeMean) {
+  Case<float> c({2, 64, 0});
+  for (int64_t i = 0; i < 2; ++i)
+    for (int64_t j = 0; j < 64; ++j) c.x(i, j) = 4096.0f + float(j % 2);
+  c.forward();
+  EXPECT_TRUE(
+      close(c.rstd, {1 / std::sqrt(0.25 + kEps), 1 / std::sqrt(0.25 + kEps)}, Budget{1e-6, 0}));
+}
+
+TEST(LayerNormForward, NanStaysInItsRow) {
+  Case<float> c({2, 33, 0});
+  c.x(0, 7) = NAN;
+  c.forward();
+  for (int64_t j = 0; j < 33; ++j) {
+    EXPECT_TRUE(std::isnan(c.y(0, j)));
+    EXPECT_TRUE(std::isfinite(c.y(1, j)));
+  }
+}
+
+}  // namespace
+}  // namespace orthofed::test

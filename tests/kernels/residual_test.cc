@@ -1,0 +1,152 @@
+#include "kernels/residual/residual.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "tests/support/compare.h"
+#include "tests/support/gradcheck.h"
+#include "tests/support/isa.h"
+#include "tests/support/random.h"
+
+namespace orthofed::test {
+namespace {
+
+struct Shape {
+  int64_t rows, cols, padding;
+};
+// Around the 32 columns and 128 rows of a column sum's blocks, too.
+constexpr Shape kShapes[] = {{0, 4, 0},    {1, 1, 0},    {2, 31, 1},   {127, 32, 0},
+                             {128, 33, 2}, {129, 64, 0}, {394, 65, 3}, {5, 768, 0}};
+
+template <class T>
+class Residual : public testing::Test {
+ protected:
+  static constexpr double kUnit = std::max(epsilon<Accum<T>>, 0x1p-48);
+};
+using Types = testing::Types<double, float, bf16>;
+TYPED_TEST_SUITE(Residual, Types);
+
+TYPED_TEST(Residual, ForwardAndInPlace) {
+  using T = TypeParam;
+  using A = Accum<T>;
+  for_each_isa([] {
+    for (const Shape s : kShapes) {
+      for (bool scaled : {false, true}) {
+        SCOPED_TRACE(testing::Message() << s.rows << " x " << s.cols << " scaled " << scaled);
+        Buffer<A> x(s.rows, s.cols, s.padding), y(s.rows, s.cols, 1), gamma(1, s.cols);
+        Buffer<T> z(s.rows, s.cols, s.padding + 1);
+        fill_normal(x, 1);
+        fill_normal(z, 2);
+        fill_normal(gamma, 3);
+        std::vector<double> want, size;
+        for (int64_t i = 0; i < s.rows; ++i)
+          for (int64_t j = 0; j < s.cols; ++j) {
+            const double branch = (scaled ? double(gamma(0, j)) : 1) * double(z(i, j));
+            want.push_back(double(x(i, j)) + branch);
+            size.push_back(std::abs(double(x(i, j))) + 2 * std::abs(branch));
+          }
+        const A* scale = scaled ? gamma.data() : nullptr;
+        cpu::residual_forward<T>(x.data(), x.ld(), z.data(), z.ld(), scale, y.data(), y.ld(),
+                                 s.rows, s.cols);
+        EXPECT_TRUE(close(y, want, [&](int64_t i, int64_t j) -> double {
+          return TestFixture::kUnit / 2 * size[size_t(i * s.cols + j)] * 1.01;
+        }));
+        cpu::residual_forward<T>(x.data(), x.ld(), z.data(), z.ld(), scale, x.data(), x.ld(),
+                                 s.rows, s.cols);
+        EXPECT_TRUE(identical(x, y));
+        EXPECT_TRUE(x.verify());
+      }
+    }
+  });
+}
+
+TYPED_TEST(Residual, Backward) {
+  using T = TypeParam;
+  using A = Accum<T>;
+  for_each_isa([] {
+    for (const Shape s : kShapes) {
+      for (bool scaled : {false, true}) {
+        SCOPED_TRACE(testing::Message() << s.rows << " x " << s.cols << " scaled " << scaled);
+        Buffer<A> dy(s.rows, s.cols, s.padding), gamma(1, s.cols);
+        Buffer<T> dz(s.rows, s.cols, 3);
+        fill_normal(dy, 1);
+        fill_normal(gamma, 2);
+        std::vector<double> want;
+        for (int64_t i = 0; i < s.rows; ++i)
+          for (int64_t j = 0; j < s.cols; ++j)
+            want.push_back((scaled ? double(gamma(0, j)) : 1) * double(dy(i, j)));
+        cpu::residual_backward<T>(dy.data(), dy.ld(), scaled ? gamma.data() : nullptr, dz.data(),
+                                  dz.ld(), s.rows, s.cols);
+        EXPECT_TRUE(close(dz, want, Budget{0.505 * epsilon<T> + 0.5 * epsilon<A>, 1e-37}));
+      }
+    }
+  });
+}
+
+TYPED_TEST(Residual, ColumnSums) {
+  using T = TypeParam;
+  using A = Accum<T>;
+  const int threads = cpu::threads();
+  for_each_isa([] {
+    for (const Shape s : kShapes) {
+      SCOPED_TRACE(testing::Message() << s.rows << " x " << s.cols);
+      Buffer<A> dy(s.rows, s.cols, s.padding);
+      Buffer<T> z(s.rows, s.cols, s.padding + 1);
+      fill_normal(dy, 1, 0.3);
+      fill_normal(z, 2, 0.3);
+      std::vector<double> dgamma(size_t(s.cols)), db(size_t(s.cols)), dgamma_size(size_t(s.cols)),
+          db_size(size_t(s.cols));
+      for (int64_t i = 0; i < s.rows; ++i)
+        for (int64_t j = 0; j < s.cols; ++j) {
+          dgamma[size_t(j)] += double(dy(i, j)) * double(z(i, j));
+          dgamma_size[size_t(j)] += std::abs(double(dy(i, j)) * double(z(i, j)));
+          db[size_t(j)] += double(z(i, j));
+          db_size[size_t(j)] += std::abs(double(z(i, j)));
+        }
+      const double k = TestFixture::kUnit * (double(std::min<int64_t>(s.rows, 128)) / 2 + 2);
+      Buffer<A> got_dgamma(1, s.cols), got_db(1, s.cols);
+      for (int times : {1, 2}) {  // written, then added to
+        cpu::residual_backward_gamma<T>(dy.data(), dy.ld(), z.data(), z.ld(), got_dgamma.data(),
+                                        times == 2, s.rows, s.cols);
+        cpu::bias_backward<T>(z.data(), z.ld(), got_db.data(), times == 2, s.rows, s.cols);
+        std::vector<double> want_dgamma = dgamma, want_db = db;
+        for (double& v : want_dgamma) v *= times;
+        for (double& v : want_db) v *= times;
+        EXPECT_TRUE(close(got_dgamma, want_dgamma, [&](int64_t, int64_t j) -> double {
+          return k * times * dgamma_size[size_t(j)];
+        }));
+        EXPECT_TRUE(close(got_db, want_db, [&](int64_t, int64_t j) -> double {
+          return k * times * db_size[size_t(j)];
+        }));
+      }
+      Buffer<A> one_thread(1, s.cols), two_threads(1, s.cols);
+      cpu::set_threads(1);
+      cpu::bias_backward<T>(z.data(), z.ld(), one_thread.data(), false, s.rows, s.cols);
+      cpu::set_threads(2);
+      cpu::bias_backward<T>(z.data(), z.ld(), two_threads.data(), false, s.rows, s.cols);
+      EXPECT_TRUE(identical(one_thread, two_threads));
+    }
+  });
+  cpu::set_threads(threads);
+}
+
+TEST(ResidualGradient, AgreesWithFiniteDifferences) {
+  Buffer<double> x(3, 5), z(3, 5), gamma(1, 5), y(3, 5), weight(3, 5);
+  Buffer<double> dz(3, 5), dgamma(1, 5);
+  fill_normal(x, 1);
+  fill_normal(z, 2);
+  fill_normal(gamma, 3);
+  fill_normal(weight, 4);
+  const auto loss = [&] {
+    cpu::residual_forward<double>(x.data(), 5, z.data(), 5, gamma.data(), y.data(), 5, 3, 5);
+    return weighted_sum(y, weight);
+  };
+  cpu::residual_backward<double>(weight.data(), 5, gamma.data(), dz.data(), 5, 3, 5);
+  cpu::residual_backward_gamma<double>(weight.data(), 5, z.data(), 5, dgamma.data(), false, 3, 5);
+  EXPECT_TRUE(check_gradient(loss, x, weight));
+  EXPECT_TRUE(check_gradient(loss, z, dz));
+  EXPECT_TRUE(check_gradient(loss, gamma, dgamma));
+}
+
+}  // namespace
+}  // namespace orthofed::test
