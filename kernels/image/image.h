@@ -1,10 +1,10 @@
 // The image pipeline's arithmetic: uint8 pixels in, normalised patches out, in one pass.
 //
-// For each image: take a crop, resample it bilinearly to size x size, flip, rotate by quarter turns,
-// jitter the colour, normalise, and write it patch by patch, in the order of a convolution kernel's
-// columns: patch (py, px), then channel, then row, then column. With the identity ImageAugment the
-// pixels are copied exactly (no resampling).
-// Instantiated for double, float and bf16.
+// For each image: take a crop, resample it bilinearly to size x size, flip, rotate by quarter
+// turns, jitter the colour, normalise, and write it patch by patch, in the order of a convolution
+// kernel's columns: patch (py, px), then channel, then row, then column. Where the crop is the
+// whole image and the source is size x size, pixels are moved and never resampled. Instantiated for
+// double, float and bf16.
 #pragma once
 #include <cstdint>
 
@@ -12,8 +12,9 @@
 
 namespace orthofed {
 
-// One image's draw. Colour is jittered in [0, 1] pixel values: brightness and contrast (about the
-// image's mean grey) and saturation multiply, then each channel is scaled (stain).
+// One image's draw. Colour is jittered in [0, 1] pixel values: brightness, then contrast (about the
+// mean grey of the stored image), then saturation, then a factor for each channel (stain). Values
+// are not clipped. Grey is .299 r + .587 g + .114 b (ITU-R BT.601).
 struct ImageAugment {
   float crop_x = 0, crop_y = 0, crop_w = 1, crop_h = 1;  // fractions of the source image
   bool flip_horizontal = false, flip_vertical = false;
@@ -32,7 +33,8 @@ struct ImageShape {
 namespace orthofed::cpu {
 
 // images: batch pointers to uint8 [source_height, source_width, 3]; augment [batch] or null
-// (identity); mean, std [3]; patches [batch * (size/patch)^2, 3 * patch * patch] pitch ld.
+// (identity); mean, std [3] of pixels in [0, 1]; patches [batch * (size/patch)^2, 3 * patch *
+// patch] pitch ld.
 template <class T>
 void image_to_patches(const uint8_t* const* images, const ImageAugment* augment, const float* mean,
                       const float* std, T* patches, int64_t ld, const ImageShape& shape);
