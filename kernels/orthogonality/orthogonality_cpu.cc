@@ -496,10 +496,11 @@ void symmetric_eigen(std::vector<double>& h, std::vector<double>& q, int64_t p) 
         total += h[i * p + j] * h[i * p + j];
         if (i != j) off += h[i * p + j] * h[i * p + j];
       }
-    if (off <= 1e-30 * total) break;
+    if (off <= 1e-28 * total) break;
+    const double negligible = 1e-14 * std::sqrt(total) / double(p);
     for (int64_t i = 0; i < p; ++i)
       for (int64_t j = i + 1; j < p; ++j) {
-        if (h[i * p + j] == 0) continue;
+        if (std::abs(h[i * p + j]) <= negligible) continue;
         const double theta = (h[j * p + j] - h[i * p + i]) / (2 * h[i * p + j]);
         const double t = (theta < 0 ? -1 : 1) / (std::abs(theta) + std::sqrt(theta * theta + 1));
         const double c = 1 / std::sqrt(t * t + 1), s = t * c;
@@ -590,7 +591,7 @@ void top_right_singular_vectors(const T* w, int64_t ldw, int64_t out, int64_t in
         for (int64_t j = 0; j < m; ++j)
           h[i * m + j] = dot(y.data() + i * out, y.data() + j * out, out);
     });
-    symmetric_eigen(h, q, m);
+    run_cloned([&] { symmetric_eigen(h, q, m); });
     const double largest = h[0];
     OF_CHECK(std::isfinite(largest), "the weight is not finite");
 
