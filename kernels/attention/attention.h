@@ -4,7 +4,14 @@
 //
 //   S = scale * Q K^T,  P = softmax(S),  O = P V,  lse_i = log sum_j exp(S_ij)
 //
-// Instantiated for double, float and bf16.
+// head_dim is 1 to 256; batch or tokens may be 0. Instantiated for double, float and bf16.
+//
+// Error, with eps of Accum<T>: a score errs by e = (head_dim + 4) eps/2 scale sum_d |q_d k_d|, its
+// probability by e relatively, a sum over n tokens by n eps/2 relatively to the sum of magnitudes;
+// each result is rounded to T once (dQ once for each part of the keys that is held at a time; 257
+// tokens of 64 are one part). Same bits at every run and for any number of threads. Forward 4,
+// backward 10 tokens^2 head_dim flops an (image, head); memory traffic: qkv in and out out
+// (forward), qkv, out, dout in and dqkv out (backward), tokens^2 nowhere.
 #pragma once
 #include <cstdint>
 
@@ -30,8 +37,8 @@ void attention_forward(const T* qkv, T* out, Accum<T>* lse, const AttentionShape
                        double scale);
 
 // With D_i = sum_d dO_id O_id:  dV = P^T dO,  dS = P * (dO V^T - D),  dQ = scale dS K,
-// dK = scale dS^T Q. dqkv is written whole, packed as qkv is. One (image, head) is one unit of work,
-// so no sum crosses threads.
+// dK = scale dS^T Q. dqkv is written whole, packed as qkv is. One (image, head) is one unit of
+// work, so no sum crosses threads.
 template <class T>
 void attention_backward(const T* qkv, const T* out, const T* dout, const Accum<T>* lse, T* dqkv,
                         const AttentionShape& shape, double scale);

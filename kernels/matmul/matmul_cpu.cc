@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "kernels/core/check.h"
-#include "kernels/core/vector.h"
+#include "kernels/core/tile.h"
 #include "kernels/matmul/matmul.h"
 #include "kernels/matmul/matmul_onednn.h"
 
@@ -13,17 +13,18 @@ namespace {
 
 // The product is cut into blocks of C of at most block_m x block_n, one task each; a task walks
 // along k in steps of block_k. Operands of a step are copied (widened to the accumulator's type,
-// edges filled with zeros) so that the innermost loop reads both in order; the innermost tile of C,
-// tile_m x (2 vectors), stays in registers: 12 of 16 on AVX2. None of these sizes depends on the
-// number of threads, and neither does the order of any sum.
+// edges filled with zeros) into panels as wide as the register tile (core/tile.h), which then reads
+// both in order. None of these sizes depends on the number of threads, and neither does the order
+// of any sum.
 constexpr int64_t block_m = 96, block_n = 96, block_k = 128;
-constexpr int tile_m = 6;
+static_assert(block_m % tile_rows == 0 && block_n % tile_cols<16> == 0);
 
 // The operand op(X)[i, p] as X[i * row + p * col].
 template <class T>
 struct View {
   const T* data;
   int64_t row, col;
+  View at(int64_t i, int64_t p) const { return {data + i * row + p * col, row, col}; }
 };
 
 // Copies [rows, k] of the operand into panels of `width` rows: to[panel][p][i in panel].
@@ -51,32 +52,6 @@ void pack(const View<T>& x, int64_t rows, int64_t k, A* to) {
   }
 }
 
-// sum [tile_m, 2 * lanes] pitch block_n  +=  one panel of A [k, tile_m] times one of B [k, 2 *
-// lanes]
-template <int lanes, class A>
-inline void multiply_tile(const A* a, const A* b, int64_t k, A* sum) {
-  using V = Vector<A, lanes>;
-  V acc[tile_m][2];
-#pragma GCC unroll 6
-  for (int i = 0; i < tile_m; ++i) {
-    acc[i][0] = as_vector<V>(sum + i * block_n);
-    acc[i][1] = as_vector<V>(sum + i * block_n + lanes);
-  }
-  for (int64_t p = 0; p < k; ++p, a += tile_m, b += 2 * lanes) {
-    const V b0 = as_vector<V>(b), b1 = as_vector<V>(b + lanes);
-#pragma GCC unroll 6
-    for (int i = 0; i < tile_m; ++i) {
-      acc[i][0] += a[i] * b0;
-      acc[i][1] += a[i] * b1;
-    }
-  }
-#pragma GCC unroll 6
-  for (int i = 0; i < tile_m; ++i) {
-    as_vector<V>(sum + i * block_n) = acc[i][0];
-    as_vector<V>(sum + i * block_n + lanes) = acc[i][1];
-  }
-}
-
 }  // namespace
 
 template <class T, class C>
@@ -85,23 +60,25 @@ void matmul_blocked(const T* a, const T* b, C* c, const Accum<T>* bias, bool acc
   using A = Accum<T>;
   const bool ta = s.op_a == Op::transpose, tb = s.op_b == Op::transpose;
   const View<T> va{a, ta ? 1 : s.lda, ta ? s.lda : 1};  // op(A)[i, p]
-  const View<T> vb{b, tb ? s.ldb : 1, tb ? 1 : s.ldb};  // op(B)[p, j], j first
+  const View<T> vb{b, tb ? s.ldb : 1, tb ? 1 : s.ldb};  // op(B)^T[j, p]
   const int64_t blocks_m = (s.m + block_m - 1) / block_m, blocks_n = (s.n + block_n - 1) / block_n;
 
   parallel_for_vector<A>(blocks_m * blocks_n, 1, [&](auto lanes, int64_t task, int64_t) {
+    constexpr int cols = tile_cols<lanes>;
     const int64_t i0 = task / blocks_n * block_m, j0 = task % blocks_n * block_n;
     const int64_t m = std::min(block_m, s.m - i0), n = std::min(block_n, s.n - j0);
     alignas(64) A sum[block_m * block_n];       // [block_m, block_n]
-    alignas(64) A packed_a[block_m * block_k];  // [block_m / tile_m, block_k, tile_m]
-    alignas(64) A packed_b[block_n * block_k];  // [block_n / (2 lanes), block_k, 2 lanes]
+    alignas(64) A packed_a[block_m * block_k];  // [block_m / tile_rows, k, tile_rows]
+    alignas(64) A packed_b[block_n * block_k];  // [block_n / cols, k, cols]
     std::fill(sum, sum + block_m * block_n, A(0));
     for (int64_t p0 = 0; p0 < s.k; p0 += block_k) {
       const int64_t k = std::min(block_k, s.k - p0);
-      pack<tile_m>(View<T>{va.data + i0 * va.row + p0 * va.col, va.row, va.col}, m, k, packed_a);
-      pack<2 * lanes>(View<T>{vb.data + j0 * vb.row + p0 * vb.col, vb.row, vb.col}, n, k, packed_b);
-      for (int64_t j = 0; j < n; j += 2 * lanes) {
-        for (int64_t i = 0; i < m; i += tile_m) {
-          multiply_tile<lanes>(packed_a + i * k, packed_b + j * k, k, sum + i * block_n + j);
+      pack<tile_rows>(va.at(i0, p0), m, k, packed_a);
+      pack<cols>(vb.at(j0, p0), n, k, packed_b);
+      for (int64_t j = 0; j < n; j += cols) {
+        for (int64_t i = 0; i < m; i += tile_rows) {
+          multiply_tile<lanes>(packed_a + i * k, 1, tile_rows, packed_b + j * k, cols,
+                               sum + i * block_n + j, block_n, k, /*add=*/true);
         }
       }
     }

@@ -1,0 +1,273 @@
+#include "kernels/attention/attention.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "kernels/core/check.h"
+#include "kernels/core/parallel.h"
+#include "tests/support/buffer.h"
+#include "tests/support/compare.h"
+#include "tests/support/gradcheck.h"
+#include "tests/support/isa.h"
+#include "tests/support/random.h"
+
+namespace orthofed {
+namespace {
+
+using namespace orthofed::test;
+
+struct Case {
+  int64_t batch, tokens, heads, head_dim;
+  int64_t padding = 0;  // of every row
+  double spread = 1;    // standard deviation of q
+
+  std::string name() const {
+    return std::to_string(batch) + " images, " + std::to_string(tokens) + " tokens, " +
+           std::to_string(heads) + " x " + std::to_string(head_dim);
+  }
+};
+
+// Around the tile (6 keys, 16 queries, 64 queries), real geometries, more keys than are held at a
+// time (276 of 64, 64 of 256), scores in the hundreds.
+const std::vector<Case> cases = {
+    {1, 1, 1, 1, 1},    {2, 5, 2, 3, 3},    {1, 6, 1, 6},          {1, 17, 3, 24},
+    {2, 65, 2, 32, 5},  {1, 64, 1, 16},     {1, 97, 1, 7, 1},      {1, 197, 2, 64, 2},
+    {1, 281, 1, 64, 1}, {1, 67, 1, 256, 1}, {1, 50, 2, 64, 0, 40}, {3, 0, 2, 8},
+    {0, 7, 2, 8},
+};
+
+template <class T>
+struct Operands {
+  AttentionShape shape;
+  double scale;
+  Buffer<T> qkv, out, dout;  // out and lse as forward left them
+  Buffer<Accum<T>> lse;
+
+  explicit Operands(const Case& t)
+      : scale(1 / std::sqrt(double(t.head_dim))),
+        qkv(t.batch * t.tokens, 3 * t.heads * t.head_dim, t.padding),
+        out(t.batch * t.tokens, t.heads * t.head_dim, t.padding),
+        dout(out),
+        lse(t.batch * t.heads, t.tokens) {
+    shape = {t.batch, t.tokens, t.heads, t.head_dim, qkv.ld(), out.ld()};
+    fill_normal(qkv, 1);
+    fill_normal(dout, 2);
+    for (int64_t i = 0; i < qkv.rows(); ++i) {
+      for (int64_t j = 0; j < t.heads * t.head_dim; ++j) qkv(i, j) = T(t.spread * qkv(i, j));
+    }
+  }
+};
+
+// Plain dense attention in double with, beside each value, the error that rounding in Accum<T> and
+// T may cause: an inner product of k terms errs by k eps/2 sum |a b|, an error e of a score is a
+// relative error e of its probability.
+struct Result {
+  std::vector<double> value, budget;
+  Result() = default;
+  explicit Result(int64_t n) : value(size_t(n)), budget(size_t(n)) {}
+};
+struct Reference {
+  Result out, lse, dqkv;
+};
+
+template <class T>
+Reference reference(const Operands<T>& in) {
+  const AttentionShape& s = in.shape;
+  const int64_t n = s.tokens, d = s.head_dim, dim = s.heads * d;
+  const double half = 0.5 * epsilon<Accum<T>>, rounding = 0.5 * epsilon<T>;
+  // exp_ errs by 2 ulp; a handful of roundings surround each sum. In double the reference errs too.
+  const double few = 8 * half, own = std::is_same_v<T, double> ? 2 : 1;
+  Reference r{Result(in.out.rows() * dim), Result(s.batch * s.heads * n),
+              Result(in.qkv.rows() * 3 * dim)};
+  const auto set = [&](Result& to, int64_t at, double value, double error, double round) {
+    to.value[size_t(at)] = value;
+    to.budget[size_t(at)] = own * error + round * (std::abs(value) + error);
+  };
+  for (int64_t task = 0; task < s.batch * s.heads; ++task) {
+    const int64_t row0 = task / s.heads * n, col0 = task % s.heads * d;
+    const auto q = [&](int64_t i, int64_t c) -> double { return in.qkv(row0 + i, col0 + c); };
+    const auto k = [&](int64_t i, int64_t c) -> double { return in.qkv(row0 + i, dim + col0 + c); };
+    const auto v = [&](int64_t i, int64_t c) -> double {
+      return in.qkv(row0 + i, 2 * dim + col0 + c);
+    };
+    const auto o = [&](int64_t i, int64_t c) -> double { return in.out(row0 + i, col0 + c); };
+    const auto g = [&](int64_t i, int64_t c) -> double { return in.dout(row0 + i, col0 + c); };
+
+    std::vector<double> p(size_t(n * n)), p_error(p), ds(p), ds_error(p);
+    for (int64_t i = 0; i < n; ++i) {
+      std::vector<double> score(static_cast<size_t>(n));
+      double top = -INFINITY, sum = 0, score_error = 0;
+      for (int64_t j = 0; j < n; ++j) {
+        double dot = 0, size = 0;
+        for (int64_t c = 0; c < d; ++c) {
+          dot += q(i, c) * k(j, c);
+          size += std::abs(q(i, c) * k(j, c));
+        }
+        score[size_t(j)] = in.scale * dot;
+        top = std::max(top, score[size_t(j)]);
+        score_error = std::max(score_error, half * double(d + 4) * in.scale * size);
+      }
+      for (double x : score) sum += std::exp(x - top);
+      const double lse = top + std::log(sum);
+      const double lse_error = score_error + half * double(n) + few * (1 + std::abs(lse));
+      set(r.lse, task * n + i, lse, lse_error, 0);
+      double row_dot = 0, row_dot_size = 0;
+      for (int64_t c = 0; c < d; ++c) {
+        row_dot += g(i, c) * o(i, c);
+        row_dot_size += std::abs(g(i, c) * o(i, c));
+      }
+      for (int64_t j = 0; j < n; ++j) {
+        const auto at = size_t(i * n + j);
+        p[at] = std::exp(score[size_t(j)] - lse);
+        p_error[at] = p[at] * (score_error + lse_error);
+        double dp = 0, dp_size = 0;
+        for (int64_t c = 0; c < d; ++c) {
+          dp += g(i, c) * v(j, c);
+          dp_size += std::abs(g(i, c) * v(j, c));
+        }
+        ds[at] = p[at] * (dp - row_dot);
+        ds_error[at] = p_error[at] * std::abs(dp - row_dot) +
+                       p[at] * half * double(d + 4) * (dp_size + row_dot_size);
+      }
+      for (int64_t c = 0; c < d; ++c) {
+        double value = 0, error = 0;
+        for (int64_t j = 0; j < n; ++j) {
+          const auto at = size_t(i * n + j);
+          value += p[at] * v(j, c);
+          error += (2 * p_error[at] + (half * double(n) + few) * p[at]) * std::abs(v(j, c));
+        }
+        set(r.out, (row0 + i) * dim + col0 + c, value, error, rounding);
+      }
+    }
+    for (int64_t i = 0; i < n; ++i) {
+      for (int64_t c = 0; c < d; ++c) {
+        double dq = 0, dk = 0, dv = 0, dq_error = 0, dk_error = 0, dv_error = 0, dq_peak = 0;
+        const double sums = half * double(n) + few;
+        for (int64_t j = 0; j < n; ++j) {
+          const auto ij = size_t(i * n + j), ji = size_t(j * n + i);
+          dq += in.scale * ds[ij] * k(j, c);
+          dq_peak = std::max(dq_peak, std::abs(dq));
+          dq_error += in.scale * (ds_error[ij] + sums * std::abs(ds[ij])) * std::abs(k(j, c));
+          dk += in.scale * ds[ji] * q(j, c);
+          dk_error += in.scale * (ds_error[ji] + sums * std::abs(ds[ji])) * std::abs(q(j, c));
+          dv += p[ji] * g(j, c);
+          dv_error += (p_error[ji] + sums * p[ji]) * std::abs(g(j, c));
+        }
+        const int64_t at = (row0 + i) * 3 * dim + col0 + c;
+        // dQ is rounded after each part of the keys; here there are two at most.
+        set(r.dqkv, at, dq, dq_error + rounding * dq_peak, rounding);
+        set(r.dqkv, at + dim, dk, dk_error, rounding);
+        set(r.dqkv, at + 2 * dim, dv, dv_error, rounding);
+      }
+    }
+  }
+  return r;
+}
+
+template <class T>
+testing::AssertionResult check(const Buffer<T>& got, const Result& want) {
+  return close(got, want.value, [&](int64_t i, int64_t j) -> double {
+    return want.budget[size_t(i * got.cols() + j)];
+  });
+}
+
+template <class T>
+void forward(const Operands<T>& in, Buffer<T>& out, Buffer<Accum<T>>& lse) {
+  cpu::attention_forward(in.qkv.data(), out.data(), lse.data(), in.shape, in.scale);
+}
+template <class T>
+Buffer<T> backward(const Operands<T>& in) {
+  Buffer<T> dqkv(in.qkv.rows(), in.qkv.cols(), in.qkv.ld() - in.qkv.cols());
+  cpu::attention_backward(in.qkv.data(), in.out.data(), in.dout.data(), in.lse.data(), dqkv.data(),
+                          in.shape, in.scale);
+  return dqkv;
+}
+
+template <class T>
+class Attention : public testing::Test {};
+using Types = testing::Types<double, float, bf16>;
+TYPED_TEST_SUITE(Attention, Types);
+
+TYPED_TEST(Attention, AgreesWithDenseAttentionInDouble) {
+  using T = TypeParam;
+  for (const Case& t : cases) {
+    SCOPED_TRACE(t.name());
+    Operands<T> in(t);
+    Reference want = reference(in);  // out and lse; its dqkv needs the out of forward
+    for_each_isa([&] {
+      forward(in, in.out, in.lse);
+      ASSERT_TRUE(check(in.out, want.out));
+      ASSERT_TRUE(check(in.lse, want.lse));
+      Buffer<T> again(in.out.rows(), in.out.cols(), t.padding);
+      Buffer<Accum<T>> lse_again(in.lse.rows(), in.lse.cols());
+      forward(in, again, lse_again);
+      EXPECT_TRUE(identical(in.out, again));
+      EXPECT_TRUE(identical(in.lse, lse_again));
+      Buffer<T> without_lse(in.out.rows(), in.out.cols(), t.padding);
+      cpu::attention_forward<T>(in.qkv.data(), without_lse.data(), nullptr, in.shape, in.scale);
+      EXPECT_TRUE(identical(in.out, without_lse));
+    });
+    want = reference(in);
+    for_each_isa([&] {
+      const Buffer<T> dqkv = backward(in);
+      ASSERT_TRUE(check(dqkv, want.dqkv));
+      EXPECT_TRUE(identical(dqkv, backward(in)));
+    });
+  }
+}
+
+TYPED_TEST(Attention, SameBitsForAnyNumberOfThreads) {
+  using T = TypeParam;
+  Operands<T> in({3, 33, 5, 24});
+  const int before = cpu::threads();
+  forward(in, in.out, in.lse);
+  const Buffer<T> dqkv = backward(in);
+  for (int threads : {1, 3}) {
+    cpu::set_threads(threads);
+    Operands<T> other({3, 33, 5, 24});
+    forward(other, other.out, other.lse);
+    EXPECT_TRUE(identical(in.out, other.out));
+    EXPECT_TRUE(identical(dqkv, backward(other)));
+  }
+  cpu::set_threads(before);
+}
+
+TEST(AttentionGradient, AgreesWithFiniteDifferences) {
+  Operands<double> in({2, 7, 2, 3, 1});
+  const auto loss = [&] {
+    forward(in, in.out, in.lse);
+    return weighted_sum(in.out, in.dout);
+  };
+  loss();
+  const Buffer<double> dqkv = backward(in);
+  EXPECT_TRUE(check_gradient(loss, in.qkv, dqkv));
+}
+
+TEST(AttentionContract, RefusesWhatItsTilesCannotHold) {
+  Buffer<float> x(2, 3 * 257);
+  x.fill(0);
+  EXPECT_THROW(
+      cpu::attention_forward<float>(x.data(), x.data(), nullptr, {1, 2, 1, 257, x.ld(), 257}, 1),
+      Error);
+  EXPECT_THROW(cpu::attention_forward<float>(x.data(), x.data(), nullptr, {1, 2, 1, 8, 23, 8}, 1),
+               Error);
+}
+
+// The budget notices one key that is left out of one query's softmax.
+TEST(AttentionChecker, NoticesAMissingKey) {
+  Operands<float> in({1, 197, 1, 64});
+  const Reference want = reference(in);
+  forward(in, in.out, in.lse);
+  ASSERT_TRUE(check(in.out, want.out));
+  const double p = 1.0 / 197;
+  for (int64_t c = 0; c < 64; ++c) in.out(100, c) = float(in.out(100, c) - p * in.qkv(7, 128 + c));
+  EXPECT_FALSE(check(in.out, want.out));
+}
+
+}  // namespace
+}  // namespace orthofed
