@@ -41,7 +41,7 @@ done
 ((${#stages[@]} > 0)) || stages=(release format asan)
 wanted() { [[ " ${stages[*]} " == *" $1 "* ]]; }
 
-passed=0 failed=0 failures=()
+passed=0 failed=0 skipped=0 failures=()
 fail() {
   failed=$((failed + 1))
   failures+=("$1")
@@ -62,19 +62,21 @@ run_preset() {
     return
   fi
   "${launcher[@]}" ctest --preset "$preset" "$@" | tee "$log"
-  # "98% tests passed, 1 tests failed out of 57"
+  # "98% tests passed, 1 tests failed out of 57", then the names of those that did not run or failed.
   line="$(grep -E '^[0-9]+% tests passed, [0-9]+ tests? failed out of [0-9]+' "$log")"
   if [[ -z $line ]]; then
     fail "$preset: ctest ran no test"
     return
   fi
-  local bad total name
-  bad="$(sed -E 's/.*passed, ([0-9]+) tests? failed.*/\1/' <<<"$line")"
-  total="$(sed -E 's/.*out of ([0-9]+).*/\1/' <<<"$line")"
-  passed=$((passed + total - bad))
+  local total name bad=0 skips
+  total="${line##* }"
+  skips="$(grep -cE '^\s+[0-9]+ - .* \((Skipped|Disabled)\)$' "$log")"
   while read -r name; do
     fail "$preset: $name"
-  done < <(sed -nE 's/^[[:space:]]+[0-9]+ - ([^ ]+) \(.*/\1/p' "$log" | head -n "$bad")
+    bad=$((bad + 1))
+  done < <(sed -n '/^The following tests FAILED:/,$p' "$log" | sed -nE 's/^\s+[0-9]+ - (.*)$/\1/p')
+  skipped=$((skipped + skips))
+  passed=$((passed + total - bad - skips))
 }
 
 begin=$SECONDS
@@ -104,6 +106,6 @@ fi
 
 echo
 for failure in "${failures[@]}"; do echo "FAILED  $failure"; done
-echo "stages: ${stages[*]}; $((SECONDS - begin)) s"
+echo "stages: ${stages[*]}; $skipped skipped; $((SECONDS - begin)) s"
 echo "$passed passed, $failed failed"
 ((failed == 0))
