@@ -10,7 +10,7 @@
 // passes through) and X = max_j |x_j| rstd of the row:
 //   forward          e (k X |gamma| + 2 |beta|) + eps(T)/2 |y|
 //   backward         4 e k rstd max_j |g_j| (1 + X^2) + e |residual|
-//   backward_affine  e (256 + k) sum_rows |dy| (|h| + 1): see column_sum in kernels/core/rows.h
+//   backward_affine  2 e (min(rows, 128) + 1 + k) sum_rows |dy| (|h| + 1)
 //
 // Per element: forward reads Accum<T> and writes T (6 bytes in bf16), 8 flops; backward reads T and
 // twice Accum<T> and writes Accum<T> (14 bytes in bf16), 13 flops. A row is read again from cache.

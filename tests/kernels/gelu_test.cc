@@ -1,5 +1,6 @@
 #include "kernels/gelu/gelu.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "tests/support/compare.h"

@@ -1,7 +1,10 @@
 // Elementary functions, storage types, Philox and the instruction-set clones.
 #include "kernels/core/math.h"
 
+#include <array>
+#include <bit>
 #include <cmath>
+#include <cstdio>
 #include <limits>
 #include <string>
 #include <vector>
@@ -97,16 +100,14 @@ TEST(Math, InstructionSetsAgree) {
   for (const Function& f : kFunctions) {
     SCOPED_TRACE(f.name);
     std::vector<float> first(x.size()), y(x.size());
-    cpu::force_isa(available_isas().front());
-    f.row(x.data(), first.data(), int64_t(x.size()));
     for_each_isa([&] {
       f.row(x.data(), y.data(), int64_t(x.size()));
+      if (cpu::isa() == available_isas().front()) first = y;
       for (size_t i = 0; i < x.size(); ++i) {
         if (std::isnan(x[i])) continue;
         ASSERT_TRUE(ulps(y[i], double(first[i])) <= 2 * f.bound) << x[i];
       }
     });
-    cpu::force_isa(cpu::best_isa());
   }
 }
 
@@ -237,8 +238,9 @@ TEST(Philox, UniformAndNormalHaveTheirMoments) {
 
 TEST(Isa, RefusesALevelTheProcessorLacks) {
   if (cpu::best_isa() == cpu::Isa::v4) GTEST_SKIP() << "this processor has every level";
+  const cpu::Isa before = cpu::isa();
   EXPECT_THROW(cpu::force_isa(cpu::Isa::v4), UserError);
-  EXPECT_EQ(cpu::isa(), cpu::best_isa());
+  EXPECT_EQ(cpu::isa(), before);
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 #include "kernels/optimizer/optimizer.h"
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
