@@ -1,0 +1,175 @@
+"""The LoRA training step in PyTorch, as its users write it: a timm ViT at 224 px, PEFT with a general
+and a personal adapter (rank 8 each, both active, on qkv, proj, fc1, fc2), a trained head, AdamW, norm
+clip 1. Random data. One JSON line for each model and mode:
+
+    scripts/python.sh bench/peers/lora_step.py --threads 2 --models tiny,small,base
+
+Modes: fp32, bf16 (autocast; by default only where the CPU multiplies it natively, elsewhere it is a
+hundred times slower than fp32), with --compile also fp32-compile and bf16-compile (torch.compile).
+Each runs in a process of its own, so that its peak memory is its own.
+"""
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+MODELS = {"tiny": "vit_tiny_patch16_224", "small": "vit_small_patch16_224",
+          "base": "vit_base_patch16_224"}
+CLASSES = 5
+
+
+def peak_rss_mb():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux counts in KiB
+
+
+def has_bf16():
+    """Whether the CPU multiplies bf16 natively: avx512_bf16, amx_bf16, or arm's bf16."""
+    with open("/proc/cpuinfo") as file:
+        words = set(file.read().split())
+    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def build(name, rank):
+    """timm's model with PEFT's adapters; the base frozen, the head trained."""
+    from reference import peft, timm
+
+    def config():
+        return peft.LoraConfig(r=rank, lora_alpha=2 * rank,
+                               target_modules=r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2))")
+
+    model = timm.create_model(name, pretrained=False, num_classes=CLASSES)
+    model = peft.get_peft_model(model, config(), adapter_name="general")
+    model.add_adapter("personal", config())
+    model.base_model.set_adapter(["general", "personal"])
+    for parameter_name, p in model.named_parameters():
+        if "lora_" in parameter_name or ".head." in parameter_name:
+            p.requires_grad_(True)
+    return model
+
+
+def measure(options, name, mode):
+    """Times one model in one mode, in this process."""
+    import reference as ref
+    from reference import F, torch
+
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    imports_mb = peak_rss_mb()
+    model = build(name, options.rank)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.01)
+    images = torch.randn(options.batch, 3, 224, 224)
+    labels = torch.randint(0, CLASSES, (options.batch,))
+    forward = torch.compile(model) if mode.endswith("compile") else model
+
+    def predict():
+        with torch.autocast("cpu", torch.bfloat16, enabled=mode.startswith("bf16")):
+            return forward(images)
+
+    def step():
+        loss = F.cross_entropy(predict().float(), labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        return loss.item()
+
+    def seconds(f):
+        times = []
+        for i in range(options.warmup + options.steps):
+            start = time.perf_counter()
+            f()
+            times.append(time.perf_counter() - start)
+        return times[options.warmup:]
+
+    model.train()
+    training = seconds(step)
+    training_mb = peak_rss_mb()
+    model.eval()
+    with torch.inference_mode():
+        inference = seconds(predict)
+    return {"step_ms": round(1000 * statistics.median(training), 2),
+            "step_ms_min": round(1000 * min(training), 2),
+            "step_ms_max": round(1000 * max(training), 2),
+            "images_per_second": round(options.batch / statistics.median(training), 2),
+            "inference_images_per_second": round(options.batch / statistics.median(inference), 2),
+            "peak_rss_mb": round(training_mb), "imports_rss_mb": round(imports_mb),
+            "load_average": round(os.getloadavg()[0], 2),
+            "trained_parameters": sum(p.numel() for p in trained),
+            "versions": ref.versions()}
+
+
+def measure_in_child(options, model, mode):
+    """The child's figures, or what went wrong with it."""
+    # OMP_NUM_THREADS holds for the libraries that torch.set_num_threads does not reach.
+    environment = dict(os.environ, OMP_NUM_THREADS=str(options.threads))
+    command = [sys.executable, os.path.abspath(__file__), *sys.argv[1:], "--child", model, mode]
+    try:
+        child = subprocess.run(command, env=environment, timeout=options.timeout,
+                               capture_output=True, text=True)
+    except subprocess.TimeoutExpired:
+        return {"error": f"no result within {options.timeout} s (--timeout)"}
+    if child.returncode:
+        lines = child.stderr.strip().splitlines()
+        return {"error": lines[-1] if lines else f"exit status {child.returncode}"}
+    return json.loads(child.stdout.splitlines()[-1])
+
+
+def positive(text):
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=positive, default=2)
+    parser.add_argument("--models", default="tiny", help="comma separated: tiny, small, base")
+    parser.add_argument("--modes", help="comma separated; default fp32, and bf16 where it is native")
+    parser.add_argument("--compile", action="store_true", help="add the torch.compile modes")
+    parser.add_argument("--batch", type=positive, default=16)
+    parser.add_argument("--rank", type=positive, default=8, help="of each of the two adapters")
+    parser.add_argument("--steps", type=positive, default=5, help="timed, after the warm-up")
+    parser.add_argument("--warmup", type=positive, default=2)
+    parser.add_argument("--timeout", type=positive, default=1800, help="seconds for a mode")
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if not options.modes:
+        options.modes = "fp32,bf16" if has_bf16() else "fp32"
+    options.models, options.modes = options.models.split(","), options.modes.split(",")
+    if options.compile:
+        options.modes += [f"{mode}-compile" for mode in options.modes]
+    for model in options.models:
+        if model not in MODELS:
+            parser.error(f"unknown model {model}; known: {', '.join(MODELS)}")
+    for mode in options.modes:
+        if mode.removesuffix("-compile") not in ("fp32", "bf16"):
+            parser.error(f"unknown mode {mode}; known: fp32, bf16, each also with -compile")
+    return options
+
+
+def main():
+    options = parse()
+    if options.child:
+        print(json.dumps(measure(options, MODELS[options.child[0]], options.child[1])))
+        return
+    import reference  # noqa: F401: says what is missing before any child is started
+    failed = False
+    for model in options.models:
+        for mode in options.modes:
+            result = measure_in_child(options, model, mode)
+            failed |= "error" in result
+            print(json.dumps({"peer": "pytorch", "model": MODELS[model], "mode": mode,
+                              "threads": options.threads, "batch": options.batch,
+                              "rank": options.rank} | result), flush=True)
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
