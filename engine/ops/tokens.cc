@@ -31,11 +31,11 @@ Var patch_embed(Tape& tape, const Var& z, const Var& cls, const Var& pos, int64_
                "cls and pos accumulate together");
       dispatch(dz.dtype(), [&]<class T>(Tag<T>) {
         using R = Accum<T>;
-        cpu::patch_embed_backward<T>(dx.data<R>(), dx.pitch(),
-                                     z.requires_grad() ? dz.data<T>() : nullptr, dz.pitch(),
-                                     dcls.buffer.defined() ? dcls.buffer.data<R>() : nullptr,
-                                     dpos.buffer.defined() ? dpos.buffer.data<R>() : nullptr,
-                                     dcls.accumulate || dpos.accumulate, batch, patches, dim);
+        cpu::patch_embed_backward<T>(
+            dx.data<R>(), dx.pitch(), z.requires_grad() ? dz.data<T>() : nullptr, dz.pitch(),
+            dcls.buffer.defined() ? dcls.buffer.data<R>() : nullptr,
+            dpos.buffer.defined() ? dpos.buffer.data<R>() : nullptr,
+            dcls.accumulate || dpos.accumulate, cls.defined(), batch, patches, dim);
       });
       if (z.requires_grad()) z.give_grad(dz);
     });

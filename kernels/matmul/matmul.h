@@ -39,9 +39,10 @@ template <class T, class C>
 void matmul(const T* a, const T* b, C* c, const Accum<T>* bias, bool accumulate,
             const MatmulShape& shape);
 
-// The readable blocked loop, whatever is built in: the reference of the tests.
-template <class T, class C>
-void matmul_blocked(const T* a, const T* b, C* c, const Accum<T>* bias, bool accumulate,
+// The readable blocked loop, whatever is built in. Also {bf16, float, bf16}: activations times an
+// adapter, which stays in fp32.
+template <class T, class B, class C>
+void matmul_blocked(const T* a, const B* b, C* c, const Accum<T>* bias, bool accumulate,
                     const MatmulShape& shape);
 
 // A frozen B, rearranged once into the order that the product reads. It keeps its own copy; the

@@ -54,13 +54,13 @@ void pack(const View<T>& x, int64_t rows, int64_t k, A* to) {
 
 }  // namespace
 
-template <class T, class C>
-void matmul_blocked(const T* a, const T* b, C* c, const Accum<T>* bias, bool accumulate,
+template <class T, class B, class C>
+void matmul_blocked(const T* a, const B* b, C* c, const Accum<T>* bias, bool accumulate,
                     const MatmulShape& s) {
   using A = Accum<T>;
   const bool ta = s.op_a == Op::transpose, tb = s.op_b == Op::transpose;
   const View<T> va{a, ta ? 1 : s.lda, ta ? s.lda : 1};  // op(A)[i, p]
-  const View<T> vb{b, tb ? s.ldb : 1, tb ? 1 : s.ldb};  // op(B)^T[j, p]
+  const View<B> vb{b, tb ? s.ldb : 1, tb ? 1 : s.ldb};  // op(B)^T[j, p]
   const int64_t blocks_m = (s.m + block_m - 1) / block_m, blocks_n = (s.n + block_n - 1) / block_n;
 
   parallel_for_vector<A>(blocks_m * blocks_n, 1, [&](auto lanes, int64_t task, int64_t) {
@@ -218,5 +218,7 @@ template void matmul_blocked(const bf16*, const bf16*, float*, const float*, boo
                              const MatmulShape&);
 template void PackedMatrix<bf16>::multiply(const bf16*, int64_t, float*, int64_t, const float*,
                                            bool, int64_t) const;
+template void matmul_blocked(const bf16*, const float*, bf16*, const float*, bool,
+                             const MatmulShape&);
 
 }  // namespace orthofed::cpu

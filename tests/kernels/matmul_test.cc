@@ -62,9 +62,10 @@ std::vector<Case> cases() {
   return list;
 }
 
-template <class T, class C>
+template <class T, class C, class B = T>
 struct Operands {
-  Buffer<T> a, b;
+  Buffer<T> a;
+  Buffer<B> b;
   Buffer<Accum<T>> bias;
   Buffer<C> c;
   MatmulShape shape;
@@ -84,8 +85,8 @@ struct Operands {
 
 // The product in double, and the error it may have: a sum of k products in any order errs by at
 // most k * eps/2 * sum |a b| (Higham, Accuracy and Stability, 3.1), and C is rounded once.
-template <class T, class C>
-testing::AssertionResult check(const Operands<T, C>& in, const Case& t, const Buffer<C>& out) {
+template <class T, class C, class B>
+testing::AssertionResult check(const Operands<T, C, B>& in, const Case& t, const Buffer<C>& out) {
   std::vector<double> want(size_t(t.m * t.n)), size(want.size());
   for (int64_t i = 0; i < t.m; ++i) {
     for (int64_t j = 0; j < t.n; ++j) {
@@ -161,6 +162,20 @@ TYPED_TEST(Matmul, Dispatch) {
   run_cases<T, C>(/*blocked=*/false);
 }
 
+// Activations in bf16 times an adapter in fp32.
+TEST(MatmulMixed, BlockedLoop) {
+  for_each_isa([] {
+    for (const Case& t : cases()) {
+      SCOPED_TRACE(t.name());
+      const Operands<bf16, bf16, float> in(t);
+      Buffer<bf16> out = in.c;
+      cpu::matmul_blocked(in.a.data(), in.b.data(), out.data(), t.bias ? in.bias.data() : nullptr,
+                          t.accumulate, in.shape);
+      ASSERT_TRUE(check(in, t, out));
+    }
+  });
+}
+
 // The blocked loop's sums do not depend on the number of threads; oneDNN's may, but must repeat at
 // every number.
 TEST(MatmulThreads, SameBitsEveryRun) {
@@ -172,11 +187,11 @@ TEST(MatmulThreads, SameBitsEveryRun) {
     return out;
   };
   const int before = cpu::threads();
-  const Buffer<float> blocked = run(cpu::matmul_blocked<float, float>);
+  const Buffer<float> blocked = run(cpu::matmul_blocked<float, float, float>);
   for (int threads : {1, 2, 3}) {
     SCOPED_TRACE(threads);
     cpu::set_threads(threads);
-    EXPECT_TRUE(identical(blocked, run(cpu::matmul_blocked<float, float>)));
+    EXPECT_TRUE(identical(blocked, run(cpu::matmul_blocked<float, float, float>)));
     const Buffer<float> first = run(cpu::matmul<float, float>);
     EXPECT_TRUE(check(in, t, first));
     for (int repeat = 0; repeat < 5; ++repeat) {

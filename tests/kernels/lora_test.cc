@@ -1,0 +1,249 @@
+#include "kernels/lora/lora.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <functional>
+#include <type_traits>
+#include <vector>
+
+#include "kernels/core/check.h"
+#include "kernels/core/parallel.h"
+#include "tests/support/buffer.h"
+#include "tests/support/compare.h"
+#include "tests/support/gradcheck.h"
+#include "tests/support/isa.h"
+#include "tests/support/random.h"
+
+namespace orthofed {
+namespace {
+
+using namespace orthofed::test;
+
+struct Case {
+  int64_t rows, in, out, rank, padding;
+};
+// Odd sizes around the tiles of the products, a real layer, and more outputs times rank than one
+// part of the scaled copy holds.
+const std::vector<Case> cases = {{1, 1, 1, 1, 0},      {7, 5, 3, 2, 1},       {97, 33, 31, 5, 3},
+                                 {65, 96, 288, 16, 0}, {197, 192, 64, 16, 2}, {5, 40, 4099, 17, 1},
+                                 {0, 8, 8, 4, 0},      {4, 8, 8, 0, 1}};
+
+template <class T>
+struct Operands {
+  using A = Accum<T>;
+  Case size;
+  Buffer<T> x, u, du, y, dy, dx;
+  Buffer<A> a, b, da, db, w;
+  Buffer<A> scale;
+
+  explicit Operands(const Case& t)
+      : size(t),
+        x(t.rows, t.in, t.padding),
+        u(t.rows, t.rank, t.padding),
+        du(u),
+        y(t.rows, t.out, t.padding),
+        dy(y),
+        dx(x),
+        a(t.rank, t.in, t.padding),
+        b(t.out, t.rank, t.padding),
+        da(a),
+        db(b),
+        w(t.out, t.in, t.padding),
+        scale(1, t.rank) {
+    fill_normal(x, 1);
+    fill_normal(u, 2);
+    fill_normal(du, 3);
+    fill_normal(y, 4);
+    fill_normal(dy, 5);
+    fill_normal(dx, 6);
+    fill_normal(a, 7);
+    fill_normal(b, 8);
+    fill_normal(da, 9);
+    fill_normal(db, 10);
+    fill_normal(w, 11);
+    fill_uniform(scale, 12, 0.5, 4);
+  }
+
+  void down() {
+    cpu::lora_down<T>(x.data(), x.ld(), a.data(), a.ld(), u.data(), u.ld(), size.rows, size.in,
+                      size.rank);
+  }
+  void up() {
+    cpu::lora_up<T>(u.data(), u.ld(), b.data(), b.ld(), scale.data(), y.data(), y.ld(), size.rows,
+                    size.out, size.rank);
+  }
+  void up_backward(bool accumulate) {
+    cpu::lora_up_backward<T>(dy.data(), dy.ld(), u.data(), u.ld(), b.data(), b.ld(), scale.data(),
+                             du.data(), du.ld(), db.data(), db.ld(), accumulate, size.rows,
+                             size.out, size.rank);
+  }
+  void down_backward(bool accumulate, bool need_dx = true) {
+    cpu::lora_down_backward<T>(du.data(), du.ld(), x.data(), x.ld(), a.data(), a.ld(), da.data(),
+                               da.ld(), accumulate, need_dx ? dx.data() : nullptr, dx.ld(),
+                               size.rows, size.in, size.rank);
+  }
+};
+
+// out(i, j) against start(i, j) + sum_p term(i, j, p), p < k.
+template <class T, class C>
+testing::AssertionResult check(const Buffer<C>& out, int64_t k,
+                               const std::function<double(int64_t, int64_t)>& start,
+                               const std::function<double(int64_t, int64_t, int64_t)>& term) {
+  std::vector<double> want(size_t(out.rows() * out.cols())), budget(want.size());
+  const double sums = 0.5 * epsilon<Accum<T>> * double(k + 3) * (std::is_same_v<T, double> ? 2 : 1);
+  for (int64_t i = 0; i < out.rows(); ++i) {
+    for (int64_t j = 0; j < out.cols(); ++j) {
+      const auto at = size_t(i * out.cols() + j);
+      double sum = start ? start(i, j) : 0, magnitude = std::abs(sum);
+      for (int64_t p = 0; p < k; ++p) {
+        sum += term(i, j, p);
+        magnitude += std::abs(term(i, j, p));
+      }
+      want[at] = sum;
+      budget[at] = sums * magnitude + 0.5 * epsilon<C> * (std::abs(sum) + sums * magnitude);
+    }
+  }
+  return close(out, want,
+               [&](int64_t i, int64_t j) -> double { return budget[size_t(i * out.cols() + j)]; });
+}
+
+template <class T>
+std::function<double(int64_t, int64_t)> values(const Buffer<T>& m) {
+  return [&m](int64_t i, int64_t j) -> double { return double(m(i, j)); };
+}
+
+template <class T>
+class Lora : public testing::Test {};
+using Types = testing::Types<double, float, bf16>;
+TYPED_TEST_SUITE(Lora, Types);
+
+TYPED_TEST(Lora, AgreesWithDenseProducts) {
+  using T = TypeParam;
+  for (const Case& t : cases) {
+    SCOPED_TRACE(testing::Message()
+                 << t.rows << " x " << t.in << " -> " << t.out << ", rank " << t.rank);
+    const Operands<T> in(t);
+    for_each_isa([&] {
+      for (const bool accumulate : {false, true}) {
+        Operands<T> got = in, again = in;
+        for (Operands<T>* run : {&got, &again}) {
+          run->down();
+          run->u = in.u;
+          run->up();
+          run->up_backward(accumulate);
+          run->du = in.du;
+          run->down_backward(accumulate);
+        }
+        EXPECT_TRUE((check<T>(got.y, t.rank, values(in.y), [&](int64_t i, int64_t j, int64_t p) {
+          return double(in.scale(0, p)) * double(in.u(i, p)) * double(in.b(j, p));
+        })));
+        EXPECT_TRUE((check<T>(got.db, t.rows, accumulate ? values(in.db) : nullptr,
+                              [&](int64_t i, int64_t j, int64_t p) {
+                                return double(in.scale(0, j)) * double(in.dy(p, i)) *
+                                       double(in.u(p, j));
+                              })));
+        EXPECT_TRUE((check<T>(got.da, t.rows, accumulate ? values(in.da) : nullptr,
+                              [&](int64_t i, int64_t j, int64_t p) {
+                                return double(in.du(p, i)) * double(in.x(p, j));
+                              })));
+        EXPECT_TRUE((check<T>(got.dx, t.rank, values(in.dx), [&](int64_t i, int64_t j, int64_t p) {
+          return double(in.du(i, p)) * double(in.a(p, j));
+        })));
+        EXPECT_TRUE(identical(got.y, again.y));
+        EXPECT_TRUE(identical(got.db, again.db));
+        EXPECT_TRUE(identical(got.da, again.da));
+        EXPECT_TRUE(identical(got.dx, again.dx));
+
+        Operands<T> products = in;
+        products.down();
+        EXPECT_TRUE((check<T>(products.u, t.in, nullptr, [&](int64_t i, int64_t j, int64_t p) {
+          return double(in.x(i, p)) * double(in.a(j, p));
+        })));
+        products = in;
+        products.up_backward(accumulate);
+        EXPECT_TRUE((check<T>(products.du, t.out, nullptr, [&](int64_t i, int64_t j, int64_t p) {
+          return double(in.scale(0, j)) * double(in.dy(i, p)) * double(in.b(p, j));
+        })));
+      }
+    });
+  }
+}
+
+TYPED_TEST(Lora, MergeAgreesWithDenseProducts) {
+  using T = TypeParam;
+  for (const Case& t : cases) {
+    const Operands<T> in(t);
+    for_each_isa([&] {
+      Buffer<T> merged(t.out, t.in, t.padding);
+      const auto merge = [&](const Buffer<Accum<T>>& w, auto& to) {
+        using To = std::remove_reference_t<decltype(to(0, 0))>;
+        cpu::lora_merge<To>(w.data(), w.ld(), in.a.data(), in.a.ld(), in.b.data(), in.b.ld(),
+                            in.scale.data(), to.data(), to.ld(), t.out, t.in, t.rank);
+      };
+      merge(in.w, merged);
+      EXPECT_TRUE((check<T>(merged, t.rank, values(in.w), [&](int64_t i, int64_t j, int64_t p) {
+        return double(in.scale(0, p)) * double(in.b(i, p)) * double(in.a(p, j));
+      })));
+      if constexpr (std::is_same_v<T, Accum<T>>) {  // in place
+        Buffer<T> w = in.w;
+        merge(w, w);
+        EXPECT_TRUE(identical(w, merged));
+      }
+    });
+  }
+}
+
+TEST(LoraGradient, AgreesWithFiniteDifferences) {
+  Operands<double> in({6, 5, 4, 3, 1});
+  const Buffer<double> base = in.y;
+  const auto loss = [&] {
+    in.y = base;
+    in.down();
+    in.up();
+    return weighted_sum(in.y, in.dy);
+  };
+  loss();
+  in.dx.fill(0);
+  in.up_backward(false);
+  in.down_backward(false);
+  EXPECT_TRUE(check_gradient(loss, in.b, in.db));
+  EXPECT_TRUE(check_gradient(loss, in.a, in.da));
+  EXPECT_TRUE(check_gradient(loss, in.x, in.dx));
+}
+
+TEST(LoraGradient, WithoutDxOnlyDaIsWritten) {
+  const Case t{9, 7, 5, 3, 1};
+  Operands<float> with(t), without(t);
+  with.down_backward(false);
+  without.down_backward(false, /*need_dx=*/false);
+  EXPECT_TRUE(identical(with.da, without.da));
+  EXPECT_TRUE(identical(without.dx, Operands<float>(t).dx));
+}
+
+// y = W x + s B A x equals (W + s B A) x up to rounding.
+TEST(LoraMerge, MergedEqualsUnmerged) {
+  const Case t{5, 12, 9, 4, 0};
+  Operands<double> in(t);
+  Buffer<double> merged(t.out, t.in);
+  cpu::lora_merge<double>(in.w.data(), in.w.ld(), in.a.data(), in.a.ld(), in.b.data(), in.b.ld(),
+                          in.scale.data(), merged.data(), merged.ld(), t.out, t.in, t.rank);
+  std::vector<double> want;  // [rows, out]
+  for (int64_t i = 0; i < t.rows; ++i) {
+    for (int64_t o = 0; o < t.out; ++o) {
+      double frozen = 0, sum = 0;
+      for (int64_t c = 0; c < t.in; ++c) {
+        frozen += in.w(o, c) * in.x(i, c);
+        sum += merged(o, c) * in.x(i, c);
+      }
+      in.y(i, o) = frozen;
+      want.push_back(sum);
+    }
+  }
+  in.down();
+  in.up();
+  EXPECT_TRUE(close(in.y, want, Budget{1e-12, 1e-11}));
+}
+
+}  // namespace
+}  // namespace orthofed
