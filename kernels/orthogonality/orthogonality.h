@@ -10,11 +10,11 @@
 //   base_subspace  mean over adapters of |DeltaW V_k|_F^2 / |DeltaW|_F^2
 //
 // form: c above is cosine2; abs_cosine is its root |<X, Y>| / (|X| |Y|); raw2 is <X, Y>^2 (update
-// and base only). `subspace` is a mean of cosine2, `subspace_l1` of abs_cosine, over pairs of rows.
+// and base only). `subspace` sums cosine2, `subspace_l1` abs_cosine, over pairs of rows.
 // A term whose denominator is <= 1e-30 has value 0 and gradient 0 (raw2 has no denominator). No
 // additive epsilon. Values and sums are double; adapters are T. Ranks and k up to 64: the Grams are
 // on the stack (at most 400 KiB), nothing of size out x in is formed, nothing is allocated.
-// Work: (r_g + r_p)^2 (in + out) multiply-adds, `base` 3 (r_g + r_p) in out, `features` 2 (r_g + r_p)^2 rows.
+// Work in multiply-adds, R = r_g + r_p: R^2 (in + out); `base` 3 R in out; `features` 2 R^2 rows.
 // Instantiated for double and float, `features` for bf16 too.
 #pragma once
 #include <cstdint>

@@ -5,7 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
+#include <initializer_list>
 #include <string>
 #include <utility>
 #include <vector>
@@ -43,9 +43,10 @@ Adapter<T> personal(const OrthogonalityLayer<T>& l) {
   return {l.in, l.out, l.rank_p, l.a_p, l.b_p, l.da_p, l.db_p};
 }
 
-void check_rank(int64_t rank) {
-  OF_CHECK(0 < rank && rank <= max_rank,
-           "rank " + std::to_string(rank) + " is not in 1.." + std::to_string(max_rank));
+void check_ranks(std::initializer_list<int64_t> ranks) {
+  for (int64_t rank : ranks)
+    OF_CHECK(0 < rank && rank <= max_rank,
+             "rank " + std::to_string(rank) + " is not in 1.." + std::to_string(max_rank));
 }
 
 // Chunks of about 2^16 multiply-adds: a function of the shape alone.
@@ -268,7 +269,7 @@ double base_subspace_term(const Adapter<T>& x, const T* v_k, int64_t k, double w
 template <class T>
 double subspace(const OrthogonalityLayer<T>& layer, PenaltyForm form, double weight, double count) {
   const auto g = general(layer), p = personal(layer);
-  check_rank(g.rank), check_rank(p.rank);
+  check_ranks({g.rank, p.rank});
   Small gp, gg, pp;
   row_gram(g.a, g.rank, p.a, p.rank, layer.in, gp);
   double norm_g[max_rank], norm_p[max_rank];
@@ -300,7 +301,7 @@ double subspace(const OrthogonalityLayer<T>& layer, PenaltyForm form, double wei
 template <class T>
 double orthogonality_update(const OrthogonalityLayer<T>& layer, PenaltyForm form, double weight) {
   const auto g = general(layer), p = personal(layer);
-  check_rank(g.rank), check_rank(p.rank);
+  check_ranks({g.rank, p.rank});
   Small a_gg, a_gp, a_pp, b_gg, b_gp, b_pp;
   row_gram(g.a, g.rank, g.a, g.rank, g.in, a_gg);
   row_gram(g.a, g.rank, p.a, p.rank, g.in, a_gp);
@@ -326,7 +327,7 @@ double orthogonality_update(const OrthogonalityLayer<T>& layer, PenaltyForm form
 
 template <class T>
 double orthogonality_base(const OrthogonalityLayer<T>& layer, PenaltyForm form, double weight) {
-  check_rank(layer.rank_g), check_rank(layer.rank_p);
+  check_ranks({layer.rank_g, layer.rank_p});
   OF_CHECK(layer.w0 != nullptr && layer.ld_w0 >= layer.in, "`base` needs W0 [out, in]");
   return (base_term(general(layer), layer, form, weight / 2) +
           base_term(personal(layer), layer, form, weight / 2)) /
@@ -346,7 +347,7 @@ double orthogonality_subspace_l1(const OrthogonalityLayer<T>& layer, double weig
 
 template <class T>
 double orthogonality_base_subspace(const OrthogonalityLayer<T>& layer, double weight) {
-  check_rank(layer.rank_g), check_rank(layer.rank_p), check_rank(layer.k);
+  check_ranks({layer.rank_g, layer.rank_p, layer.k});
   OF_CHECK(layer.v_k != nullptr, "`base_subspace` needs V_k [k, in]");
   return (base_subspace_term(general(layer), layer.v_k, layer.k, weight / 2) +
           base_subspace_term(personal(layer), layer.v_k, layer.k, weight / 2)) /
@@ -355,7 +356,7 @@ double orthogonality_base_subspace(const OrthogonalityLayer<T>& layer, double we
 
 template <class T>
 double delta_norm2(const T* a, const T* b, int64_t in, int64_t out, int64_t rank) {
-  check_rank(rank);
+  check_ranks({rank});
   Small aat, btb;
   row_gram(a, rank, a, rank, in, aat);
   column_gram(b, rank, b, rank, out, btb);
@@ -373,7 +374,7 @@ double orthogonality_features(const U* u_g, int64_t ld_g, const U* u_p, int64_t 
                               Accum<U>* du_g, int64_t ldd_g, Accum<U>* du_p, int64_t ldd_p,
                               Accum<U>* db_g, Accum<U>* db_p) {
   using A = Accum<U>;
-  check_rank(rank_g), check_rank(rank_p);
+  check_ranks({rank_g, rank_p});
   OF_CHECK(form != PenaltyForm::raw2, "`features` has no raw2 form");
   if (rows == 0) return 0;
   Small gg, gp, pp, s_gg, s_gp, s_pp;

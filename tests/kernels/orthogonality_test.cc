@@ -203,18 +203,18 @@ double dense(Case c, const Tensors<double>& t) {
 }
 
 TEST(Orthogonality, values_equal_the_dense_formula) {
-  for_each_isa([] {
-    for (const Shape& s : shapes)
-      for (const Case& c : cases) {
-        SCOPED_TRACE(name_of(c) + " in " + std::to_string(s.in));
-        const Tensors<double> t(s);
-        const double want = dense(c, t), got = run(c, t.layer(), 0);
+  for (const Shape& s : shapes) {
+    const Tensors<double> t(s);
+    for (const Case& c : cases) {
+      SCOPED_TRACE(name_of(c) + " in " + std::to_string(s.in));
+      const double want = dense(c, t);
+      EXPECT_TRUE(s.in == 1 || want > 0) << "a case without anything to see";
+      for_each_isa([&] {
+        const double got = run(c, t.layer(), 0);
         EXPECT_TRUE(std::abs(got - want) <= 1e-11 * std::abs(want) + 1e-14) << got << " " << want;
-        if (s.in > 1) {
-          EXPECT_TRUE(want > 0) << "a case without anything to see";
-        }
-      }
-  });
+      });
+    }
+  }
 }
 
 TEST(Orthogonality, gradients_equal_finite_differences_of_the_dense_formula) {
