@@ -8,7 +8,7 @@
 
 #include <atomic>
 #include <cerrno>
-#include <cstring>
+#include <cstdlib>
 #include <filesystem>
 #include <system_error>
 
@@ -89,6 +89,12 @@ void read_into(const std::string& path, Container& target) {
       throw UserError(fmt::format("{}: became shorter while it was read; try again", path));
     done += static_cast<size_t>(n);
   }
+}
+
+MappedFile mapped(void* address, size_t size) {
+  return {std::shared_ptr<const void>(
+              address, [size](const void* p) { ::munmap(const_cast<void*>(p), size); }),
+          std::span(static_cast<std::byte*>(address), size)};
 }
 
 }  // namespace
@@ -187,9 +193,25 @@ MappedFile map_file(const std::string& path) {
   if (size == 0) return {};  // an empty mapping does not exist
   void* address = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE, file.get(), 0);
   if (address == MAP_FAILED) fail(path, "map into memory", errno);
-  return {std::shared_ptr<const void>(
-              address, [size = size](const void* p) { ::munmap(const_cast<void*>(p), size); }),
-          std::span(static_cast<std::byte*>(address), size)};
+  return mapped(address, size);
+}
+
+MappedFile map_scratch_file(size_t bytes) {
+  OF_CHECK(bytes > 0, "an empty mapping does not exist");
+  const char* wish = std::getenv("TMPDIR");
+  const std::string directory = wish != nullptr && *wish != '\0' ? wish : "/var/tmp";
+  std::string path = directory + "/orthofed-XXXXXX";
+  const Descriptor file(::mkostemp(path.data(), O_CLOEXEC));
+  if (file.get() < 0)
+    fail(directory, "create a temporary file there (TMPDIR names another place)", errno);
+  ::unlink(path.c_str());
+  if (const int error = ::posix_fallocate(file.get(), 0, static_cast<off_t>(bytes)); error != 0)
+    fail(directory,
+         fmt::format("reserve {} MiB there (TMPDIR names another place)", (bytes >> 20) + 1),
+         error);
+  void* address = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file.get(), 0);
+  if (address == MAP_FAILED) fail(directory, "map a temporary file", errno);
+  return mapped(address, bytes);
 }
 
 }  // namespace orthofed

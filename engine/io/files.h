@@ -54,4 +54,9 @@ struct MappedFile {
 };
 MappedFile map_file(const std::string& path);
 
+// Memory on disk for data that would not fit otherwise: a new file of this size in $TMPDIR
+// (/var/tmp without it), mapped, without a name, gone with its last user. Room on the disk is
+// reserved, so that no later write can fail.
+MappedFile map_scratch_file(size_t bytes);
+
 }  // namespace orthofed
