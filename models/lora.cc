@@ -16,6 +16,8 @@ struct Target {
   const char* name;
   const char* layer;
   int third;
+  // As an adapter is named: the layer, or the third of it.
+  std::string path() const { return third < 0 ? layer : std::string("attn.") + name; }
 };
 constexpr Target kTargets[] = {
     {"qkv", "attn.qkv", -1},   {"q", "attn.qkv", 0},   {"k", "attn.qkv", 1},  {"v", "attn.qkv", 2},
@@ -34,13 +36,39 @@ AdapterScale adapter_scale(const LoraConfig& c, AdapterKind kind) {
   return {rank, c.personal_alpha >= 0 ? c.personal_alpha : alpha * double(rank) / double(c.rank)};
 }
 
+void attach_adapter(Vit& model, const std::string& name, AdapterKind kind, int64_t rank,
+                    double scale) {
+  for (int64_t i = 0; i < model.config.depth; ++i) {
+    for (const Target& t : kTargets) {
+      if (name != fmt::format("blocks.{}.{}", i, t.path())) continue;
+      Linear& layer = *model.find(fmt::format("blocks.{}.{}", i, t.layer));
+      const int64_t rows = t.third >= 0 ? layer.out() / 3 : layer.out();
+      if (rank <= 0 || rank > std::min(layer.in(), rows))
+        throw UserError(fmt::format("lora: rank {} on {} is not in 1 to {}", rank, name,
+                                    std::min(layer.in(), rows)));
+      auto slice = std::find_if(layer.slices.begin(), layer.slices.end(),
+                                [&](const AdapterSlice& s) { return s.name == name; });
+      if (slice == layer.slices.end()) {
+        layer.slices.push_back({name, t.third >= 0 ? t.third * rows : 0, rows, {}, {}});
+        slice = layer.slices.end() - 1;
+      }
+      const DType dtype = accum(model.compute);
+      Adapter& a = adapter(*slice, kind);
+      OF_CHECK(!a.present(), "adapters are attached once");
+      a.a = Var(Tensor::zeros({rank, layer.in()}, dtype), true, name + ".lora_A.weight");
+      a.b = Var(Tensor::zeros({rows, rank}, dtype), true, name + ".lora_B.weight");
+      a.scale = scale;
+      return;
+    }
+  }
+  throw UserError(fmt::format("lora: this model has no layer '{}'", name));
+}
+
 void attach_adapters(Vit& model, const LoraConfig& config, AdapterKind kind) {
-  const auto [rank, alpha] = adapter_scale(config, kind);
-  if (rank <= 0) throw UserError(fmt::format("lora: rank is {}, a positive one is expected", rank));
   std::vector<int64_t> layers = config.layers;
   if (layers.empty())
     for (int64_t i = 0; i < model.config.depth; ++i) layers.push_back(i);
-
+  const AdapterScale scale = adapter_scale(config, kind);
   for (int64_t i : layers) {
     if (i < 0 || i >= model.config.depth)
       throw UserError(fmt::format("lora.layers: {} is not among the model's {} blocks (0 to {})", i,
@@ -51,25 +79,8 @@ void attach_adapters(Vit& model, const LoraConfig& config, AdapterKind kind) {
       if (t == std::end(kTargets))
         throw UserError(
             fmt::format("lora.targets: '{}' is not one of qkv, q, k, v, proj, fc1, fc2", wanted));
-      Linear& layer = *model.find(fmt::format("blocks.{}.{}", i, t->layer));
-      std::string name = fmt::format("blocks.{}.{}", i, t->layer);
-      if (t->third >= 0) name = fmt::format("blocks.{}.attn.{}", i, t->name);
-      if (rank > std::min(layer.in(), layer.out()))
-        throw UserError(fmt::format("lora.rank: {} is larger than {} allows ({} x {})", rank, name,
-                                    layer.out(), layer.in()));
-      auto slice = std::find_if(layer.slices.begin(), layer.slices.end(),
-                                [&](const AdapterSlice& s) { return s.name == name; });
-      if (slice == layer.slices.end()) {
-        const int64_t rows = t->third >= 0 ? layer.out() / 3 : layer.out();
-        layer.slices.push_back({name, t->third >= 0 ? t->third * rows : 0, rows, {}, {}});
-        slice = layer.slices.end() - 1;
-      }
-      const DType dtype = accum(model.compute);
-      Adapter& a = adapter(*slice, kind);
-      OF_CHECK(!a.present(), "adapters are attached once");
-      a.a = Var(Tensor::zeros({rank, layer.in()}, dtype), true, name + ".lora_A.weight");
-      a.b = Var(Tensor::zeros({slice->rows, rank}, dtype), true, name + ".lora_B.weight");
-      a.scale = alpha / double(rank);
+      attach_adapter(model, fmt::format("blocks.{}.{}", i, t->path()), kind, scale.rank,
+                     scale.scale());
     }
   }
 }

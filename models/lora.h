@@ -16,6 +16,10 @@ enum class AdapterKind { general, personal };
 // Throws UserError for a target or layer that the model does not have.
 void attach_adapters(Vit& model, const LoraConfig& config, AdapterKind kind);
 
+// One adapter on one slice, by its name: "blocks.3.attn.q". Throws UserError if there is none.
+void attach_adapter(Vit& model, const std::string& slice, AdapterKind kind, int64_t rank,
+                    double scale);
+
 // A ~ N(0, 1/in) (init "normal") or U(+-1/sqrt(in)) ("peft"), B = 0. Keys: (seed, "general", layer)
 // and (seed, "personal", client, layer), so a draw depends on nothing else.
 void draw_adapters(Vit& model, const LoraConfig& config, AdapterKind kind, uint64_t seed,

@@ -38,7 +38,7 @@ class Penalties {
     AdapterSlice* slice;
     Tensor w0;  // [out, in], the slice of the frozen weight
     double w0_norm2 = 0;
-    Tensor v_k;  // [k, in], if base_subspace is weighted
+    Tensor v_k = {};  // [k, in], if base_subspace is weighted
   };
   template <class F>
   double over_layers(double gradient_weight, const F& value) const;

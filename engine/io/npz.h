@@ -1,7 +1,7 @@
 // NumPy's .npz: a zip archive of .npy arrays
 // (https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html).
 //
-// Reads npy 1.0 to 3.0, little-endian, C order, up to four dimensions: f8, f4, f2, i8 (to i32, or
+// Reads npy 1.0 to 3.0, little-endian, C order, up to five dimensions: f8, f4, f2, i8 (to i32, or
 // to f64 if a value does not fit), i4, u1 and b1 (to u8). Faults are UserErrors naming file and
 // array.
 #pragma once

@@ -1,4 +1,4 @@
-// The extents of a tensor: up to four, row-major.
+// The extents of a tensor: up to five, row-major.
 #pragma once
 #include <array>
 #include <cstdint>
@@ -11,12 +11,12 @@ namespace orthofed {
 
 class Shape {
  public:
-  static constexpr int kMaxRank = 4;
+  static constexpr int kMaxRank = 5;
 
   Shape() = default;
   Shape(std::initializer_list<int64_t> dims) : Shape(dims.begin(), int(dims.size())) {}
   Shape(const int64_t* dims, int rank) : rank_(rank) {
-    OF_CHECK(rank <= kMaxRank, "at most four dimensions");
+    OF_CHECK(rank <= kMaxRank, "at most five dimensions");
     for (int i = 0; i < rank; ++i) {
       OF_CHECK(dims[i] >= 0, "a dimension is negative");
       dims_[size_t(i)] = dims[i];

@@ -39,9 +39,11 @@ decltype(auto) dispatch_any(DType dtype, F&& f) {
 
 template <class To, class From>
 To convert(From x) {
-  if constexpr (std::is_integral_v<From> && std::is_integral_v<To>) {
+  if constexpr (std::is_same_v<From, To>) {
+    return x;
+  } else if constexpr (std::is_integral_v<From> && std::is_integral_v<To>) {
     return static_cast<To>(x);
-  } else if constexpr (std::is_same_v<From, double> && !std::is_same_v<To, double>) {
+  } else if constexpr (std::is_same_v<From, double>) {
     return static_cast<To>(static_cast<float>(x));
   } else if constexpr (std::is_same_v<To, double>) {
     if constexpr (std::is_integral_v<From>)

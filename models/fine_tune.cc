@@ -1,0 +1,259 @@
+#include "models/fine_tune.h"
+
+#include <fmt/core.h>
+
+#include <cmath>
+
+#include "engine/data/loader.h"
+#include "engine/ops/cross_entropy.h"
+#include "engine/ops/residual.h"
+#include "kernels/core/philox.h"
+
+namespace orthofed {
+namespace {
+
+Linear make_head(const Vit& model, int64_t classes, const std::string& prefix) {
+  const DType dtype = accum(model.compute);
+  return Linear(
+      Var(Tensor::zeros({classes, model.config.dim}, dtype), true, prefix + "head.weight"),
+      Var(Tensor::zeros({classes}, dtype), true, prefix + "head.bias"), dtype);
+}
+
+// W ~ U(+-1/sqrt(D)), b = 0.
+void draw_head(const Linear& head, const Philox& rng) {
+  const Tensor& w = head.weight.value();
+  const double bound = 1 / std::sqrt(double(w.cols()));
+  std::vector<float> values(size_t(w.size()));
+  for (size_t i = 0; i < values.size(); ++i)
+    values[i] = float(bound * (2.0 * uniform01(rng(i)[0]) - 1.0));
+  w.copy_from(Tensor::of(values, w.shape()));
+  head.bias.value().fill(0);
+}
+
+void put_head(const Linear& head, TensorMap& to) {
+  to[head.weight.name()] = head.weight.value().clone();
+  to[head.bias.name()] = head.bias.value().clone();
+}
+
+void take_head(const Linear& head, const TensorMap& from) {
+  for (const Var* v : {&head.weight, &head.bias}) {
+    const auto it = from.find(v->name());
+    if (it == from.end()) throw UserError(fmt::format("adapter: '{}' is missing", v->name()));
+    if (!(it->second.shape() == v->shape()))
+      throw UserError(fmt::format("adapter: '{}' has shape {}, {} was expected", v->name(),
+                                  it->second.shape().str(), v->shape().str()));
+    v->value().copy_from(it->second);
+  }
+}
+
+void set_head_trainable(const Linear& head, bool on) {
+  if (!head.weight.defined()) return;
+  head.weight.set_requires_grad(on);
+  head.bias.set_requires_grad(on);
+}
+
+}  // namespace
+
+FineTuner::FineTuner(std::unique_ptr<Vit> model, const FineTuneOptions& options)
+    : model_(std::move(model)),
+      options_(options),
+      optimizer_({.adamw = options.train.optimizer == "adamw",
+                  .momentum = options.train.momentum,
+                  .clip = options.train.clip}) {
+  if (options.general) attach_adapters(*model_, options.lora, AdapterKind::general);
+  if (options.personal) attach_adapters(*model_, options.lora, AdapterKind::personal);
+  head_ = make_head(*model_, options.classes, "");
+  if (options.head == "both") personal_head_ = make_head(*model_, options.classes, "personal_");
+  penalties_ = std::make_unique<Penalties>(*model_, options.penalty);
+
+  const double decay = options.train.weight_decay;
+  for (AdapterSlice* s : adapter_slices(*model_)) {
+    for (auto [adapter, group] :
+         {std::pair{&s->general, &general_group_}, std::pair{&s->personal, &personal_group_}}) {
+      if (!adapter->present()) continue;
+      group->add(adapter->a, decay);
+      group->add(adapter->b, decay);
+    }
+  }
+  ParameterGroup& head_group = options.head == "personal" ? personal_group_ : general_group_;
+  head_group.add(head_.weight, decay);
+  head_group.add(head_.bias, 0);
+  if (personal_head_.weight.defined()) {
+    personal_group_.add(personal_head_.weight, decay);
+    personal_group_.add(personal_head_.bias, 0);
+  }
+}
+
+void FineTuner::draw_general() {
+  draw_adapters(*model_, options_.lora, AdapterKind::general, options_.seed, "");
+  // Every site starts from one head, also where it is never sent.
+  draw_head(head_, PhiloxKey(options_.seed).with("head"));
+}
+
+void FineTuner::draw_personal() {
+  draw_adapters(*model_, options_.lora, AdapterKind::personal, options_.seed, options_.client);
+  if (options_.lora.init_orthogonal) orthogonalise_personal(*model_);
+  if (personal_head_.weight.defined()) {
+    personal_head_.weight.value().fill(0);
+    personal_head_.bias.value().fill(0);
+  }
+}
+
+TensorMap FineTuner::general() const {
+  TensorMap t = adapter_tensors(*model_, AdapterKind::general);
+  if (options_.head != "personal") put_head(head_, t);
+  return t;
+}
+
+void FineTuner::load_general(const TensorMap& tensors) {
+  load_adapters(*model_, AdapterKind::general, tensors);
+  if (options_.head != "personal") take_head(head_, tensors);
+}
+
+TensorMap FineTuner::personal() const {
+  TensorMap t = adapter_tensors(*model_, AdapterKind::personal);
+  if (options_.head == "personal") put_head(head_, t);
+  if (personal_head_.weight.defined()) put_head(personal_head_, t);
+  return t;
+}
+
+void FineTuner::load_personal(const TensorMap& tensors) {
+  load_adapters(*model_, AdapterKind::personal, tensors);
+  if (options_.head == "personal") take_head(head_, tensors);
+  if (personal_head_.weight.defined()) take_head(personal_head_, tensors);
+}
+
+TensorMap FineTuner::optimizer_state() const {
+  TensorMap t;
+  general_group_.save("general.", t);
+  personal_group_.save("personal.", t);
+  return t;
+}
+
+void FineTuner::load_optimizer_state(const TensorMap& tensors) {
+  general_group_.load("general.", tensors);
+  personal_group_.load("personal.", tensors);
+}
+
+void FineTuner::reset_optimizer(bool general, bool personal) {
+  if (general) general_group_.reset();
+  if (personal) personal_group_.reset();
+}
+
+void FineTuner::set_class_counts(const std::vector<int64_t>& counts) {
+  OF_CHECK(int64_t(counts.size()) == options_.classes, "one count a class");
+  class_weights_ = prior_ = Tensor();
+  if (options_.train.class_weights == "none") return;
+  int64_t total = 0, present = 0;
+  for (int64_t n : counts) {
+    total += n;
+    present += n > 0;
+  }
+  std::vector<double> v(counts.size());
+  if (options_.train.class_weights == "inverse") {
+    // N / (C_present n_c), at most 10; an absent class never occurs as a label.
+    for (size_t c = 0; c < v.size(); ++c)
+      v[c] = counts[c] > 0 ? std::min(10.0, double(total) / (double(present) * double(counts[c])))
+                           : 0.0;
+    class_weights_ = Tensor::of(v, {options_.classes}).to(accum(model_->compute));
+  } else {
+    // log prior; an absent class gets half an image, so that its logit stays finite.
+    for (size_t c = 0; c < v.size(); ++c)
+      v[c] = std::log(std::max(double(counts[c]), 0.5) / double(total));
+    prior_ = Tensor::of(v, {options_.classes}).to(accum(model_->compute));
+  }
+}
+
+Var FineTuner::head_logits(Tape& tape, const Var& features, bool personal) const {
+  const Var z = linear(tape, head_, features);  // [B, C]
+  if (!personal || !personal_head_.weight.defined()) return z;
+  return residual(tape, z, linear(tape, personal_head_, features), Var());
+}
+
+void FineTuner::set_phase(Phase phase, bool personal_active) {
+  set_active(*model_, AdapterKind::personal, personal_active);
+  set_trainable(*model_, AdapterKind::general, phase != Phase::personal);
+  set_trainable(*model_, AdapterKind::personal, phase != Phase::general && personal_active);
+  const bool head_is_personal = options_.head == "personal";
+  set_head_trainable(head_, head_is_personal ? phase != Phase::general : phase != Phase::personal);
+  set_head_trainable(personal_head_, phase != Phase::general);
+}
+
+StepResult FineTuner::gradients(const std::vector<const Batch*>& micro_batches, double ramp,
+                                Phase phase, uint64_t index, bool measure_features) {
+  const TrainConfig& train = options_.train;
+  const bool dropped =
+      train.personal_dropout > 0 &&
+      uniform01(Philox(PhiloxKey(options_.seed).with("personal_dropout").with(options_.client))(
+          index)[0]) < float(train.personal_dropout);
+  const bool personal_active = phase != Phase::general && !dropped;
+  set_phase(phase, personal_active);
+  const bool penalised = personal_active && options_.general && options_.personal;
+  const bool features_wanted = penalised && (penalties_->wants_features() || measure_features);
+
+  const DType sums = accum(model_->compute);
+  const CrossEntropyOptions loss_options{train.label_smoothing, train.focal};
+  StepResult result;
+  double features_sum = 0;
+  for (const Batch* batch : micro_batches) {
+    if (batch->valid == 0) continue;
+    // Gradients are summed with each micro-batch's images as weight and divided once at the end.
+    const double weight = double(batch->valid);
+    FeaturesPenalty features =
+        penalties_->features(ramp * weight, batch->valid * model_->config.tokens());
+    Tape tape;
+    const Var f = model_->features(tape, batch->patches, batch->labels.size(),
+                                   features_wanted ? &features : nullptr);
+    const Var z = head_logits(tape, f, personal_active);
+    const Var loss = cross_entropy(tape, z, batch->labels, batch->weights.to(sums), class_weights_,
+                                   prior_, loss_options);
+    const double ce = loss.value().item();
+    if (!std::isfinite(ce))
+      throw Error(
+          fmt::format("the loss is {} at step {}: training has diverged; a smaller train.lr "
+                      "helps",
+                      ce, index));
+    tape.backward(loss, weight);
+    result.ce += weight * ce;
+    result.images += batch->valid;
+    if (features.layers > 0) features_sum += weight * features.sum / double(features.layers);
+  }
+  OF_CHECK(result.images > 0, "a step needs at least one image");
+  const double images = double(result.images);
+  result.ce /= images;
+  result.loss = result.ce;
+  if (penalised) result.loss += ramp * penalties_->apply(ramp * images);
+  if (features_wanted) {
+    last_features_ = features_sum / images;
+    features_measured_ = true;
+    result.loss += ramp * penalties_->features_weight() * last_features_;
+  }
+  return result;
+}
+
+StepResult FineTuner::step(const std::vector<const Batch*>& micro_batches, double progress,
+                           double ramp, Phase phase, uint64_t index, bool measure_features) {
+  StepResult result = gradients(micro_batches, ramp, phase, index, measure_features);
+  std::vector<ParameterGroup*> groups;
+  if (phase != Phase::personal) groups.push_back(&general_group_);
+  if (phase != Phase::general) groups.push_back(&personal_group_);
+  const TrainConfig& train = options_.train;
+  const double factor = schedule_factor(
+      train.schedule == "cosine" ? Schedule::cosine : Schedule::constant, train.warmup, progress);
+  result.norm = optimizer_.step(groups, train.lr * factor, 1 / double(result.images));
+  return result;
+}
+
+PenaltyValues FineTuner::penalties() {
+  PenaltyValues v = penalties_->measure();
+  if (features_measured_) v["features"] = last_features_;
+  return v;
+}
+
+Tensor FineTuner::logits(const Tensor& patches, int64_t batch, bool personal) {
+  set_active(*model_, AdapterKind::personal, personal);
+  Tape tape(false);
+  return head_logits(tape, model_->features(tape, patches, batch), personal).value();
+}
+
+}  // namespace orthofed

@@ -1,0 +1,99 @@
+// Fine-tuning of one client's adapters and head on a frozen ViT: what happens inside one step.
+// docs/method.md has the mathematics; the round around it is the caller's (federation/vit_site.h,
+// models/training.h).
+#pragma once
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/optim/optimizer.h"
+#include "models/config.h"
+#include "models/penalty.h"
+
+namespace orthofed {
+
+struct Batch;  // engine/data/loader.h
+
+struct FineTuneOptions {
+  bool general = true, personal = true;  // which adapters the method trains
+  std::string head = "shared";           // shared | personal | both
+  int64_t classes = 0;
+  uint64_t seed = 0;
+  std::string client;  // key of the personal draw and of personal dropout
+  LoraConfig lora;
+  PenaltyConfig penalty;
+  TrainConfig train;
+};
+
+// Which parameters a step updates. `general` and `personal` are the two phases of the alternating
+// schedule: general with the personal branch off, personal with everything general frozen.
+enum class Phase { joint, general, personal };
+
+struct StepResult {
+  double loss = 0;     // cross-entropy + ramped penalties, mean over the batch
+  double ce = 0;       // cross-entropy alone
+  double norm = 0;     // of the gradient, before clipping
+  int64_t images = 0;  // real ones, without padding
+};
+
+class FineTuner {
+ public:
+  // Attaches adapters and heads; nothing is drawn yet (draw_general, draw_personal).
+  FineTuner(std::unique_ptr<Vit> model, const FineTuneOptions& options);
+
+  Vit& model() { return *model_; }
+  const FineTuneOptions& options() const { return options_; }
+
+  // The server's draw: A_g and the shared head, from (seed, layer). The client's draw: A_p and what
+  // stays home, from (seed, client, layer), after the first broadcast was loaded.
+  void draw_general();
+  void draw_personal();
+
+  // What the server averages: the general adapter, and the head if it is shared.
+  TensorMap general() const;
+  void load_general(const TensorMap& tensors);
+  // What stays at the client: the personal adapter and the personal head, if there is one.
+  TensorMap personal() const;
+  void load_personal(const TensorMap& tensors);
+  TensorMap optimizer_state() const;
+  void load_optimizer_state(const TensorMap& tensors);
+  void reset_optimizer(bool general, bool personal);
+
+  // Images of each class in the training set, for class_weights = inverse | logit_adjust.
+  void set_class_counts(const std::vector<int64_t>& counts);
+
+  // The gradient of loss * images over the micro-batches, left in the parameters (what step() does
+  // first); StepResult without the norm.
+  StepResult gradients(const std::vector<const Batch*>& micro_batches, double ramp, Phase phase,
+                       uint64_t index, bool measure_features = false);
+  // One optimiser step on micro-batches whose gradients are summed. progress: u in [0, 1] of the
+  // whole run, which sets the learning rate; ramp in [0, 1] of the penalties; index numbers the
+  // step for personal dropout. measure_features: also evaluate the features penalty (features()).
+  StepResult step(const std::vector<const Batch*>& micro_batches, double progress, double ramp,
+                  Phase phase, uint64_t index, bool measure_features = false);
+  const ParameterGroup& parameters(AdapterKind kind) const {
+    return kind == AdapterKind::general ? general_group_ : personal_group_;
+  }
+  // Every kind's value now, for the log; features as of the last step that measured it.
+  PenaltyValues penalties();
+
+  // [batch, classes]. personal off: the general model alone (METHOD.md's `general` metrics).
+  Tensor logits(const Tensor& patches, int64_t batch, bool personal = true);
+
+ private:
+  Var head_logits(Tape& tape, const Var& features, bool personal) const;
+  void set_phase(Phase phase, bool personal_active);
+
+  std::unique_ptr<Vit> model_;
+  FineTuneOptions options_;
+  Linear head_;           // shared, or personal with head = "personal"
+  Linear personal_head_;  // head = "both": its logits are added
+  std::unique_ptr<Penalties> penalties_;
+  ParameterGroup general_group_, personal_group_;
+  Optimizer optimizer_;
+  Tensor class_weights_, prior_;
+  double last_features_ = 0;
+  bool features_measured_ = false;
+};
+
+}  // namespace orthofed

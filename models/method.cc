@@ -1,0 +1,48 @@
+#include "models/method.h"
+
+#include <fmt/core.h>
+
+#include "kernels/matmul/matmul.h"
+
+namespace orthofed {
+
+Method method_named(const std::string& name) {
+  if (name == "opal" || name == "dual")
+    return {.general = true, .personal = true, .federated = true};
+  if (name == "fedavg") return {.general = true, .federated = true};
+  if (name == "fedavg_ft") return {.general = true, .federated = true, .fine_tunes = true};
+  if (name == "local") return {.personal = true};
+  if (name == "pooled") return {.general = true};
+  throw UserError(
+      fmt::format("method: '{}' is not one of opal, dual, fedavg, fedavg_ft, local, pooled", name));
+}
+
+DType compute_type(const std::string& precision) {
+  if (precision == "f32") return DType::f32;
+  if (precision == "bf16") return DType::bf16;
+  if (precision == "auto") return cpu::native_bf16() ? DType::bf16 : DType::f32;
+  throw UserError(fmt::format("precision: '{}' is not one of auto, f32, bf16", precision));
+}
+
+std::unique_ptr<FineTuner> make_fine_tuner(const RunConfig& config, const std::string& client) {
+  const Method method = method_named(config.method);
+  if (config.data.classes.size() < 2)
+    throw UserError("data.classes: name at least two classes, in the federation's order");
+  if (config.model.weights.empty())
+    throw UserError("model.weights: name the base model's safetensors file");
+  auto model = std::make_unique<Vit>(
+      Vit::load(config.model.weights, config.model.config, compute_type(config.precision)));
+  FineTuneOptions options;
+  options.general = method.general;
+  options.personal = method.personal;
+  options.head = config.model.head;
+  options.classes = int64_t(config.data.classes.size());
+  options.seed = config.seed;
+  options.client = client;
+  options.lora = config.lora;
+  options.penalty = config.penalty;
+  options.train = config.train;
+  return std::make_unique<FineTuner>(std::move(model), options);
+}
+
+}  // namespace orthofed

@@ -1,0 +1,30 @@
+// What tells one method from another (docs/method.md, "Baselines"): which adapters a client trains,
+// and what the server averages. Everything else is the same code for all.
+#pragma once
+#include <memory>
+#include <string>
+
+#include "models/config.h"
+#include "models/fine_tune.h"
+
+namespace orthofed {
+
+struct Method {
+  bool general = false;     // trains the adapter (and head) that is averaged
+  bool personal = false;    // trains the adapter that stays home
+  bool federated = false;   // sends and averages
+  bool fine_tunes = false;  // extra local epochs after the last broadcast
+};
+
+// opal, dual, fedavg, fedavg_ft, local, pooled. Throws UserError for any other name.
+Method method_named(const std::string& name);
+
+// The dtype that `precision` (auto | f32 | bf16) means on this processor: auto takes bf16 only
+// where it is multiplied natively.
+DType compute_type(const std::string& precision);
+
+// The base model with this method's adapters and heads, nothing drawn yet. `client` keys the
+// personal draw; the server passes "".
+std::unique_ptr<FineTuner> make_fine_tuner(const RunConfig& config, const std::string& client);
+
+}  // namespace orthofed

@@ -1,0 +1,33 @@
+// A site's images as the configuration describes them: which file or generator, whose rows, which
+// are trained on and which are scored.
+#pragma once
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/data/image_cache.h"
+#include "models/config.h"
+#include "models/vit.h"
+
+namespace orthofed {
+
+// Every sample of every client that the [data] section names. Sets without clients are partitioned
+// (data.partition; its clients are "client_1", "client_2", ...) or are one client, "all".
+Dataset open_dataset(const RunConfig& config);
+
+struct SiteData {
+  std::shared_ptr<const ImageCache> cache;
+  std::vector<int64_t> train;   // indices into cache->samples()
+  std::vector<int64_t> scored;  // the test split, or with data.validation > 0 the validation images
+  std::vector<int64_t> class_counts(int64_t classes) const;  // of train
+};
+
+// One client's images (client empty: everybody's), decoded and resized for the model. Throws
+// UserError where a split is empty. progress(done, total) of decoding.
+SiteData open_site(const RunConfig& config, const std::string& client, const VitConfig& model,
+                   const Progress& progress = {});
+
+// The images the unseen site of the demo's generator holds, for scoring only.
+SiteData open_unseen_site(const RunConfig& config, const VitConfig& model);
+
+}  // namespace orthofed

@@ -1,0 +1,240 @@
+// Every primitive op: gradients against finite differences in double, and only those that are
+// needed.
+#include <gtest/gtest.h>
+
+#include "engine/ops/attention.h"
+#include "engine/ops/cross_entropy.h"
+#include "engine/ops/gelu.h"
+#include "engine/ops/layer_norm.h"
+#include "engine/ops/linear.h"
+#include "engine/ops/residual.h"
+#include "engine/ops/softmax.h"
+#include "engine/ops/tokens.h"
+#include "tests/support/graph.h"
+
+namespace orthofed {
+namespace {
+
+using test::gradients_agree;
+using test::random_tensor;
+
+Var leaf(const Shape& shape, uint64_t seed, double scale = 1) {
+  return Var(random_tensor(shape, DType::f64, seed, scale), true, "leaf");
+}
+
+TEST(Ops, LayerNorm) {
+  const Var x = leaf({5, 7}, 1), gamma = leaf({7}, 2), beta = leaf({7}, 3);
+  EXPECT_TRUE(gradients_agree(
+      [&](Tape& t) { return layer_norm(t, x, gamma, beta, 1e-6, DType::f64); }, {x, gamma, beta}));
+}
+
+TEST(Ops, Gelu) {
+  for (GeluKind kind : {GeluKind::erf, GeluKind::tanh}) {
+    const Var x = leaf({3, 11}, 4, 2);
+    EXPECT_TRUE(gradients_agree([&](Tape& t) { return gelu(t, x, kind); }, {x}));
+  }
+}
+
+TEST(Ops, Softmax) {
+  const Var x = leaf({4, 6}, 5, 2);
+  EXPECT_TRUE(gradients_agree([&](Tape& t) { return softmax(t, x); }, {x}));
+}
+
+TEST(Ops, Attention) {
+  const Var qkv = leaf({2 * 5, 3 * 6}, 6);  // 2 images, 5 tokens, 2 heads of 3
+  EXPECT_TRUE(gradients_agree([&](Tape& t) { return attention(t, qkv, 2, 2); }, {qkv}));
+}
+
+TEST(Ops, Residual) {
+  const Var x = leaf({4, 5}, 7), z = leaf({4, 5}, 8), gamma = leaf({5}, 9);
+  EXPECT_TRUE(gradients_agree([&](Tape& t) { return residual(t, x, z, gamma); }, {x, z, gamma}));
+  EXPECT_TRUE(gradients_agree([&](Tape& t) { return residual(t, x, z, Var()); }, {x, z}));
+}
+
+TEST(Ops, Tokens) {
+  const Var z = leaf({2 * 4, 4}, 10), cls = leaf({4}, 11), pos = leaf({5, 4}, 12);
+  EXPECT_TRUE(
+      gradients_agree([&](Tape& t) { return patch_embed(t, z, cls, pos, 2); }, {z, cls, pos}));
+  const Var pos4 = leaf({4, 4}, 13);
+  EXPECT_TRUE(
+      gradients_agree([&](Tape& t) { return patch_embed(t, z, Var(), pos4, 2); }, {z, pos4}));
+  const Var x = leaf({2 * 5, 3}, 14);
+  EXPECT_TRUE(gradients_agree([&](Tape& t) { return select_token(t, x, 2, 1); }, {x}));
+  EXPECT_TRUE(gradients_agree([&](Tape& t) { return mean_tokens(t, x, 2, 1); }, {x}));
+}
+
+TEST(Ops, CrossEntropy) {
+  const Var z = leaf({5, 4}, 15, 2);
+  const Tensor labels = Tensor::of(std::vector<int32_t>{0, 3, 1, 2, 1}, {5});
+  const Tensor weights = Tensor::of(std::vector<double>{1, 1, 0, 1, 1}, {5});
+  const Tensor class_weights = Tensor::of(std::vector<double>{1, 2, .5, 3}, {4});
+  const Tensor prior = Tensor::of(std::vector<double>{-1, -2, -.5, -3}, {4});
+  for (CrossEntropyOptions options : {CrossEntropyOptions{},
+                                      {.label_smoothing = .1},
+                                      {.focal = 2},
+                                      {.label_smoothing = .1, .focal = 1}}) {
+    EXPECT_TRUE(gradients_agree(
+        [&](Tape& t) {
+          return cross_entropy(t, z, labels, weights, class_weights, prior, options);
+        },
+        {z}));
+  }
+  // Padding contributes exactly nothing.
+  Tape tape;
+  tape.backward(cross_entropy(tape, z, labels, weights, {}, {}, {}));
+  for (int c = 0; c < 4; ++c) EXPECT_EQ(z.grad().row<double>(2)[c], 0.0);
+}
+
+// Two adapters on each of two slices, with a trainable base.
+Linear adapted_linear() {
+  Linear layer(leaf({6, 5}, 20), leaf({6}, 21), DType::f64);
+  for (int s = 0; s < 2; ++s) {
+    AdapterSlice slice{"s", s * 3, 3, {}, {}};
+    const uint64_t seed = 30 + uint64_t(s) * 10;
+    slice.general = {leaf({2, 5}, seed), leaf({3, 2}, seed + 1), 0.7, true};
+    slice.personal = {leaf({3, 5}, seed + 2), leaf({3, 3}, seed + 3), 1.3, true};
+    layer.slices.push_back(slice);
+  }
+  return layer;
+}
+
+std::vector<Var> parameters(const Linear& layer) {
+  std::vector<Var> all = {layer.weight, layer.bias};
+  for (const AdapterSlice& s : layer.slices)
+    for (const Adapter* a : {&s.general, &s.personal}) {
+      all.push_back(a->a);
+      all.push_back(a->b);
+    }
+  return all;
+}
+
+TEST(Linear, GradientsOfBaseAndAdapters) {
+  const Linear layer = adapted_linear();
+  const Var x = leaf({4, 5}, 22);
+  std::vector<Var> inputs = parameters(layer);
+  inputs.push_back(x);
+  EXPECT_TRUE(gradients_agree([&](Tape& t) { return linear(t, layer, x); }, inputs));
+}
+
+TEST(Linear, MergedEqualsUnmerged) {
+  Linear layer = adapted_linear();
+  const Var x = leaf({4, 5}, 22);
+  Tape tape(false);
+  const Tensor apart = linear(tape, layer, x).value();
+  const Tensor before = layer.weight.value().clone();
+  layer.merge();
+  EXPECT_LE(test::relative_norm(linear(tape, layer, x).value(), apart), 1e-14);
+  layer.unmerge();
+  EXPECT_EQ(layer.weight.value().to_vector(), before.to_vector());
+  EXPECT_EQ(linear(tape, layer, x).value().to_vector(), apart.to_vector());
+}
+
+TEST(Linear, MergedEqualsUnmergedInEveryComputeType) {
+  for (DType compute : {DType::f32, DType::bf16}) {
+    Linear layer(Var(random_tensor({48, 33}, DType::f32, 1, .2)),
+                 Var(random_tensor({48}, DType::f32, 2)), compute);
+    AdapterSlice slice{"s", 0, 48, {}, {}};
+    slice.general = {Var(random_tensor({8, 33}, DType::f32, 3, .2)),
+                     Var(random_tensor({48, 8}, DType::f32, 4, .2)), 2, true};
+    layer.slices.push_back(slice);
+    const Var x(random_tensor({19, 33}, DType::f32, 5).to(compute));
+    Tape tape(false);
+    const Tensor apart = linear(tape, layer, x).value();
+    layer.merge();
+    // 33 products: fp32 rounds each sum, bf16 rounds operands and result (2^-8 each).
+    EXPECT_LE(test::relative_norm(linear(tape, layer, x).value(), apart),
+              compute == DType::f32 ? 1e-6 : 2e-2);
+  }
+}
+
+TEST(Linear, InactiveAdapterIsAbsent) {
+  Linear layer = adapted_linear();
+  const Var x = leaf({4, 5}, 22);
+  for (AdapterSlice& s : layer.slices) s.personal.active = false;
+  Tape tape(false);
+  const Tensor off = linear(tape, layer, x).value();
+  for (AdapterSlice& s : layer.slices) {
+    s.personal.active = true;
+    s.personal.b.value().fill(0);
+  }
+  EXPECT_LE(test::relative_norm(linear(tape, layer, x).value(), off), 1e-14);
+}
+
+TEST(Linear, FeaturesPenaltyGradient) {
+  // loss = sum(w y) + weight * mean over slices of the features term; both halves checked at once.
+  const Linear layer = adapted_linear();
+  const Var x = leaf({4, 5}, 22);
+  const Tensor w = random_tensor({4, 6}, DType::f64, 23);
+  auto run = [&](FeaturesPenalty& f, bool backward) {
+    Linear::Saved saved;
+    const Tensor y = layer.forward(x.value(), &saved);
+    double loss = 0;
+    const auto a = y.to_vector(), b = w.to_vector();
+    for (size_t i = 0; i < a.size(); ++i) loss += a[i] * b[i];
+    for (const Var& v : parameters(layer)) v.drop_grad();
+    const Tensor dx = layer.backward(w, saved, true, &f);
+    loss += (backward ? f.weight : 0.5) * f.sum;
+    return loss;
+  };
+  FeaturesPenalty f{.weight = 0.5};
+  run(f, true);
+  EXPECT_EQ(f.layers, 2);
+  const std::vector<Var> all = parameters(layer);
+  std::vector<Tensor> gradients;
+  for (const Var& v : all) gradients.push_back(v.grad().clone());
+  for (size_t n = 0; n < all.size(); ++n) {
+    const Var& v = all[n];
+    const Tensor& got = gradients[n];
+    for (int64_t r = 0; r < got.rows(); ++r)
+      for (int64_t c = 0; c < got.cols(); ++c) {
+        double& element = v.value().row<double>(r)[c];
+        const double kept = element;
+        FeaturesPenalty up, down;
+        element = kept + 1e-5;
+        const double above = run(up, false);
+        element = kept - 1e-5;
+        const double below = run(down, false);
+        element = kept;
+        EXPECT_NEAR(got.row<double>(r)[c], (above - below) / 2e-5, 1e-6);
+      }
+  }
+}
+
+TEST(Tape, ComputesOnlyWhatIsNeeded) {
+  Linear layer(Var(random_tensor({6, 5}, DType::f64, 1)), Var(random_tensor({6}, DType::f64, 2)),
+               DType::f64);
+  const Var x(random_tensor({4, 5}, DType::f64, 3));
+  Tape tape;
+  const Var frozen = linear(tape, layer, x);  // nothing trains: no node
+  EXPECT_FALSE(frozen.requires_grad());
+  layer.slices.push_back({"s", 0, 6, {leaf({2, 5}, 4), leaf({6, 2}, 5), 1, true}, {}});
+  const Var y = linear(tape, layer, x);
+  EXPECT_TRUE(y.requires_grad());
+  tape.backward(test::weighted_sum(tape, y, random_tensor({4, 6}, DType::f64, 6)));
+  EXPECT_TRUE(layer.slices[0].general.a.has_grad());
+  EXPECT_FALSE(layer.weight.has_grad());
+  EXPECT_FALSE(x.has_grad());
+}
+
+TEST(Tape, GradientsAddUpWhereAValueIsUsedTwice) {
+  const Var x = leaf({2, 3}, 1);
+  EXPECT_TRUE(gradients_agree(
+      [&](Tape& t) { return residual(t, x, softmax(t, gelu(t, x, GeluKind::erf)), Var()); }, {x}));
+}
+
+TEST(Tape, AWrongGradientIsCaught) {
+  // The checker must be able to fail: an op that forgets a factor of two.
+  const Var x = leaf({2, 3}, 1);
+  EXPECT_FALSE(gradients_agree(
+      [&](Tape& t) {
+        const Tensor doubled = x.value().clone();
+        doubled.add(x.value());
+        const Var y = t.output(doubled, t.needs({&x}));
+        t.record({y}, [x, y] { x.give_grad(y.grad().clone()); });
+        return y;
+      },
+      {x}));
+}
+
+}  // namespace
+}  // namespace orthofed
