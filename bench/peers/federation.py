@@ -1,10 +1,10 @@
-"""One whole federation in plain PyTorch (docs/method.md): a check on orthofed's own numbers while
-developing, one process, fp32. A folder of images with a manifest.csv of the columns path, site, label,
-label_id, split; every site is a client.
+"""One whole federation in plain PyTorch (docs/method.md), in one process and in fp32: a check on
+orthofed's own numbers while developing. The data is a folder of images with a manifest.csv of the
+columns path, site, label, label_id, split; every site is a client.
 
-    scripts/python.sh bench/peers/federation.py --root DATA --weights vit_tiny.safetensors --method opal
+    scripts/python.sh bench/peers/federation.py --root DIR --weights MODEL.safetensors
 
-The random numbers are PyTorch's, so a run is comparable with orthofed's over seeds, not digit by digit.
+The random numbers are PyTorch's and numpy's: compare with orthofed over seeds, not digit by digit.
 """
 import argparse
 import collections
@@ -122,6 +122,7 @@ def build(options, classes, adapters):
 
 
 def draw_adapter(model, name, generator):
+    """A ~ N(0, 1/in), B = 0."""
     with torch.no_grad():
         for _, pair in ref.pairs(model):
             a, b = pair.adapters[name].lora_A.weight, pair.adapters[name].lora_B.weight

@@ -1,6 +1,6 @@
-"""The LoRA training step in PyTorch, as its users write it: a timm ViT at 224 px, PEFT with a general
-and a personal adapter (rank 8 each, both active, on qkv, proj, fc1, fc2), a trained head, AdamW, norm
-clip 1. Random data. One JSON line for each model and mode:
+"""The LoRA training step in PyTorch, as its users write it: a timm ViT at 224 px, PEFT with a
+general and a personal adapter (rank 8 each, both active, on qkv, proj, fc1, fc2), a trained head,
+AdamW, norm clip 1. Random data. One JSON line for each model and mode:
 
     scripts/python.sh bench/peers/lora_step.py --threads 2 --models tiny,small,base
 
@@ -131,7 +131,7 @@ def parse():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=positive, default=2)
     parser.add_argument("--models", default="tiny", help="comma separated: tiny, small, base")
-    parser.add_argument("--modes", help="comma separated; default fp32, and bf16 where it is native")
+    parser.add_argument("--modes", help="default: fp32, and bf16 where it is native")
     parser.add_argument("--compile", action="store_true", help="add the torch.compile modes")
     parser.add_argument("--batch", type=positive, default=16)
     parser.add_argument("--rank", type=positive, default=8, help="of each of the two adapters")

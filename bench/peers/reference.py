@@ -35,12 +35,13 @@ def versions():
 
 
 class Adapter(nn.Module):
-    """s B A x with s = alpha / rank; A [rank, in], B [out, rank]."""
+    """s B A x with s = alpha / rank; A [rank, in], B [out, rank]. No effect until B is set."""
 
     def __init__(self, base, rank, alpha):
         super().__init__()
         self.lora_A = nn.Linear(base.in_features, rank, bias=False)
         self.lora_B = nn.Linear(rank, base.out_features, bias=False)
+        nn.init.zeros_(self.lora_B.weight)
         self.scale = alpha / rank
         self.active = True
 
