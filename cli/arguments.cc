@@ -1,0 +1,262 @@
+#include "cli/arguments.h"
+
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <new>
+#include <string>
+#include <vector>
+
+#include "cli/text.h"
+#include "cli/version.h"
+#include "kernels/core/check.h"
+
+namespace orthofed::cli {
+
+namespace {
+
+void config_file(CLI::App& app, std::string& config, std::vector<std::string>& set) {
+  app.add_option("CONFIG", config, "Configuration file (TOML)")->type_name(" ")->required();
+  app.add_option("--set", set, "Override a key of the configuration, as often as needed")
+      ->type_name("KEY=VALUE")
+      ->allow_extra_args(false);
+}
+
+void output_folder(CLI::App& app, std::string& out) {
+  app.add_option("--out", out, "Folder for the results")->type_name("DIR")->required();
+}
+
+void adapter_files(CLI::App& app, std::vector<std::string>& adapters) {
+  app.add_option("--adapter", adapters, "Adapter to apply; several are added up")
+      ->type_name("FILE");
+}
+
+// The parser of one invocation: which options each command has, and which command was asked for.
+class Parser {
+ public:
+  explicit Parser(const Commands& commands) {
+    app_.name("orthofed");
+    app_.description(
+        "Fine-tunes vision transformers at several sites that keep their images: a general LoRA\n"
+        "adapter is averaged over the sites, a personal one stays home.");
+    app_.footer(
+        "`orthofed COMMAND --help` shows a command's options with an example.\n"
+        "Exit status: 0 success, 2 bad input, 1 any other error, 130 interrupted.");
+    app_.set_version_flag("--version", version_text(), "Print the version and exit");
+    app_.require_subcommand(1);
+    global_flags(app_);
+    add(commands);
+  }
+
+  // The chosen command, ready to be called.
+  std::function<int()> parse(int argc, const char* const* argv) {
+    app_.parse(argc, argv);
+    return action_;
+  }
+
+  std::string help() const { return app_.help(); }  // of the command, if one was named
+
+  // One line for what CLI11 could not parse; it puts what matters most first: a misspelt word.
+  std::string explain(const CLI::ParseError& error) const {
+    const CLI::App& command = deepest();
+    const std::string help = command.get_display_name() == "orthofed"
+                                 ? "orthofed --help"
+                                 : "orthofed " + command.get_name() + " --help";
+    for (const std::string& word : app_.remaining(true)) {
+      if (word.size() > 1 && word[0] == '-' && word != "--")
+        return unknown("option", word.substr(0, word.find('=')), flags(command), help);
+      if (app_.get_subcommands().empty()) return unknown("command", word, names(), help);
+    }
+    if (app_.get_subcommands().empty()) return "no command given; " + help + " lists them";
+    std::string what = error.what();
+    std::replace(what.begin(), what.end(), '\n', ' ');
+    return fmt::format("{}: {} ({})", command.get_name(), what, help);
+  }
+
+ private:
+  template <class Options, class Declare>
+  void command(const char* name, const char* description, const char* example,
+               int (*body)(const Options&), Declare declare) {
+    if (body == nullptr) return;
+    auto options = std::make_shared<Options>();
+    CLI::App* sub = app_.add_subcommand(name, description);
+    sub->footer(std::string("Example:\n  ") + example);
+    declare(*sub, *options);
+    global_flags(*sub);
+    sub->callback([this, body, options] {
+      options->global = global_;
+      action_ = [body, options] { return body(*options); };
+    });
+  }
+
+  void add(const Commands& c);
+
+  void global_flags(CLI::App& app) {
+    app.add_flag("-q,--quiet", global_.quiet, "Only results, warnings and errors");
+    app.add_flag("--json", global_.json,
+                 "The result as JSON on stdout, events as JSON lines on stderr");
+  }
+
+  const CLI::App& deepest() const {
+    const auto chosen = app_.get_subcommands();
+    return chosen.empty() ? app_ : *chosen.front();
+  }
+
+  std::vector<std::string> names() const {
+    std::vector<std::string> list;
+    for (const CLI::App* sub : app_.get_subcommands({})) list.push_back(sub->get_name());
+    return list;
+  }
+
+  static std::vector<std::string> flags(const CLI::App& app) {
+    std::vector<std::string> list;
+    for (const CLI::Option* option : app.get_options()) {
+      for (const std::string& name : option->get_lnames()) list.push_back("--" + name);
+      for (const std::string& name : option->get_snames()) list.push_back("-" + name);
+    }
+    return list;
+  }
+
+  static std::string unknown(const std::string& kind, const std::string& word,
+                             const std::vector<std::string>& known, const std::string& help) {
+    const std::string near = nearest(word, known);
+    return fmt::format("unknown {} '{}'; {}", kind, word,
+                       near.empty() ? help + " lists them" : "did you mean '" + near + "'?");
+  }
+
+  CLI::App app_;
+  GlobalOptions global_;
+  std::function<int()> action_;
+};
+
+void Parser::add(const Commands& c) {
+  command("run", "Run a whole federation on this machine",
+          "orthofed run configs/demo.toml --set method=fedavg --out runs/fedavg", c.run,
+          [](CLI::App& app, RunOptions& o) {
+            config_file(app, o.config, o.set);
+            output_folder(app, o.out);
+            app.add_flag("--in-process", o.in_process,
+                         "Server and clients as threads of this process instead of processes");
+          });
+  command(
+      "serve", "Be the server of a federation",
+      "orthofed serve configs/wbc_sites.toml --set federation.address=0.0.0.0:7733 --out runs/wbc",
+      c.serve, [](CLI::App& app, ServeOptions& o) {
+        config_file(app, o.config, o.set);
+        output_folder(app, o.out);
+      });
+  command(
+      "join", "Be one client of a federation",
+      "orthofed join configs/wbc_sites.toml --client bccd --set data.root=/data/wbc "
+      "--set federation.address=server:7733",
+      c.join, [](CLI::App& app, JoinOptions& o) {
+        config_file(app, o.config, o.set);
+        app.add_option("--client", o.client, "Which client this is")->type_name("NAME")->required();
+        app.add_option("--out", o.out, "Folder for the results and the personal adapter")
+            ->type_name("DIR");
+      });
+  command("train", "Train on one site alone, without a federation",
+          "orthofed train configs/wbc_sites.toml --set data.client=bccd --out runs/bccd", c.train,
+          [](CLI::App& app, TrainOptions& o) {
+            config_file(app, o.config, o.set);
+            output_folder(app, o.out);
+          });
+  command("eval", "Compute metrics of adapters on test images",
+          "orthofed eval configs/wbc_sites.toml --client bccd "
+          "--adapter runs/wbc/general_adapter.safetensors "
+          "--adapter runs/wbc/clients/bccd/personal_adapter.safetensors",
+          c.eval, [](CLI::App& app, EvalOptions& o) {
+            config_file(app, o.config, o.set);
+            adapter_files(app, o.adapters);
+            app.add_option("--client", o.client, "Site whose images are used")->type_name("NAME");
+          });
+  command("predict", "Compute features and logits of images",
+          "orthofed predict --weights vit.safetensors --input images/ --output out.safetensors "
+          "--csv out.csv",
+          c.predict, [](CLI::App& app, PredictOptions& o) {
+            app.add_option("--weights", o.weights, "Model (safetensors, timm names)")
+                ->type_name("FILE")
+                ->required();
+            app.add_option("--input", o.input, "An .npz with `images`, a folder, or image files")
+                ->type_name("PATH")
+                ->required();
+            app.add_option("--output", o.output, "Features and logits (safetensors)")
+                ->type_name("FILE")
+                ->required();
+            adapter_files(app, o.adapters);
+            app.add_option("--csv", o.csv, "Also write path, class and probabilities as CSV")
+                ->type_name("FILE");
+            app.add_option("--config", o.config, "config.json; default: the one beside the weights")
+                ->type_name("FILE");
+            app.add_option("--precision", o.precision, "auto, f32 or bf16")
+                ->type_name("NAME")
+                ->check(CLI::IsMember({"auto", "f32", "bf16"}));
+            app.add_option("--device", o.device, "auto or cpu")
+                ->type_name("NAME")
+                ->check(CLI::IsMember({"auto", "cpu"}));
+          });
+  command("check", "Examine a site's data before it joins; sends nothing",
+          "orthofed check configs/wbc_sites.toml --client bccd --set data.root=/data/wbc", c.check,
+          [](CLI::App& app, CheckOptions& o) {
+            config_file(app, o.config, o.set);
+            app.add_option("--client", o.client, "Only this client")->type_name("NAME");
+          });
+  command("doctor", "Print what this program finds on this machine", "orthofed doctor --json",
+          c.doctor, [](CLI::App&, DoctorOptions&) {});
+  command("config", "List the keys of a configuration file", "orthofed config train", c.config,
+          [](CLI::App& app, ConfigOptions& o) {
+            app.add_option("SECTION", o.section, "Only this section or key")->type_name(" ");
+            app.add_flag("--markdown", o.markdown, "As docs/configuration.md");
+          });
+}
+
+bool asks_for_json(int argc, const char* const* argv) {
+  return std::any_of(argv, argv + argc,
+                     [](const char* word) { return std::strcmp(word, "--json") == 0; });
+}
+
+}  // namespace
+
+int run_command_line(int argc, const char* const* argv, const Commands& commands, std::ostream& out,
+                     std::ostream& err) {
+  const bool json = asks_for_json(argc, argv);
+  const auto fail = [&](int status, std::string message) {
+    std::replace(message.begin(), message.end(), '\n', ' ');
+    if (json) {
+      err << fmt::format("{{\"event\": \"error\", \"text\": {}, \"exit_status\": {}}}\n",
+                         string_literal(message), status);
+    } else {
+      err << "orthofed: " + message + '\n';
+    }
+    err.flush();
+    return status;
+  };
+  try {
+    Parser parser(commands);
+    std::function<int()> action;
+    try {
+      action = parser.parse(argc, argv);
+    } catch (const CLI::CallForVersion& version) {
+      out << version.what() << '\n';
+    } catch (const CLI::CallForHelp&) {
+      out << parser.help();
+    } catch (const CLI::ParseError& error) {
+      return fail(2, parser.explain(error));
+    }
+    const int status = action ? action() : 0;
+    out.flush();
+    return out ? status : fail(1, "writing to standard output failed");
+  } catch (const UserError& error) {
+    return fail(2, error.what());
+  } catch (const std::bad_alloc&) {
+    return fail(1, "out of memory");
+  } catch (const std::exception& error) {
+    return fail(1, error.what());
+  }
+}
+
+}  // namespace orthofed::cli

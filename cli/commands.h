@@ -1,0 +1,103 @@
+// The subcommands of `orthofed`: what each is told (plain structs, filled in by cli/arguments.cc)
+// and the function that does it (cli/NAME.cc). A command returns its exit status, 0 on success, and
+// throws UserError for what the user can mend (2) and other exceptions for the rest (1).
+// Paths are relative to the working directory.
+#pragma once
+#include <string>
+#include <vector>
+
+namespace orthofed::cli {
+
+struct GlobalOptions {
+  bool quiet = false;  // --quiet: results, warnings and errors only
+  bool json =
+      false;  // --json: the result as one JSON object on stdout, events as JSON lines on stderr
+};
+
+// A whole federation on this machine: server and clients as processes over loopback.
+struct RunOptions {
+  GlobalOptions global;
+  std::string config;
+  std::vector<std::string> set;  // "key=value", in order
+  std::string out;               // folder
+  bool in_process = false;       // threads of this process instead
+};
+
+// The server of a federation.
+struct ServeOptions {
+  GlobalOptions global;
+  std::string config;
+  std::vector<std::string> set;
+  std::string out;
+};
+
+// One site of a federation.
+struct JoinOptions {
+  GlobalOptions global;
+  std::string config;
+  std::string client;
+  std::vector<std::string> set;
+  std::string out;  // empty: federation.state_dir, else a folder named after the client
+};
+
+// One site alone, without a federation.
+struct TrainOptions {
+  GlobalOptions global;
+  std::string config;
+  std::vector<std::string> set;
+  std::string out;
+};
+
+// Metrics of trained adapters on a site's test images.
+struct EvalOptions {
+  GlobalOptions global;
+  std::string config;
+  std::vector<std::string> set;
+  std::vector<std::string> adapters;  // safetensors
+  std::string client;                 // empty: data.client
+};
+
+// Features and logits of images, with weights and any number of adapters.
+struct PredictOptions {
+  GlobalOptions global;
+  std::string weights;                // safetensors
+  std::string config;                 // config.json; empty: the one beside the weights
+  std::vector<std::string> input;     // one .npz with `images`, one folder, or image files
+  std::string output;                 // safetensors
+  std::vector<std::string> adapters;  // safetensors
+  std::string csv;                    // also path, class, probabilities; empty: not written
+  std::string precision = "auto";     // auto | f32 | bf16
+  std::string device = "auto";        // auto | cpu
+};
+
+// A dry run at a site before it joins. Sends nothing.
+struct CheckOptions {
+  GlobalOptions global;
+  std::string config;
+  std::vector<std::string> set;
+  std::string client;  // empty: every client the data names
+};
+
+// What this program found on this machine.
+struct DoctorOptions {
+  GlobalOptions global;
+};
+
+// Every key of a configuration file.
+struct ConfigOptions {
+  GlobalOptions global;
+  std::string section;    // "train" or "train.lr"; empty: all
+  bool markdown = false;  // as docs/configuration.md
+};
+
+int run(const RunOptions& options);
+int serve(const ServeOptions& options);
+int join(const JoinOptions& options);
+int train(const TrainOptions& options);
+int eval(const EvalOptions& options);
+int predict(const PredictOptions& options);
+int check(const CheckOptions& options);
+int doctor(const DoctorOptions& options);
+int config(const ConfigOptions& options);
+
+}  // namespace orthofed::cli

@@ -1,0 +1,16 @@
+// `orthofed config`
+#include <iostream>
+
+#include "cli/commands.h"
+#include "cli/config_keys.h"
+
+namespace orthofed::cli {
+
+int config(const ConfigOptions& options) {
+  std::cout << (options.markdown      ? config_markdown()
+                : options.global.json ? config_json(options.section)
+                                      : config_listing(options.section));
+  return 0;
+}
+
+}  // namespace orthofed::cli

@@ -1,0 +1,26 @@
+#include <unistd.h>
+
+#include <csignal>
+#include <iostream>
+
+#include "cli/arguments.h"
+#include "cli/terminal.h"
+
+namespace {
+
+// Files are written whole and renamed, so that nothing is lost by leaving here.
+extern "C" void on_interrupt(int) {
+  orthofed::cli::end_progress_line_in_signal_handler();
+  _exit(130);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  std::signal(SIGINT, on_interrupt);
+
+  orthofed::cli::Commands commands;
+  commands.config = orthofed::cli::config;
+  commands.doctor = orthofed::cli::doctor;
+  return orthofed::cli::run_command_line(argc, argv, commands, std::cout, std::cerr);
+}

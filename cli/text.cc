@@ -1,0 +1,188 @@
+#include "cli/text.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/core/check.h"
+
+namespace orthofed::cli {
+
+namespace {
+
+// One decoded character: its code point (-1 where the bytes are not UTF-8) and its length in bytes.
+struct Character {
+  int32_t code = -1;
+  size_t bytes = 1;
+};
+
+Character decode(std::string_view text, size_t at) {
+  const auto byte = [&](size_t i) { return static_cast<unsigned char>(text[at + i]); };
+  const unsigned char lead = byte(0);
+  if (lead < 0x80) return {lead, 1};
+  const size_t length = lead >= 0xF0 ? 4 : lead >= 0xE0 ? 3 : 2;
+  if (lead < 0xC2 || lead > 0xF4 || at + length > text.size()) return {};
+  int32_t code = lead & (0x7F >> length);
+  for (size_t i = 1; i < length; ++i) {
+    if ((byte(i) & 0xC0) != 0x80) return {};
+    code = (code << 6) | (byte(i) & 0x3F);
+  }
+  const bool overlong = (length == 3 && code < 0x800) || (length == 4 && code < 0x10000);
+  const bool surrogate = code >= 0xD800 && code <= 0xDFFF;
+  return overlong || surrogate || code > 0x10FFFF ? Character{} : Character{code, length};
+}
+
+// The blocks of Unicode's East Asian Width table (UAX 11) that occur in practice.
+int columns(int32_t code) {
+  const auto in = [&](int32_t first, int32_t last) { return code >= first && code <= last; };
+  if (in(0x0300, 0x036F) || in(0x200B, 0x200F) || in(0x20D0, 0x20FF) || in(0xFE00, 0xFE0F))
+    return 0;
+  const bool wide = in(0x1100, 0x115F) || in(0x2E80, 0x303E) || in(0x3041, 0xA4CF) ||
+                    in(0xAC00, 0xD7A3) || in(0xF900, 0xFAFF) || in(0xFE30, 0xFE6F) ||
+                    in(0xFF00, 0xFF60) || in(0xFFE0, 0xFFE6) || in(0x1F300, 0x1FAFF) ||
+                    in(0x20000, 0x3FFFD);
+  return wide ? 2 : 1;
+}
+
+}  // namespace
+
+int display_width(std::string_view text) {
+  int width = 0;
+  for (size_t at = 0; at < text.size();) {
+    const Character c = decode(text, at);
+    width += columns(c.code);
+    at += c.bytes;
+  }
+  return width;
+}
+
+std::string fit(std::string_view text, int width) {
+  if (display_width(text) <= width) return std::string(text);
+  const int dots = std::clamp(width, 0, 3);
+  std::string cut;
+  int used = dots;
+  for (size_t at = 0; at < text.size();) {
+    const Character c = decode(text, at);
+    if (used + columns(c.code) > width) break;
+    used += columns(c.code);
+    cut += text.substr(at, c.bytes);
+    at += c.bytes;
+  }
+  return cut + std::string(static_cast<size_t>(dots), '.');
+}
+
+std::string format_duration(double seconds) {
+  if (!(seconds >= 0) || !std::isfinite(seconds)) return "?";
+  if (seconds < 9.95) return fmt::format("{:.2g} s", seconds);
+  const auto whole = static_cast<int64_t>(std::llround(seconds));
+  if (whole < 60) return fmt::format("{} s", whole);
+  if (whole < 3600) return fmt::format("{} min {:02} s", whole / 60, whole % 60);
+  const int64_t minutes = (whole + 30) / 60;
+  return fmt::format("{} h {:02} min", minutes / 60, minutes % 60);
+}
+
+std::string format_clock(double seconds) {
+  if (!(seconds >= 0) || seconds > 1e9) return "?";
+  const auto whole = static_cast<int64_t>(seconds);
+  if (whole < 3600) return fmt::format("{}:{:02}", whole / 60, whole % 60);
+  return fmt::format("{}:{:02}:{:02}", whole / 3600, whole / 60 % 60, whole % 60);
+}
+
+std::string format_bytes(double bytes) {
+  if (!(bytes >= 0) || !std::isfinite(bytes)) return "?";
+  static const char* const units[] = {"B", "kB", "MB", "GB", "TB", "PB"};
+  size_t unit = 0;
+  while (bytes >= 999.5 && unit + 1 < std::size(units)) {
+    bytes /= 1000;
+    ++unit;
+  }
+  const int decimals = unit == 0 || bytes >= 99.95 ? 0 : 1;
+  return fmt::format("{:.{}f} {}", bytes, decimals, units[unit]);
+}
+
+std::string format_rate(double per_second) {
+  if (!(per_second >= 0) || !std::isfinite(per_second)) return "?";
+  const int decimals = per_second >= 99.95 ? 0 : per_second >= 9.995 ? 1 : 2;
+  return fmt::format("{:.{}f}", per_second, decimals);
+}
+
+std::string string_literal(std::string_view text) {
+  std::string literal = "\"";
+  for (size_t at = 0; at < text.size();) {
+    const Character c = decode(text, at);
+    switch (c.code) {
+      case '"':
+        literal += "\\\"";
+        break;
+      case '\\':
+        literal += "\\\\";
+        break;
+      case '\n':
+        literal += "\\n";
+        break;
+      case '\r':
+        literal += "\\r";
+        break;
+      case '\t':
+        literal += "\\t";
+        break;
+      case -1:
+        literal += "\xEF\xBF\xBD";
+        break;
+      default:
+        if (c.code < 0x20 || c.code == 0x7F) {
+          literal += fmt::format("\\u{:04x}", c.code);
+        } else {
+          literal += text.substr(at, c.bytes);
+        }
+    }
+    at += c.bytes;
+  }
+  return literal + "\"";
+}
+
+std::string number_literal(double value) {
+  OF_CHECK(std::isfinite(value), "no JSON or TOML number is infinite or NaN");
+  std::string literal = fmt::format("{}", value);
+  // "1" would be read as an integer.
+  return literal.find_first_of(".e") == std::string::npos ? literal + ".0" : literal;
+}
+
+std::string joined(const std::vector<std::string>& words, std::string_view separator) {
+  return fmt::format("{}", fmt::join(words, separator));
+}
+
+int edit_distance(std::string_view a, std::string_view b) {
+  const size_t columns_count = b.size() + 1;
+  std::vector<int> table((a.size() + 1) * columns_count);  // [|a| + 1, |b| + 1]
+  const auto at = [&](size_t i, size_t j) -> int& { return table[i * columns_count + j]; };
+  for (size_t i = 0; i <= a.size(); ++i) at(i, 0) = static_cast<int>(i);
+  for (size_t j = 0; j <= b.size(); ++j) at(0, j) = static_cast<int>(j);
+  for (size_t i = 1; i <= a.size(); ++i) {
+    for (size_t j = 1; j <= b.size(); ++j) {
+      const int change = a[i - 1] == b[j - 1] ? 0 : 1;
+      at(i, j) = std::min({at(i - 1, j) + 1, at(i, j - 1) + 1, at(i - 1, j - 1) + change});
+      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1])
+        at(i, j) = std::min(at(i, j), at(i - 2, j - 2) + 1);
+    }
+  }
+  return table.back();
+}
+
+std::string nearest(const std::string& word, const std::vector<std::string>& known) {
+  // A word of two letters is no misspelling of every other word of two letters.
+  const auto length = static_cast<int>(word.size());
+  int best = (length < 4 ? 1 : std::max(2, length / 3)) + 1;
+  std::string found;
+  for (const std::string& candidate : known) {
+    const int distance = edit_distance(word, candidate);
+    if (distance < best && !candidate.empty()) {
+      best = distance;
+      found = candidate;
+    }
+  }
+  return found;
+}
+
+}  // namespace orthofed::cli

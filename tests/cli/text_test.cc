@@ -1,0 +1,98 @@
+#include "cli/text.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+
+#include "kernels/core/check.h"
+
+namespace orthofed::cli {
+namespace {
+
+TEST(Text, DisplayWidth) {
+  EXPECT_EQ(display_width(""), 0);
+  EXPECT_EQ(display_width("abc"), 3);
+  EXPECT_EQ(display_width("Zürich"), 6);
+  EXPECT_EQ(display_width("e\xCC\x81"), 1);  // e and a combining acute accent
+  EXPECT_EQ(display_width("東京"), 4);
+  EXPECT_EQ(display_width("🔬"), 2);
+  EXPECT_EQ(display_width("a\xFF"
+                          "b"),
+            3);                                 // no UTF-8
+  EXPECT_EQ(display_width("\xE6\x9D"), 2);      // cut short
+  EXPECT_EQ(display_width("\xC0\xAF"), 2);      // overlong
+  EXPECT_EQ(display_width("\xED\xA0\x80"), 3);  // a surrogate
+}
+
+TEST(Text, Fit) {
+  EXPECT_EQ(fit("abcdef", 6), "abcdef");
+  EXPECT_EQ(fit("abcdef", 5), "ab...");
+  EXPECT_EQ(fit("東京東京", 7), "東京...");
+  EXPECT_EQ(fit("東京東京", 6), "東...");
+  EXPECT_EQ(fit("abcdef", 2), "..");
+  EXPECT_EQ(fit("abcdef", 0), "");
+  EXPECT_EQ(fit("abcdef", -1), "");
+  for (int width = 0; width < 12; ++width)
+    EXPECT_LE(display_width(fit("aä東🔬bcdef", width)), width);
+}
+
+TEST(Text, Durations) {
+  EXPECT_EQ(format_duration(0), "0 s");
+  EXPECT_EQ(format_duration(0.4217), "0.42 s");
+  EXPECT_EQ(format_duration(9.94), "9.9 s");
+  EXPECT_EQ(format_duration(9.96), "10 s");
+  EXPECT_EQ(format_duration(59.7), "1 min 00 s");
+  EXPECT_EQ(format_duration(185), "3 min 05 s");
+  EXPECT_EQ(format_duration(7440), "2 h 04 min");
+  EXPECT_EQ(format_duration(-1), "?");
+  EXPECT_EQ(format_duration(std::nan("")), "?");
+  EXPECT_EQ(format_clock(0), "0:00");
+  EXPECT_EQ(format_clock(185.9), "3:05");
+  EXPECT_EQ(format_clock(3599.99), "59:59");
+  EXPECT_EQ(format_clock(7450), "2:04:10");
+  EXPECT_EQ(format_clock(std::numeric_limits<double>::infinity()), "?");
+}
+
+TEST(Text, BytesAndRates) {
+  EXPECT_EQ(format_bytes(0), "0 B");
+  EXPECT_EQ(format_bytes(999), "999 B");
+  EXPECT_EQ(format_bytes(1000), "1.0 kB");
+  EXPECT_EQ(format_bytes(1.24e6), "1.2 MB");
+  EXPECT_EQ(format_bytes(123456789), "123 MB");
+  EXPECT_EQ(format_bytes(999600), "1.0 MB");
+  EXPECT_EQ(format_bytes(2.5e18), "2500 PB");
+  EXPECT_EQ(format_bytes(-1), "?");
+  EXPECT_EQ(format_rate(0.417), "0.42");
+  EXPECT_EQ(format_rate(31.23), "31.2");
+  EXPECT_EQ(format_rate(9.996), "10.0");
+  EXPECT_EQ(format_rate(1234.4), "1234");
+  EXPECT_EQ(format_rate(std::nan("")), "?");
+}
+
+TEST(Text, Literals) {
+  EXPECT_EQ(string_literal("a \"b\" \\ \n\t\r"), R"("a \"b\" \\ \n\t\r")");
+  EXPECT_EQ(string_literal(std::string_view("\0\x1f\x7f", 3)), R"("\u0000\u001f\u007f")");
+  EXPECT_EQ(string_literal("Zürich 🔬"), "\"Zürich 🔬\"");
+  EXPECT_EQ(string_literal("\xFFx"), "\"\xEF\xBF\xBDx\"");
+  EXPECT_EQ(number_literal(1), "1.0");
+  EXPECT_EQ(number_literal(1e-5), "1e-05");
+  for (const double value : {0.1, 1.0 / 3, 1e300, 5e-324, -0.0, 3e-4})
+    EXPECT_EQ(std::stod(number_literal(value == 5e-324 ? 1e-300 : value)),
+              value == 5e-324 ? 1e-300 : value);
+  EXPECT_THROW(number_literal(std::nan("")), Error);
+}
+
+TEST(Text, Nearest) {
+  EXPECT_EQ(edit_distance("", "abc"), 3);
+  EXPECT_EQ(edit_distance("kitten", "sitting"), 3);
+  EXPECT_EQ(edit_distance("trian", "train"), 1);
+  EXPECT_EQ(nearest("rouns", {"seed", "rounds"}), "rounds");
+  EXPECT_EQ(nearest("ab", {"cd"}), "");
+  EXPECT_EQ(nearest("completely", {"rounds", "seed"}), "");
+  EXPECT_EQ(nearest("lr", {"lora"}), "");
+  EXPECT_EQ(nearest("", {"ab", ""}), "");
+}
+
+}  // namespace
+}  // namespace orthofed::cli
