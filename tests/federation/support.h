@@ -19,6 +19,7 @@
 #include <mutex>
 #include <thread>
 
+#include "engine/io/files.h"
 #include "engine/io/sha256.h"
 #include "federation/in_process.h"
 
@@ -90,7 +91,7 @@ inline TransportOptions quick_transport() {
   TransportOptions options;
   options.handshake_seconds = 10;
   options.stall_seconds = 10;
-  options.linger_seconds = 0.3;
+  options.linger_seconds = 0.1;
   return options;
 }
 
