@@ -20,6 +20,13 @@ int main(int argc, char** argv) {
   std::signal(SIGINT, on_interrupt);
 
   orthofed::cli::Commands commands;
+  commands.run = orthofed::cli::run;
+  commands.serve = orthofed::cli::serve;
+  commands.join = orthofed::cli::join;
+  commands.train = orthofed::cli::train;
+  commands.eval = orthofed::cli::eval;
+  commands.predict = orthofed::cli::predict;
+  commands.check = orthofed::cli::check;
   commands.config = orthofed::cli::config;
   commands.doctor = orthofed::cli::doctor;
   return orthofed::cli::run_command_line(argc, argv, commands, std::cout, std::cerr);

@@ -42,6 +42,7 @@ class FineTuner {
   FineTuner(std::unique_ptr<Vit> model, const FineTuneOptions& options);
 
   Vit& model() { return *model_; }
+  const Vit& model() const { return *model_; }
   const FineTuneOptions& options() const { return options_; }
 
   // The server's draw: A_g and the shared head, from (seed, layer). The client's draw: A_p and what

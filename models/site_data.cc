@@ -87,6 +87,18 @@ CacheOptions cache_options(const DataConfig& data, const VitConfig& model) {
 
 }  // namespace
 
+RunConfig completed(RunConfig config) {
+  if (format_of(config.data) == "synthetic" && config.data.classes.empty()) {
+    SyntheticOptions one;
+    one.train = one.test = one.clients = 1;
+    one.unseen = 0;
+    config.data.classes = make_federation(one).classes;
+  }
+  if (config.federation.clients.empty())
+    config.federation.clients = clients_of(open_dataset(config));
+  return config;
+}
+
 Dataset open_dataset(const RunConfig& config) {
   const DataConfig& data = config.data;
   const std::string format = format_of(data);

@@ -11,6 +11,10 @@
 
 namespace orthofed {
 
+// The configuration with what its data tells: the generator's classes, and the clients' names where
+// [federation] lists none. Reads the data's index, not its pixels.
+RunConfig completed(RunConfig config);
+
 // Every sample of every client that the [data] section names. Sets without clients are partitioned
 // (data.partition; its clients are "client_1", "client_2", ...) or are one client, "all".
 Dataset open_dataset(const RunConfig& config);

@@ -33,6 +33,21 @@ LoaderOptions loader_options(const RunConfig& config, const Vit& model, bool tra
   return o;
 }
 
+// Appends the softmax of logits z [batch, classes] for the batch's real images.
+void append(Scores& scores, const Tensor& z, const Batch& batch,
+            const std::vector<Sample>& samples) {
+  const Tensor p = Tensor::empty(z.shape(), DType::f32);
+  cpu::softmax_forward<float>(z.data<float>(), z.pitch(), p.data<float>(), p.pitch(), z.rows(),
+                              z.cols());
+  for (int64_t i = 0; i < batch.valid; ++i) {
+    const Sample& s = samples[size_t(batch.indices[size_t(i)])];
+    scores.labels.push_back(s.label);
+    scores.clients.push_back(s.client);
+    scores.probabilities.insert(scores.probabilities.end(), p.row<float>(i),
+                                p.row<float>(i) + p.cols());
+  }
+}
+
 // A batch that outlives the loader's next one.
 Batch copy_of(const Batch& b) {
   return {b.patches.clone(), b.labels.clone(), b.weights.clone(), b.indices, b.valid};
@@ -143,23 +158,27 @@ Scores SiteTrainer::score(bool personal) {
 
 Scores SiteTrainer::score(const SiteData& data, bool personal) {
   cpu::set_threads(int(config_.threads));
+  const int64_t batch_size = config_.train.batch_size;
   Loader loader(data.cache, loader_options(config_, tuner_->model(), false), data.scored);
-  const auto& samples = data.cache->samples();
   Scores scores;
   loader.start(0);
-  while (const Batch* batch = loader.next()) {
-    const Tensor z =
-        tuner_->logits(batch->patches, config_.train.batch_size, personal).to(DType::f32);
-    cpu::softmax_forward<float>(z.data<float>(), z.pitch(), z.data<float>(), z.pitch(), z.rows(),
-                                z.cols());
-    for (int64_t i = 0; i < batch->valid; ++i) {
-      const Sample& s = samples[size_t(batch->indices[size_t(i)])];
-      scores.labels.push_back(s.label);
-      scores.clients.push_back(s.client);
-      const float* row = z.row<float>(i);
-      scores.probabilities.insert(scores.probabilities.end(), row, row + z.cols());
-    }
-  }
+  while (const Batch* batch = loader.next())
+    append(scores, tuner_->logits(batch->patches, batch_size, personal).to(DType::f32), *batch,
+           data.cache->samples());
+  return scores;
+}
+
+Scores score(const Predictor& predictor, const SiteData& data, int64_t batch_size) {
+  if (!predictor.has_head())
+    throw UserError("these weights have no head: give an adapter that has one");
+  RunConfig config;
+  config.train.batch_size = batch_size;
+  Loader loader(data.cache, loader_options(config, predictor.model(), false), data.scored);
+  Scores scores;
+  loader.start(0);
+  while (const Batch* batch = loader.next())
+    append(scores, predictor.predict(batch->patches, batch_size).logits, *batch,
+           data.cache->samples());
   return scores;
 }
 

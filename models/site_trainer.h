@@ -20,6 +20,9 @@ struct Scores {
   std::vector<std::string> clients;  // [n], whose image it is
 };
 
+// A trained model on a site's scored images.
+Scores score(const Predictor& predictor, const SiteData& data, int64_t batch_size);
+
 struct RoundReport {
   int64_t images = 0;  // training images of the site: n_i
   int64_t steps = 0;
@@ -42,6 +45,7 @@ class SiteTrainer {
               Callbacks callbacks = {});
 
   FineTuner& tuner() { return *tuner_; }
+  const FineTuner& tuner() const { return *tuner_; }
   const SiteData& data() const { return data_; }
   const Method& method() const { return method_; }
   const std::string& client() const { return client_; }

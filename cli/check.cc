@@ -1,0 +1,122 @@
+#include <fmt/core.h>
+
+#include <filesystem>
+#include <iostream>
+
+#include "cli/commands.h"
+#include "cli/session.h"
+#include "cli/table.h"
+#include "cli/text.h"
+#include "engine/data/checks.h"
+#include "models/dry_run.h"
+#include "models/site_data.h"
+
+namespace orthofed::cli {
+namespace {
+
+constexpr size_t kShown = 8;  // of each kind of finding; the rest is counted
+
+void list(const std::string& title, const std::vector<std::string>& found) {
+  std::cout << fmt::format("{}: {}\n", title,
+                           found.empty() ? "none" : std::to_string(found.size()));
+  for (size_t i = 0; i < found.size() && i < kShown; ++i) std::cout << "  " << found[i] << "\n";
+  if (found.size() > kShown) std::cout << fmt::format("  and {} more\n", found.size() - kShown);
+}
+
+std::vector<std::string> lines(const std::vector<Crossing>& crossings) {
+  std::vector<std::string> all;
+  for (const Crossing& c : crossings) all.push_back(c.name + "  in  " + joined(c.places));
+  return all;
+}
+
+std::string json_list(const std::vector<std::string>& words) {
+  std::string s = "[";
+  for (const std::string& w : words) s += (s.size() > 1 ? ", " : "") + string_literal(w);
+  return s + "]";
+}
+
+}  // namespace
+
+int check(const CheckOptions& o) {
+  Terminal terminal(o.global);
+  const RunConfig config = open_config(o.config, o.set, terminal);
+  const std::string client = o.client.empty() ? config.data.client : o.client;
+  const Dataset data = select(open_dataset(config), client, "");
+
+  auto progress = std::make_unique<Progress>(terminal, "reading", int64_t(data.samples.size()));
+  int64_t shown = 0;
+  const DataReport report = check_data(data, config.data.workers, [&](int64_t done, int64_t) {
+    progress->advance(done - shown);
+    shown = done;
+  });
+  progress->finish();
+  progress.reset();
+
+  std::vector<std::string> unreadable;
+  for (const BadImage& b : report.unreadable) unreadable.push_back(b.id + ": " + b.reason);
+  const auto samples = lines(report.samples), groups = lines(report.groups),
+             duplicates = lines(report.duplicates);
+
+  std::string cost;
+  if (config.model.weights.empty() || !std::filesystem::exists(config.model.weights)) {
+    terminal.warning("model.weights is not there: no estimate of a round's cost");
+  } else {
+    int64_t train = 0;
+    for (const auto& [name, splits] : report.counts)
+      if (const auto it = splits.find("train"); it != splits.end())
+        for (int64_t n : it->second) train += n;
+    const DryRun d = dry_run(config, train);
+    cost = o.global.json
+               ? fmt::format(
+                     "{{\"seconds_per_step\": {:.4g}, \"seconds_per_round\": {:.4g}, "
+                     "\"memory_bytes\": {}, \"bytes_sent\": {}, \"bytes_received\": {}}}",
+                     d.seconds_per_step, d.seconds_per_round, d.peak_bytes, d.bytes_sent,
+                     d.bytes_received)
+               : fmt::format(
+                     "a round: {} steps of {}, about {} of training; {} of memory; {} sent, {} "
+                     "received\n",
+                     d.steps_per_round, format_duration(d.seconds_per_step),
+                     format_duration(d.seconds_per_round), format_bytes(double(d.peak_bytes)),
+                     format_bytes(double(d.bytes_sent)), format_bytes(double(d.bytes_received)));
+  }
+
+  if (o.global.json) {
+    std::cout << fmt::format(
+        "{{\"clean\": {}, \"images\": {}, \"unreadable\": {}, \"samples_crossing\": {}, "
+        "\"groups_crossing\": {}, \"duplicates\": {}, \"cost\": {}}}\n",
+        report.clean(), data.samples.size(), json_list(unreadable), json_list(samples),
+        json_list(groups), json_list(duplicates), cost.empty() ? "null" : cost);
+    return report.clean() ? 0 : 2;
+  }
+  if (!config.data.labels.empty()) {
+    Table map({"this site's label", "class"}, {Align::left, Align::left});
+    for (const auto& [own, name] : config.data.labels) map.add_row({own, name});
+    std::cout << map.text() << "\n";
+  }
+  std::vector<std::string> header = {"client", "split"};
+  header.insert(header.end(), data.classes.begin(), data.classes.end());
+  header.push_back("all");
+  Table table(header, {Align::left, Align::left});
+  for (const auto& [name, splits] : report.counts)
+    for (const auto& [split, counts] : splits) {
+      std::vector<std::string> row = {name, split};
+      int64_t total = 0;
+      for (int64_t n : counts) {
+        row.push_back(std::to_string(n));
+        total += n;
+      }
+      row.push_back(std::to_string(total));
+      table.add_row(row);
+    }
+  std::cout << table.text() << "\n";
+  list("unreadable images", unreadable);
+  list("images in more than one split", samples);
+  list("groups in more than one split", groups);
+  list("exact copies in more than one split", duplicates);
+  std::cout << cost;
+  std::cout << (report.clean() ? "this site can join; nothing was sent\n"
+                               : "mend the findings above before joining; nothing was sent\n");
+  return report.clean() ? 0 : 2;
+}
+
+}  // namespace orthofed::cli

@@ -1,0 +1,43 @@
+#include <fmt/core.h>
+
+#include <iostream>
+
+#include "cli/commands.h"
+#include "cli/session.h"
+#include "federation/vit_site.h"
+#include "models/site_data.h"
+
+namespace orthofed::cli {
+
+int eval(const EvalOptions& o) {
+  Terminal terminal(o.global);
+  const RunConfig config = open_config(o.config, o.set, terminal);
+  const std::string client = o.client.empty() ? config.data.client : o.client;
+  const Predictor predictor(
+      std::make_unique<Vit>(
+          Vit::load(config.model.weights, config.model.config, compute_type(config.precision))),
+      o.adapters);
+  if (!predictor.classes().empty() && predictor.classes() != config.data.classes)
+    throw UserError("--adapter: its classes or their order differ from data.classes");
+  SiteProgress progress(terminal, client);
+  const SiteData data =
+      open_site(config, client, predictor.model().config, progress.callbacks().decoding);
+  progress.done();
+  const int64_t classes = int64_t(config.data.classes.size());
+  const Scores scores = score(predictor, data, config.train.batch_size);
+  if (!scores.probabilities.empty() &&
+      scores.probabilities.size() != scores.labels.size() * size_t(classes))
+    throw UserError("the head has another number of classes than data.classes");
+  const SiteMetrics m = metrics_of(scores, classes);
+  if (o.global.json)
+    std::cout << fmt::format(
+        "{{\"samples\": {}, \"accuracy\": {}, \"balanced_accuracy\": {}, "
+        "\"auroc\": {}}}\n",
+        m.samples, json_number(m.accuracy), json_number(m.balanced_accuracy), json_number(m.auroc));
+  else
+    std::cout << score_table({{client.empty() ? "all" : client, 0, m}})
+              << confusion_table(m.confusion, config.data.classes);
+  return 0;
+}
+
+}  // namespace orthofed::cli

@@ -1,0 +1,45 @@
+#include <fmt/core.h>
+
+#include <iostream>
+
+#include "cli/commands.h"
+#include "cli/terminal.h"
+#include "cli/text.h"
+#include "engine/io/safetensors.h"
+#include "kernels/matmul/matmul.h"
+#include "models/method.h"
+#include "models/predict.h"
+
+namespace orthofed::cli {
+
+int predict(const PredictOptions& o) {
+  Terminal terminal(o.global);
+  if (o.precision == "auto" && !cpu::native_bf16())
+    terminal.warning("this processor does not multiply bf16 natively: computing in fp32");
+  const PredictImages images = open_images(o.input);
+  const Predictor predictor(
+      std::make_unique<Vit>(Vit::load(o.weights, o.config, compute_type(o.precision))), o.adapters);
+  Progress progress(terminal, "predicting", images.size());
+  int64_t shown = 0;
+  const Prediction p = orthofed::predict(predictor, images, 16, [&](int64_t done, int64_t) {
+    progress.advance(done - shown);
+    shown = done;
+  });
+  progress.finish();
+  TensorMap out = {{"features", p.features}};
+  if (p.logits.defined()) out["logits"] = p.logits;
+  save_safetensors(o.output, out);
+  if (!o.csv.empty()) write_predictions_csv(o.csv, images, p, predictor.classes());
+  if (o.global.json) {
+    std::cout << fmt::format(
+        "{{\"images\": {}, \"features\": {}, \"classes\": {}, \"output\": {}}}\n", images.size(),
+        p.features.cols(), p.logits.defined() ? p.logits.cols() : 0, string_literal(o.output));
+  } else if (!o.global.quiet) {
+    std::cout << fmt::format(
+        "{} images: features of width {}{} in {}\n", images.size(), p.features.cols(),
+        p.logits.defined() ? fmt::format(" and {} logits", p.logits.cols()) : "", o.output);
+  }
+  return 0;
+}
+
+}  // namespace orthofed::cli

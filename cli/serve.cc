@@ -1,0 +1,31 @@
+#include <fmt/core.h>
+
+#include "cli/commands.h"
+#include "cli/config.h"
+#include "cli/federation_view.h"
+#include "engine/io/files.h"
+#include "federation/vit_site.h"
+
+namespace orthofed::cli {
+
+int serve(const ServeOptions& o) {
+  Terminal terminal(o.global);
+  const RunConfig config = open_config(o.config, o.set, terminal);
+  if (config.method == "pooled")
+    throw UserError("method: pooled needs all images in one place; use `orthofed run`");
+  open_output(o.out, "summary.json");
+  write_file(o.out + "/config.toml", config_toml(config));
+  const InitialState start = initial_state(config);
+  FederationView view(terminal, config, o.out);
+  ServerOptions options;
+  options.listening = [&](uint16_t port) {
+    terminal.message(fmt::format("listening on port {}; waiting for {} clients", port,
+                                 config.federation.clients.size()));
+  };
+  const FederationResult result =
+      orthofed::serve(config, start.agreement, start.general, view, options);
+  report(config, start.agreement, result, o.out, o.global);
+  return 0;
+}
+
+}  // namespace orthofed::cli

@@ -1,0 +1,57 @@
+// What every command that trains or scores does around the work: configuration, thread count, what
+// precision means here, and numbers as people read them.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "cli/commands.h"
+#include "cli/terminal.h"
+#include "federation/site.h"
+#include "models/config.h"
+#include "models/site_trainer.h"
+
+namespace orthofed::cli {
+
+// Loads and completes the configuration, says what was set aside, warns where `precision = auto`
+// cannot have bf16, and sets this process's threads.
+RunConfig open_config(const std::string& file, const std::vector<std::string>& set,
+                      Terminal& terminal);
+
+// The folder for results: made if it is not there. Throws UserError where `marker` is already in
+// it: a run never overwrites another.
+void open_output(const std::string& folder, const std::string& marker);
+
+// Callbacks that drive one progress line: decoding first, then the images of each round.
+class SiteProgress {
+ public:
+  SiteProgress(Terminal& terminal, std::string who);
+  SiteTrainer::Callbacks callbacks();
+  void round(int64_t round, int64_t rounds);  // the label of what follows
+  void done();                                // leaves the line
+
+ private:
+  void show(const std::string& what, int64_t done, int64_t total, const std::string& unit);
+
+  Terminal& terminal_;
+  std::string who_, label_, current_;
+  std::unique_ptr<Progress> progress_;
+  int64_t shown_ = 0;
+};
+
+std::string score(double value);  // ".917", "1.000"; "-" where it is not defined
+
+std::string json_number(double value);  // null where it is not defined
+
+// True classes down, predicted classes across, recall at the end.
+std::string confusion_table(const std::vector<std::vector<int64_t>>& confusion,
+                            const std::vector<std::string>& classes);
+
+// One line a client: n, accuracy, balanced accuracy, AUROC.
+struct ScoreRow {
+  std::string name;
+  int64_t train = 0;
+  SiteMetrics metrics;
+};
+std::string score_table(const std::vector<ScoreRow>& rows);
+
+}  // namespace orthofed::cli

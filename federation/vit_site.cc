@@ -1,0 +1,104 @@
+#include "federation/vit_site.h"
+
+#include "engine/io/files.h"
+#include "federation/protocol.h"
+#include "models/metrics.h"
+
+namespace orthofed {
+namespace {
+
+Agreement agreement_of(const RunConfig& config, const FineTuner& tuner, const std::string& sha256) {
+  const bool federated = method_named(config.method).federated;
+  return {config.method, sha256, config.data.classes,
+          federated ? schema_of(tuner.general()) : Schema{}};
+}
+
+}  // namespace
+
+InitialState initial_state(const RunConfig& config) {
+  const auto tuner = make_fine_tuner(config, "");
+  tuner->draw_general();
+  InitialState state{agreement_of(config, *tuner, tuner->model().sha256), {}};
+  if (method_named(config.method).federated) state.general = tuner->general();
+  return state;
+}
+
+SiteMetrics metrics_of(const Scores& scores, int64_t classes) {
+  SiteMetrics m;
+  m.samples = int64_t(scores.labels.size());
+  m.confusion =
+      confusion_matrix(scores.labels, predicted_classes(scores.probabilities, classes), classes);
+  m.accuracy = accuracy(m.confusion);
+  m.balanced_accuracy = balanced_accuracy(m.confusion);
+  const Auroc area = auroc(scores.probabilities, scores.labels, classes);
+  m.auroc = area.macro;
+  m.classes_scored = area.classes_scored;
+  return m;
+}
+
+VitSite::VitSite(const RunConfig& config, const std::string& client, const std::string& state_dir,
+                 SiteTrainer::Callbacks callbacks)
+    : config_(config),
+      state_dir_(state_dir),
+      trainer_(config, client, state_dir, std::move(callbacks)) {}
+
+Agreement VitSite::agreement() const {
+  return agreement_of(config_, trainer_.tuner(), trainer_.tuner().model().sha256);
+}
+
+SiteUpdate VitSite::train(const TensorMap& broadcast, int64_t round, int64_t rounds) {
+  // A site that joins later reads back what an earlier life of it left, or starts afresh.
+  if (!started_) trainer_.start(round > 0);
+  started_ = true;
+  const bool federated = trainer_.method().federated;
+  if (federated) trainer_.tuner().load_general(broadcast);
+  const RoundReport report = trainer_.train_round(round, rounds);
+  if (round + 1 == rounds)
+    local_ = metrics_of(trainer_.score(true), int64_t(config_.data.classes.size()));
+  SiteUpdate update;
+  if (federated) update.tensors = trainer_.tuner().general();
+  update.samples = report.images;
+  update.images_per_second = report.images_per_second;
+  update.train_loss = report.loss;
+  update.penalties = report.penalties;
+  return update;
+}
+
+SiteEvaluation VitSite::evaluate(const TensorMap& broadcast) {
+  const Method& method = trainer_.method();
+  const int64_t classes = int64_t(config_.data.classes.size());
+  if (!started_) trainer_.start(true);
+  started_ = true;
+  if (method.federated) trainer_.tuner().load_general(broadcast);
+  SiteEvaluation e;
+  if (!method.general) {
+    // Nothing general exists: no score of it either.
+    e.general.confusion.assign(size_t(classes), std::vector<int64_t>(size_t(classes), 0));
+    e.personal = metrics_of(trainer_.score(true), classes);
+    return e;
+  }
+  e.general = metrics_of(trainer_.score(false), classes);
+  e.personal = e.general;
+  if (!fine_tuned_.empty()) trainer_.tuner().load_general(fine_tuned_);
+  if (method.personal || !fine_tuned_.empty() || config_.model.head == "both")
+    e.personal = metrics_of(trainer_.score(true), classes);
+  return e;
+}
+
+void VitSite::finish(const TensorMap& broadcast) {
+  const Method& method = trainer_.method();
+  if (!method.federated) return;
+  trainer_.tuner().load_general(broadcast);
+  const int64_t rounds = config_.rounds;
+  if (!state_dir_.empty()) {
+    make_directories(state_dir_);
+    save_adapter(state_dir_ + "/general_adapter.safetensors", trainer_.general_file(rounds));
+  }
+  if (!method.fine_tunes) return;
+  trainer_.fine_tune(rounds);
+  fine_tuned_ = trainer_.tuner().general();
+  if (!state_dir_.empty())
+    save_adapter(state_dir_ + "/fine_tuned_adapter.safetensors", trainer_.general_file(rounds));
+}
+
+}  // namespace orthofed
