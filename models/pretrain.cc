@@ -1,5 +1,6 @@
 #include "models/pretrain.h"
 
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 
