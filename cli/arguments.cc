@@ -205,6 +205,19 @@ void Parser::add(const Commands& c) {
             config_file(app, o.config, o.set);
             app.add_option("--client", o.client, "Only this client")->type_name("NAME");
           });
+  command("demo", "Show every method on generated cells; needs no data",
+          "orthofed demo configs/demo.toml --out runs/demo", c.demo,
+          [](CLI::App& app, DemoOptions& o) {
+            config_file(app, o.config, o.set);
+            output_folder(app, o.out);
+            app.add_option("--method", o.methods, "Methods to run, in order")
+                ->type_name("NAME")
+                ->check(CLI::IsMember({"local", "fedavg", "fedavg_ft", "dual", "opal", "pooled"}));
+            app.add_option("--pretrain-steps", o.pretrain_steps,
+                           "Steps of the base model's training; default: the demo's own number")
+                ->type_name("N")
+                ->check(CLI::Range(int64_t{1}, int64_t{1000000}));
+          });
   command("doctor", "Print what this program finds on this machine", "orthofed doctor --json",
           c.doctor, [](CLI::App&, DoctorOptions&) {});
   command("config", "List the keys of a configuration file", "orthofed config train", c.config,

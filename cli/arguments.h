@@ -17,6 +17,7 @@ struct Commands {
   int (*eval)(const EvalOptions&) = nullptr;
   int (*predict)(const PredictOptions&) = nullptr;
   int (*check)(const CheckOptions&) = nullptr;
+  int (*demo)(const DemoOptions&) = nullptr;
   int (*doctor)(const DoctorOptions&) = nullptr;
   int (*config)(const ConfigOptions&) = nullptr;
 };

@@ -3,6 +3,7 @@
 // throws UserError for what the user can mend (2) and other exceptions for the rest (1).
 // Paths are relative to the working directory.
 #pragma once
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -78,6 +79,16 @@ struct CheckOptions {
   std::string client;  // empty: every client the data names
 };
 
+// The demonstration: a base model made here, then every method over real sockets.
+struct DemoOptions {
+  GlobalOptions global;
+  std::string config;  // configs/demo.toml
+  std::vector<std::string> set;
+  std::string out;
+  std::vector<std::string> methods = {"local", "fedavg", "fedavg_ft", "dual", "opal"};
+  int64_t pretrain_steps = 0;  // 0: the demo's own number
+};
+
 // What this program found on this machine.
 struct DoctorOptions {
   GlobalOptions global;
@@ -97,6 +108,7 @@ int train(const TrainOptions& options);
 int eval(const EvalOptions& options);
 int predict(const PredictOptions& options);
 int check(const CheckOptions& options);
+int demo(const DemoOptions& options);
 int doctor(const DoctorOptions& options);
 int config(const ConfigOptions& options);
 

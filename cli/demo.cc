@@ -1,0 +1,156 @@
+#include <fmt/core.h>
+
+#include <chrono>
+#include <cmath>
+#include <filesystem>
+#include <iostream>
+#include <map>
+
+#include "cli/commands.h"
+#include "cli/config.h"
+#include "cli/federation_view.h"
+#include "cli/local_run.h"
+#include "cli/table.h"
+#include "cli/text.h"
+#include "engine/data/synthetic.h"
+#include "engine/io/files.h"
+#include "engine/io/png.h"
+#include "federation/vit_site.h"
+#include "models/demo_base.h"
+#include "models/site_data.h"
+
+namespace orthofed::cli {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point begin) {
+  return std::chrono::duration<double>(Clock::now() - begin).count();
+}
+
+// Balanced accuracy on a site that nobody trained on, of the adapters in `files`.
+double on_unseen(const RunConfig& config, const SiteData& unseen, const std::string& file) {
+  const Predictor predictor(
+      std::make_unique<Vit>(Vit::load(config.model.weights, "", compute_type(config.precision))),
+      {file});
+  return metrics_of(score(predictor, unseen, config.train.batch_size),
+                    int64_t(config.data.classes.size()))
+      .balanced_accuracy;
+}
+
+struct Row {
+  std::string method;
+  RunSummary summary;
+  double unseen = NAN;  // the general model; for local the mean of the sites' models
+};
+
+std::string comparison(const std::vector<Row>& rows, const std::vector<std::string>& clients) {
+  std::vector<std::string> header = {"method"};
+  header.insert(header.end(), clients.begin(), clients.end());
+  header.insert(header.end(), {"mean", "general", "unseen site"});
+  Table table(header);
+  for (const Row& r : rows) {
+    std::vector<std::string> cells = {r.method};
+    double sum = 0, general = 0;
+    bool has_general = true;
+    for (const ClientSummary& c : r.summary.clients) {
+      const double b = c.personal ? c.personal->balanced_accuracy : NAN;
+      cells.push_back(score(b));
+      sum += b;
+      has_general = has_general && c.general && c.general->samples > 0;
+      if (has_general) general += c.general->balanced_accuracy;
+    }
+    const double n = double(r.summary.clients.size());
+    cells.push_back(score(sum / n));
+    cells.push_back(has_general ? score(general / n) : "-");
+    cells.push_back(score(r.unseen));
+    table.add_row(cells);
+  }
+  return table.text();
+}
+
+}  // namespace
+
+int demo(const DemoOptions& o) {
+  const auto begin = Clock::now();
+  Terminal terminal(o.global);
+  open_output(o.out, "demo.txt");
+  RunConfig config = open_config(o.config, o.set, terminal);
+
+  const SyntheticConfig& s = config.data.synthetic;
+  SyntheticOptions cells;
+  cells.clients = s.clients;
+  cells.classes = int64_t(config.data.classes.size());
+  cells.shift = s.shift;
+  cells.seed = config.seed;
+  save_png(o.out + "/cells.png", contact_sheet(cells));
+  terminal.message(
+      fmt::format("the images: {}/cells.png (rows are classes, columns are sites)", o.out));
+
+  DemoBaseOptions base;
+  base.seed = config.seed;
+  if (o.pretrain_steps > 0) base.steps = o.pretrain_steps;
+  auto progress =
+      std::make_unique<Progress>(terminal, "making the base model", base.steps * base.batch_size);
+  const PretrainResult made =
+      make_demo_base(base, [&](int64_t, int64_t, double) { progress->advance(base.batch_size); });
+  progress->finish();
+  progress.reset();
+  config.model.weights = save_base(made.model, std::filesystem::absolute(o.out + "/base").string());
+  terminal.message(fmt::format(
+      "base model: lobes {:.2f} (chance {:.2f}), granules {:.2f} ({:.2f}), hue {:.2f} ({:.2f}) on "
+      "held-out images",
+      made.accuracy[0], made.chance[0], made.accuracy[1], made.chance[1], made.accuracy[2],
+      made.chance[2]));
+  const double base_seconds = seconds_since(begin);
+
+  const SiteData unseen = open_unseen_site(config, made.model.config);
+  std::vector<Row> rows;
+  for (const std::string& method : o.methods) {
+    std::vector<std::string> set = o.set;
+    set.push_back("method=" + method);
+    set.push_back("model.weights=" + config.model.weights);
+    const RunConfig run_config = completed(load_config(o.config, set));
+    const std::string folder = o.out + "/" + method;
+    make_directories(folder);
+    const LocalRun run = run_here(run_config, folder, false, terminal, method);
+    GlobalOptions silent;
+    silent.quiet = true;
+    report(run_config, run.agreement, run.result, folder, silent);
+
+    Row row{method, summary_of(run_config, run.agreement, run.result), NAN};
+    if (!run.result.general.empty()) {
+      row.unseen = on_unseen(run_config, unseen, folder + "/general_adapter.safetensors");
+    } else {
+      double sum = 0;
+      for (const ClientSummary& c : row.summary.clients)
+        sum += on_unseen(run_config, unseen,
+                         fmt::format("{}/clients/{}/personal_adapter.safetensors", folder, c.name));
+      row.unseen = sum / double(row.summary.clients.size());
+    }
+    rows.push_back(std::move(row));
+  }
+
+  const std::string text = fmt::format(
+      "Balanced accuracy on test images ({} clients, {} training images each, {} rounds, shift "
+      "{:g}, "
+      "seed {})\n\n{}\n"
+      "general: personal adapter off. unseen site: the general model at a laboratory that took no "
+      "part;\nfor local the mean of the sites' own models.{}\n",
+      s.clients, s.train, config.rounds, s.shift, config.seed,
+      comparison(rows, config.federation.clients),
+      s.shift == 0
+          ? "\nshift 0: all sites are alike, a control in which personalisation should bring "
+            "nothing."
+          : "");
+  write_file(o.out + "/demo.txt", text);
+  if (!o.global.quiet)
+    std::cout << "\n"
+              << text
+              << fmt::format("base model {}, {} federations {}; everything in {}\n",
+                             format_duration(base_seconds), rows.size(),
+                             format_duration(seconds_since(begin) - base_seconds), o.out);
+  return 0;
+}
+
+}  // namespace orthofed::cli
