@@ -218,6 +218,11 @@ void Parser::add(const Commands& c) {
                 ->type_name("N")
                 ->check(CLI::Range(int64_t{1}, int64_t{1000000}));
           });
+  command("report", "Compare the runs below a folder, by method, over seeds",
+          "orthofed report runs/wbc", c.report, [](CLI::App& app, ReportOptions& o) {
+            app.add_option("DIR", o.folder, "Folder of runs")->type_name(" ")->required();
+            app.add_flag("--markdown", o.markdown, "As a GitHub table");
+          });
   command("doctor", "Print what this program finds on this machine", "orthofed doctor --json",
           c.doctor, [](CLI::App&, DoctorOptions&) {});
   command("config", "List the keys of a configuration file", "orthofed config train", c.config,

@@ -18,6 +18,7 @@ struct Commands {
   int (*predict)(const PredictOptions&) = nullptr;
   int (*check)(const CheckOptions&) = nullptr;
   int (*demo)(const DemoOptions&) = nullptr;
+  int (*report)(const ReportOptions&) = nullptr;
   int (*doctor)(const DoctorOptions&) = nullptr;
   int (*config)(const ConfigOptions&) = nullptr;
 };

@@ -89,6 +89,13 @@ struct DemoOptions {
   int64_t pretrain_steps = 0;  // 0: the demo's own number
 };
 
+// A table of every run below a folder, by method, over seeds.
+struct ReportOptions {
+  GlobalOptions global;
+  std::string folder;
+  bool markdown = false;
+};
+
 // What this program found on this machine.
 struct DoctorOptions {
   GlobalOptions global;
@@ -109,6 +116,7 @@ int eval(const EvalOptions& options);
 int predict(const PredictOptions& options);
 int check(const CheckOptions& options);
 int demo(const DemoOptions& options);
+int report(const ReportOptions& options);
 int doctor(const DoctorOptions& options);
 int config(const ConfigOptions& options);
 

@@ -28,6 +28,7 @@ int main(int argc, char** argv) {
   commands.predict = orthofed::cli::predict;
   commands.check = orthofed::cli::check;
   commands.demo = orthofed::cli::demo;
+  commands.report = orthofed::cli::report;
   commands.config = orthofed::cli::config;
   commands.doctor = orthofed::cli::doctor;
   return orthofed::cli::run_command_line(argc, argv, commands, std::cout, std::cerr);

@@ -88,7 +88,7 @@ RunSummary summarize(const RunConfig& config, const Agreement& agreement,
     client.train = r.samples;
     if (r.evaluation) {
       client.personal = r.evaluation->personal;
-      client.general = r.evaluation->general;
+      if (r.evaluation->general.samples > 0) client.general = r.evaluation->general;
     }
     client.bytes_sent = r.bytes_sent;
     client.bytes_received = r.bytes_received;

@@ -17,7 +17,7 @@ struct ClientSummary {
   std::string name;
   int64_t train = 0;  // training images a round (n_i)
   std::optional<SiteMetrics> personal,
-      general;  // general: the personal adapter off; absent: not shared
+      general;  // general: the personal adapter off; absent: not shared, or the method has none
   int64_t bytes_sent = 0, bytes_received = 0;  // by the client
   double train_images_per_second = 0;          // NaN: not shared
 };

@@ -19,7 +19,7 @@ struct PretrainOptions {
   VitConfig vit;                      // classes is ignored: the heads are thrown away
   std::vector<int64_t> head_classes;  // of each head
   int64_t steps = 1000, batch_size = 64;
-  double lr = 1e-3, weight_decay = 0.05;
+  double lr = 2e-3, weight_decay = 0.05;
   double warmup = 0.1;  // share of the steps; then cosine to 0
   uint64_t seed = 0;
   DType compute = DType::f32;

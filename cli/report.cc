@@ -1,0 +1,114 @@
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <iostream>
+#include <map>
+#include <nlohmann/json.hpp>
+
+#include "cli/commands.h"
+#include "cli/session.h"
+#include "cli/table.h"
+#include "engine/io/files.h"
+
+namespace orthofed::cli {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+// Runs of one method that differ in the seed.
+struct Group {
+  std::vector<std::string> clients;
+  std::map<std::string, std::vector<double>> of;  // client, or "mean", "union", "general"
+  std::vector<uint64_t> seeds;
+};
+
+double number(const json& j) {
+  return j.is_number() ? j.get<double>() : NAN;
+}
+
+double mean(const std::vector<double>& v) {
+  double sum = 0;
+  for (double x : v) sum += x;
+  return sum / double(v.size());
+}
+
+void add(Group& group, const json& summary) {
+  group.seeds.push_back(summary.at("seed").get<uint64_t>());
+  double general = 0;
+  for (const json& c : summary.at("clients")) {
+    const std::string name = c.at("name");
+    if (group.seeds.size() == 1) group.clients.push_back(name);
+    group.of[name].push_back(number(c.at("balanced_accuracy")));
+    general +=
+        number(c.at("general").at("balanced_accuracy")) / double(summary.at("clients").size());
+  }
+  group.of["general"].push_back(general);
+  group.of["mean"].push_back(number(summary.at("mean").at("balanced_accuracy")));
+  const json& u = summary.at("union");
+  if (u.is_null()) return;
+  for (const char* part : {"value", "low", "high"})
+    group.of[std::string("union ") + part].push_back(number(u.at("balanced_accuracy").at(part)));
+}
+
+}  // namespace
+
+int report(const ReportOptions& o) {
+  require_directory(o.folder, "the folder of runs");
+  std::vector<fs::path> files;
+  for (const auto& entry : fs::recursive_directory_iterator(o.folder))
+    if (entry.path().filename() == "summary.json") files.push_back(entry.path());
+  std::sort(files.begin(), files.end());
+  if (files.empty())
+    throw UserError(o.folder +
+                    ": no summary.json below it; `orthofed run` writes one when it is done");
+
+  std::map<std::string, Group> groups;
+  for (const fs::path& file : files) {
+    try {
+      const json summary = json::parse(read_text(file.string()));
+      add(groups[summary.at("method").get<std::string>()], summary);
+    } catch (const json::exception& e) {
+      throw UserError(fmt::format("{}: not a run's summary ({})", file.string(), e.what()));
+    }
+  }
+  if (o.global.json) {
+    json out;
+    for (const auto& [method, g] : groups) {
+      out[method]["seeds"] = g.seeds;
+      for (const auto& [name, v] : g.of) out[method]["balanced_accuracy"][name] = v;
+    }
+    std::cout << out.dump() << "\n";
+    return 0;
+  }
+
+  const Group& first = groups.begin()->second;
+  std::vector<std::string> header = {"method", "seeds"};
+  header.insert(header.end(), first.clients.begin(), first.clients.end());
+  header.insert(header.end(), {"mean", "lowest", "highest", "general", "union", "95 % interval"});
+  Table table(header);
+  for (const auto& [method, g] : groups) {
+    std::vector<std::string> row = {method, std::to_string(g.seeds.size())};
+    for (const std::string& client : first.clients)
+      row.push_back(g.of.contains(client) ? score(mean(g.of.at(client))) : "-");
+    const std::vector<double>& means = g.of.at("mean");
+    row.push_back(score(mean(means)));
+    row.push_back(score(*std::min_element(means.begin(), means.end())));
+    row.push_back(score(*std::max_element(means.begin(), means.end())));
+    row.push_back(score(mean(g.of.at("general"))));
+    const bool has_union = g.of.contains("union value");
+    row.push_back(has_union ? score(mean(g.of.at("union value"))) : "-");
+    row.push_back(has_union ? fmt::format("[{}, {}]", score(mean(g.of.at("union low"))),
+                                          score(mean(g.of.at("union high"))))
+                            : "-");
+    table.add_row(row);
+  }
+  std::cout
+      << "Balanced accuracy: mean over seeds; lowest and highest are of the mean over sites\n\n"
+      << (o.markdown ? table.markdown() : table.text());
+  return 0;
+}
+
+}  // namespace orthofed::cli
