@@ -5,6 +5,7 @@
 // compiler's own vector type, which has the arithmetic operators of its elements, broadcasts a
 // scalar operand and becomes one register in a clone that has registers of that size.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <type_traits>
 
