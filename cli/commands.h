@@ -1,7 +1,7 @@
 // The subcommands of `orthofed`: what each is told (plain structs, filled in by cli/arguments.cc)
-// and the function that does it (cli/NAME.cc). A command returns its exit status, 0 on success, and
-// throws UserError for what the user can mend (2) and other exceptions for the rest (1).
-// Paths are relative to the working directory.
+// and the function that does it (cli/NAME.cc; for config, config_command.cc). A command returns its
+// exit status, 0 on success, and throws UserError for what the user can mend (2) and other
+// exceptions for the rest (1). Paths are relative to the working directory.
 #pragma once
 #include <cstdint>
 #include <string>

@@ -10,6 +10,7 @@
 #include "cli/text.h"
 #include "federation/protocol.h"
 #include "kernels/core/check.h"
+#include "models/method.h"
 
 namespace orthofed {
 
@@ -132,7 +133,8 @@ Strings apply_method(const ConfigOrigins& origins, RunConfig& config) {
                     " has no penalty: the weights in [penalty] are set to 0");
   for (const char* key : penalty_weights)
     *std::get<double*>(find_config_key(key)->field(config)) = 0;
-  if (config.method != "dual") {
+  const Method method = method_named(config.method);
+  if (!(method.general && method.personal)) {
     config.lora.personal_rank = LoraConfig{}.personal_rank;
     config.lora.personal_alpha = LoraConfig{}.personal_alpha;
   }

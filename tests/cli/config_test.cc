@@ -218,7 +218,6 @@ TEST(Config, WordsAndRanges) {
       refusal("data.crop_pct = 1.5"),
       "run.toml:2: data.crop_pct: expected a value > 0 and <= 1, or -1, found the number 1.5");
   for (const char* text : {"seed = -1",
-                           "seed = 99999999999999999999",
                            "threads = 0",
                            "train.lr = 0",
                            "train.lr = nan",
@@ -247,6 +246,8 @@ TEST(Config, WordsAndRanges) {
                            "federation.max_frame_mb = 0"})
     EXPECT_NE(refusal(text).find("expected a value"), std::string::npos)
         << text << ": " << refusal(text);
+  // toml11 3 takes what is too large for the largest integer, 4 refuses it: both end in an error.
+  EXPECT_NE(refusal("seed = 99999999999999999999"), "accepted");
   EXPECT_EQ(refusal("data.crop_pct = -1\ndata.image_size = 0\nlora.alpha = -1"), "accepted");
 }
 
