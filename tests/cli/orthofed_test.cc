@@ -1,5 +1,6 @@
 // The program itself, as a process: exit statuses, streams, and what it prints.
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -95,6 +96,19 @@ TEST(Orthofed, ConfigKeys) {
   EXPECT_EQ(orthofed_process("config --markdown").out, config_markdown());
   const auto keys = nlohmann::json::parse(orthofed_process("config --json").out);
   EXPECT_EQ(keys.size(), config_keys().size());
+}
+
+TEST(Orthofed, AnInterruptExitsWith130) {
+  // Opening a pipe that nobody writes to keeps the program waiting.
+  const fs::path pipe =
+      fs::temp_directory_path() / ("orthofed-pipe-" + std::to_string(getpid()) + ".toml");
+  ASSERT_EQ(mkfifo(pipe.c_str(), 0600), 0);
+  const std::string command = "timeout --preserve-status -s INT 0.5 " OF_BINARY_DIR
+                              "/bin/orthofed train " +
+                              pipe.string() + " --out " + pipe.string() + ".out 2>/dev/null";
+  const int code = std::system(command.c_str());
+  fs::remove(pipe);
+  EXPECT_EQ(WEXITSTATUS(code), 130);
 }
 
 TEST(Orthofed, AFullDiskIsNoSuccess) {
