@@ -9,7 +9,7 @@
 namespace orthofed {
 
 struct DemoBaseOptions {
-  int64_t steps = 700, batch_size = 64;  // about a minute on two cores
+  int64_t steps = 1400, batch_size = 32;  // about a minute on two cores
   int64_t held_out = 1024;
   uint64_t seed = 0;
   DType compute = DType::f32;

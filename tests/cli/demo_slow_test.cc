@@ -70,7 +70,7 @@ Outcome run_method(const std::string& method, uint64_t seed, const std::string& 
 TEST(Demo, PenaltySeparatesAndTheGeneralPartGeneralises) {
   const test::TemporaryDirectory directory;
   DemoBaseOptions options;
-  options.steps = 400;
+  options.steps = 800;
   const PretrainResult base = make_demo_base(options, {});
   for (size_t h = 0; h < base.accuracy.size(); ++h) EXPECT_GE(base.accuracy[h], 2 * base.chance[h]);
   const std::string weights = save_base(base.model, directory.path());
