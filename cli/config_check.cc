@@ -151,8 +151,6 @@ void check_config(const RunConfig& config, const ConfigOrigins& origins, const s
   check_penalty(config, fail);
   if (config.train.epochs == 0 && config.train.steps == 0)
     fail("train.epochs", "train.epochs and train.steps are both 0; set one of them");
-  if (config.select == "best_val" && config.data.validation == 0)
-    fail("select", "\"best_val\" needs validation images; set data.validation, as in 0.2");
   check_data(config.data, fail);
   check_federation(config, fail);
 }

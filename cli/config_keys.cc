@@ -103,9 +103,6 @@ const std::vector<ConfigKey>& config_keys() {
        "f32"},
       {KEY(threads), between(1, 1024),
        "of each process; results depend on it, so it is never guessed"},
-      {KEY(select), one_of("last", "best_val"),
-       "the round that is kept: the last, or the best by mean balanced accuracy on "
-       "data.validation"},
 
       {KEY(model.weights), path(), "safetensors file with timm names"},
       {KEY(model.config), path(), "config.json; empty: the one beside the weights"},

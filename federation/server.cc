@@ -28,9 +28,6 @@ void check_config(const RunConfig& config) {
   if (!kMethods.count(config.method))
     refuse(fmt::format("method = \"{}\": set it to opal, dual, fedavg, fedavg_ft or local",
                        config.method));
-  if (config.select != "last")
-    refuse(fmt::format("select = \"{}\": a federation keeps the last round; set it to \"last\"",
-                       config.select));
   if (config.rounds < 1) refuse("rounds: set it to at least 1");
   if (f.clients.empty())
     refuse("federation.clients is empty: list the names of the clients the server waits for");

@@ -13,8 +13,8 @@ namespace orthofed {
 // What client and server must agree on before the first round.
 struct Agreement {
   std::string method;
-  std::string base_sha256;              // of the base model's file
-  std::vector<std::string> classes;     // in order; sent as a hash
+  std::string base_sha256;                    // of the base model's file
+  std::vector<std::string> classes;           // in order; sent as a hash
   std::map<std::string, std::string> schema;  // exchanged tensor -> "f32[8, 192]"
 };
 

@@ -1,5 +1,7 @@
 #include "federation/vit_site.h"
 
+#include <nlohmann/json.hpp>
+
 #include "engine/io/files.h"
 #include "federation/protocol.h"
 #include "models/metrics.h"
@@ -71,18 +73,41 @@ SiteEvaluation VitSite::evaluate(const TensorMap& broadcast) {
   started_ = true;
   if (method.federated) trainer_.tuner().load_general(broadcast);
   SiteEvaluation e;
-  if (!method.general) {
+  if (method.general) {
+    e.general = metrics_of(trainer_.score(false), classes);
+  } else {
     // Nothing general exists: no score of it either.
     e.general.confusion.assign(size_t(classes), std::vector<int64_t>(size_t(classes), 0));
-    e.personal = metrics_of(trainer_.score(true), classes);
-    return e;
   }
-  e.general = metrics_of(trainer_.score(false), classes);
-  e.personal = e.general;
   if (!fine_tuned_.empty()) trainer_.tuner().load_general(fine_tuned_);
-  if (method.personal || !fine_tuned_.empty() || config_.model.head == "both")
-    e.personal = metrics_of(trainer_.score(true), classes);
+  const bool same =
+      method.general && !method.personal && fine_tuned_.empty() && config_.model.head != "both";
+  e.personal = same ? e.general : metrics_of(trainer_.score(true), classes);
+  write_metrics(e);
   return e;
+}
+
+// What the site knows about itself, whatever it shares: the scores after aggregation, and of its
+// own model right after its last local training.
+void VitSite::write_metrics(const SiteEvaluation& e) const {
+  if (state_dir_.empty()) return;
+  using json = nlohmann::ordered_json;  // NaN is written null
+  auto scores = [](const SiteMetrics& m) -> json {
+    if (m.samples == 0) return nullptr;
+    return {{"samples", m.samples},
+            {"accuracy", m.accuracy},
+            {"balanced_accuracy", m.balanced_accuracy},
+            {"auroc", m.auroc},
+            {"classes_scored", m.classes_scored},
+            {"recall", recall_per_class(m.confusion)},
+            {"confusion", m.confusion}};
+  };
+  const json document = {
+      {"client", trainer_.client()},     {"method", config_.method},
+      {"classes", config_.data.classes}, {"personal", scores(e.personal)},
+      {"general", scores(e.general)},    {"local_after_training", scores(local_)}};
+  make_directories(state_dir_);
+  write_file(state_dir_ + "/metrics.json", document.dump(2) + "\n");
 }
 
 void VitSite::finish(const TensorMap& broadcast) {

@@ -28,6 +28,8 @@ class VitSite : public Site {
   const SiteMetrics& local_after_training() const { return local_; }
 
  private:
+  void write_metrics(const SiteEvaluation& evaluation) const;
+
   RunConfig config_;
   std::string state_dir_;
   SiteTrainer trainer_;

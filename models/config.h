@@ -128,7 +128,6 @@ struct RunConfig {
   std::string device = "auto";     // auto | cpu
   std::string precision = "auto";  // auto | f32 | bf16
   int64_t threads = 2;             // of each process; a recorded setting, never the core count
-  std::string select = "last";     // last | best_val
   ModelConfig model;
   LoraConfig lora;
   PenaltyConfig penalty;

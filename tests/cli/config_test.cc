@@ -201,7 +201,7 @@ TEST(Config, WordsAndRanges) {
       "run.toml:2: method: \"opall\" is not one of opal | dual | fedavg | fedavg_ft | local | "
       "pooled; did you mean 'opal'?");
   for (const char* text :
-       {"model.head = \"none\"", "device = \"cuda\"", "precision = \"fp16\"", "select = \"best\"",
+       {"model.head = \"none\"", "device = \"cuda\"", "precision = \"fp16\"",
         "train.schedule = \"linear\"", "train.optimizer = \"adam2\"",
         "train.alternation = \"both\"", "train.state = \"forget\"",
         "train.class_weights = \"balanced\"", "penalty.form = \"cos\"",
@@ -265,9 +265,6 @@ TEST(Config, WhatMustHoldBetweenKeys) {
       std::string::npos);
   EXPECT_EQ(refusal("penalty.form = \"raw2\"\npenalty.base = 1\npenalty.update = 1"), "accepted");
   EXPECT_NE(refusal("penalty.update = 0").find("which is method = \"dual\""), std::string::npos);
-
-  EXPECT_NE(refusal("select = \"best_val\"").find("set data.validation"), std::string::npos);
-  EXPECT_EQ(refusal("select = \"best_val\"\ndata.validation = 0.2"), "accepted");
 
   EXPECT_EQ(
       refusal("data.labels = {x = \"bb\"}"),
@@ -407,7 +404,6 @@ TEST(Config, WrittenAndReadBackItIsTheSame) {
   for (const ConfigKey& key : config_keys()) change(key, config);
   // Where all keys at once contradict each other.
   config.method = "opal";
-  config.select = "last";
   config.train.steps = 0;
   config.penalty.form = "cosine2";
   config.data.format = "npz";

@@ -155,7 +155,6 @@ TEST_F(Rounds, ServeRefusesItsOwnBadConfiguration) {
   EXPECT_SAYS(refusal([](auto& c) { c.method = "pooled"; }), "orthofed train");
   EXPECT_SAYS(refusal([](auto& c) { c.method = "magic"; }), "\"magic\"");
   EXPECT_SAYS(refusal([](auto& c) { c.rounds = 0; }), "rounds");
-  EXPECT_SAYS(refusal([](auto& c) { c.select = "best_val"; }), "best_val");
   EXPECT_SAYS(refusal([](auto& c) { c.federation.clients = {}; }), "federation.clients");
   EXPECT_SAYS(refusal([](auto& c) { c.federation.clients = {"a", "a"}; }), "twice");
   EXPECT_SAYS(refusal([](auto& c) { c.federation.clients = {"../a"}; }), "../a");

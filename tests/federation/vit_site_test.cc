@@ -123,6 +123,8 @@ TEST_F(Federation, PersonalAdaptersDifferAndStayOnTheClientsDisk) {
         load_adapter(directory / ("run/" + client + "/personal_adapter.safetensors"));
     EXPECT_EQ(file.kind, AdapterKind::personal);
     EXPECT_EQ(file.round, config.rounds);
+    const std::string metrics = read_text(directory / ("run/" + client + "/metrics.json"));
+    EXPECT_NE(metrics.find("\"local_after_training\": {"), std::string::npos);
     expect_identical(file.tensors, r.personal.at(client));
     // The general file a client keeps is what the server averaged last.
     expect_identical(
