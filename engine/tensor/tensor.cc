@@ -105,6 +105,7 @@ template <class T>
 Tensor Tensor::of(std::span<const T> values, const Shape& shape) {
   OF_CHECK(int64_t(values.size()) == shape.size(), "as many values as elements");
   Tensor t = empty(shape, DTypeOf<T>::value);
+  if (values.empty()) return t;  // memcpy takes no null pointer, not even for 0 bytes
   for (int64_t r = 0; r < t.rows(); ++r)
     std::memcpy(t.row<T>(r), values.data() + r * t.cols(), size_t(t.cols()) * sizeof(T));
   return t;
