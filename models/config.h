@@ -1,5 +1,5 @@
-// What a run is: the configuration file's sections as plain structs (docs/configuration.md). Parsing
-// is the command line's (cli/config.h); every default is here.
+// What a run is: the configuration file's sections as plain structs (docs/configuration.md).
+// Parsing is the command line's (cli/config.h); every default is here.
 #pragma once
 #include <cstdint>
 #include <map>
@@ -10,8 +10,8 @@ namespace orthofed {
 
 // [model]
 struct ModelConfig {
-  std::string weights;         // safetensors with timm names
-  std::string config;          // config.json; empty: the one beside the weights, if any
+  std::string weights;          // safetensors with timm names
+  std::string config;           // config.json; empty: the one beside the weights, if any
   std::string head = "shared";  // shared | personal | both
 };
 
@@ -22,9 +22,9 @@ struct LoraConfig {
   double alpha = -1;           // scale s = alpha / rank; -1: alpha = 2 * rank
   double personal_alpha = -1;  // -1: alpha * personal_rank / rank, so that both scales are equal
   std::vector<std::string> targets = {"qkv", "proj", "fc1", "fc2"};  // or q, k, v
-  std::vector<int64_t> layers;       // blocks that are adapted; empty: all
-  std::string init = "normal";       // normal: A ~ N(0, 1/in); peft: U(+-1/sqrt(in))
-  bool init_orthogonal = false;      // A_p starts orthogonal to A_g
+  std::vector<int64_t> layers;   // blocks that are adapted; empty: all
+  std::string init = "normal";   // normal: A ~ N(0, 1/in); peft: U(+-1/sqrt(in))
+  bool init_orthogonal = false;  // A_p starts orthogonal to A_g
 };
 
 // [penalty]: one weight a kind; a kind that is absent has weight 0 and is only logged.
@@ -51,23 +51,23 @@ struct TrainConfig {
   std::string optimizer = "adamw";    // adamw | sgd
   double momentum = 0.9;              // sgd
   double weight_decay = 0.01;
-  double clip = 1.0;                     // global gradient norm; 0: off
-  std::string class_weights = "none";    // none | inverse | logit_adjust
+  double clip = 1.0;                   // global gradient norm; 0: off
+  std::string class_weights = "none";  // none | inverse | logit_adjust
   double label_smoothing = 0;
   double focal = 0;
   std::string alternation = "joint";  // joint | alternate
   double personal_dropout = 0;
-  std::string state = "keep";  // keep | reset | keep_personal: optimiser state across rounds
+  std::string state = "keep";    // keep | reset | keep_personal: optimiser state across rounds
   int64_t fine_tune_epochs = 2;  // fedavg_ft
 };
 
 // [data.augment]
 struct AugmentConfig {
-  bool flip = true;            // horizontally and vertically, each with probability 1/2
-  bool rotate90 = true;        // a multiple of 90 degrees
+  bool flip = true;             // horizontally and vertically, each with probability 1/2
+  bool rotate90 = true;         // a multiple of 90 degrees
   double crop_scale_min = 0.8;  // random resized crop: area in [min, 1]; 1: off
   double brightness = 0.1, contrast = 0.1, saturation = 0.1;  // factor in 1 +- x
-  double stain = 0.05;         // each channel's factor in 1 +- x
+  double stain = 0.05;                                        // each channel's factor in 1 +- x
 };
 
 // [data.partition]: how a set without sites (MedMNIST) is split among clients
@@ -93,13 +93,13 @@ struct DataConfig {
   std::string manifest;         // CSV, relative to root
   std::string column_path = "path", column_label = "label", column_client = "client",
               column_split = "split", column_group;  // [data.columns]
-  std::vector<std::string> classes;           // the federation's classes, in order
-  std::map<std::string, std::string> labels;  // [data.labels]: own name -> federation class
-  std::string client;          // `train`, `eval`: the site whose rows are used; empty: all rows
-  double validation = 0;       // share cut from train; metrics are then computed on it
-  int64_t image_size = 0;      // 0: the model's
-  double crop_pct = -1;        // centre crop; -1: the model's; 1: resize to a square
-  std::string interpolation;   // bicubic | bilinear; empty: the model's
+  std::vector<std::string> classes;                  // the federation's classes, in order
+  std::map<std::string, std::string> labels;         // [data.labels]: own name -> federation class
+  std::string client;         // `train`, `eval`: the site whose rows are used; empty: all rows
+  double validation = 0;      // share cut from train; metrics are then computed on it
+  int64_t image_size = 0;     // 0: the model's
+  double crop_pct = -1;       // centre crop; -1: the model's; 1: resize to a square
+  std::string interpolation;  // bicubic | bilinear; empty: the model's
   std::string on_bad_image = "skip";  // skip | refuse
   int64_t workers = 1;                // decoding and augmenting threads
   int64_t cache_mb = 1024;            // above it the decoded images live in a mapped file
@@ -111,13 +111,13 @@ struct DataConfig {
 // [federation]
 struct FederationConfig {
   std::string address = "127.0.0.1:7733";
-  std::vector<std::string> clients;   // names; the server waits for exactly these
-  std::string weights = "samples";    // samples | uniform
+  std::vector<std::string> clients;         // names; the server waits for exactly these
+  std::string weights = "samples";          // samples | uniform
   std::string share_metrics = "confusion";  // confusion | scalars | none
-  double timeout_seconds = 3600;      // longest wait for one client's answer
-  double join_timeout_seconds = 600;  // longest wait for all clients to join
+  double timeout_seconds = 3600;            // longest wait for one client's answer
+  double join_timeout_seconds = 600;        // longest wait for all clients to join
   int64_t max_frame_mb = 256;
-  std::string state_dir;              // where a client keeps its personal adapter; empty: DIR/clients
+  std::string state_dir;  // where a client keeps its personal adapter; empty: DIR/clients
   bool evaluate_every_round = false;
 };
 

@@ -102,9 +102,10 @@ constexpr float kDyeSpread = .12f;
 constexpr float kRadius[2] = {8.6f, 11.0f};  // of the cell, uniform
 constexpr float kCentre = 2.2f;              // its distance from the middle, in x and in y, at most
 constexpr float kAspect[2] = {.88f, 1.14f};  // of its ellipse
-constexpr float kLobeRadius[] = {.54f, .385f, .318f, .278f};  // for 1..4 lobes, of the cell's radius
-constexpr float kLobeRing[] = {.16f, .42f, .50f, .56f};     // distance of the lobes from the centre
-constexpr float kLobeTurn = .22f;                           // jitter of their angles, radians
+constexpr float kLobeRadius[] = {.54f, .385f, .318f,
+                                 .278f};                 // for 1..4 lobes, of the cell's radius
+constexpr float kLobeRing[] = {.16f, .42f, .50f, .56f};  // distance of the lobes from the centre
+constexpr float kLobeTurn = .22f;                        // jitter of their angles, radians
 constexpr int kGranuleCount[CellFactors::kGranules][2] = {{0, 0}, {26, 36}, {17, 24}};
 constexpr float kGranuleRadius[] = {0, .70f, 1.30f};
 constexpr int kRedCells[2] = {2, 4};
