@@ -38,8 +38,7 @@ class Client {
   }
 
  private:
-  // ---- Joining
-  // ------------------------------------------------------------------------------------
+  // ---- Joining ----------------------------------------------------------------------------------
 
   // Until a server accepts or refuses. A server that closes without a word is one that is stopping
   // or overloaded: try again.
@@ -76,8 +75,7 @@ class Client {
     observer_.joined(welcome_.rounds);
   }
 
-  // ---- Rounds
-  // -------------------------------------------------------------------------------------
+  // ---- Rounds -----------------------------------------------------------------------------------
 
   void take_part() {
     // Each wait is for other clients too: they have answer_seconds, the frames some more.
@@ -156,8 +154,7 @@ class Client {
       throw Error(where + " has a loss of NaN or infinity: training diverged");
   }
 
-  // ---- Frames
-  // -------------------------------------------------------------------------------------
+  // ---- Frames -----------------------------------------------------------------------------------
 
   int64_t send(const Message& message) {
     auto frame = std::make_shared<const Bytes>(encode(message));

@@ -53,8 +53,7 @@ bool is_digest(std::string_view text) {
          text.find_first_not_of("0123456789abcdef") == std::string_view::npos;
 }
 
-// ---- Reading a manifest
-// ---------------------------------------------------------------------------
+// ---- Reading a manifest -------------------------------------------------------------------------
 
 // A JSON object whose keys are taken one by one; done() refuses what is left over.
 class Fields {
@@ -176,8 +175,7 @@ TensorMap read_tensors(const Frame& frame, const Expected& expected, const std::
   return tensors;
 }
 
-// ---- One pair of functions a message
-// --------------------------------------------------------------
+// ---- One pair of functions a message ------------------------------------------------------------
 
 json manifest_of(const Hello& m) {
   return {{"client", m.client},
@@ -345,8 +343,7 @@ void read(Fields& f, Abort& m) {
 
 }  // namespace
 
-// ---- Frames
-// ---------------------------------------------------------------------------------------
+// ---- Frames -------------------------------------------------------------------------------------
 
 const char* name_of(FrameType type) {
   switch (type) {
@@ -454,8 +451,7 @@ std::optional<Frame> FrameReader::next() {
   return frame;
 }
 
-// ---- Messages
-// -------------------------------------------------------------------------------------
+// ---- Messages -----------------------------------------------------------------------------------
 
 ShareMetrics parse_share_metrics(const std::string& text) {
   for (ShareMetrics share : {ShareMetrics::none, ShareMetrics::scalars, ShareMetrics::confusion})

@@ -35,8 +35,7 @@ struct ProtocolError : FederationError {
 using Bytes = std::vector<std::byte>;
 using Schema = std::map<std::string, std::string>;  // tensor -> "f32[8, 192]"
 
-// ---- Frames
-// ---------------------------------------------------------------------------------------
+// ---- Frames -------------------------------------------------------------------------------------
 
 constexpr uint16_t kProtocolVersion = 1;
 constexpr size_t kHeaderBytes = 88;
@@ -94,8 +93,7 @@ class FrameReader {
   std::string peer_;
 };
 
-// ---- Messages
-// -------------------------------------------------------------------------------------
+// ---- Messages -----------------------------------------------------------------------------------
 
 // How much of its scores a client sends (FederationConfig::share_metrics).
 enum class ShareMetrics { none, scalars, confusion };

@@ -46,7 +46,7 @@ void check_config(const RunConfig& config) {
     refuse("federation.max_frame_mb: set it to 1 .. 1048576");
 }
 
-// The first difference in words, or nothing. `client` and `server` hold one thing each side states.
+// The first thing on which the two sides differ, in words; empty where they agree.
 std::string difference(const Hello& hello, const Agreement& server) {
   if (hello.method != server.method)
     return fmt::format("method differs: \"{}\" at the server, \"{}\" at the client", server.method,
@@ -67,8 +67,7 @@ std::string difference(const Hello& hello, const Agreement& server) {
     if (entry(server.schema, name) != entry(hello.schema, name))
       return fmt::format(
           "adapter schema differs: '{}' is {} at the server, {} at the client: [lora] and "
-          "model.head "
-          "must be the same on both sides",
+          "model.head must be the same on both sides",
           printable(name), entry(server.schema, name), entry(hello.schema, name));
   return {};
 }
@@ -110,9 +109,6 @@ class Server {
     } catch (const Cancelled&) {
       abort("the server was stopped");
       throw;
-    } catch (const UserError&) {
-      abort("the server cannot go on; see its log");
-      throw;
     } catch (const std::exception&) {
       abort("the server failed; see its log");
       throw;
@@ -122,8 +118,7 @@ class Server {
  private:
   enum class Phase { joining, round, final, over };
 
-  // ---- Phases
-  // -------------------------------------------------------------------------------------
+  // ---- Phases -----------------------------------------------------------------------------------
 
   void join() {
     const FederationConfig& f = config_.federation;
@@ -187,8 +182,7 @@ class Server {
     for (auto& [name, member] : members_) complete_record(member);
   }
 
-  // ---- Asking and waiting
-  // -------------------------------------------------------------------------
+  // ---- Asking and waiting -----------------------------------------------------------------------
 
   void broadcast(const Message& message) {
     const auto frame = std::make_shared<const Bytes>(encode(message));
@@ -235,8 +229,7 @@ class Server {
 
   size_t max_frame_bytes() const { return size_t(config_.federation.max_frame_mb) << 20; }
 
-  // ---- Events
-  // -------------------------------------------------------------------------------------
+  // ---- Events -----------------------------------------------------------------------------------
 
   // True when `done`, false when the deadline passed first (strangers cannot postpone it).
   template <class Done>

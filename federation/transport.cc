@@ -156,8 +156,7 @@ struct Transport::Impl {
     return it == links.end() ? nullptr : it->second;
   }
 
-  // ---- The life of a connection
-  // -------------------------------------------------------------------
+  // ---- The life of a connection -----------------------------------------------------------------
 
   LinkPtr add(tcp::socket socket) {
     keep_alive(socket);
@@ -217,8 +216,7 @@ struct Transport::Impl {
     }
   }
 
-  // ---- Reading
-  // ------------------------------------------------------------------------------------
+  // ---- Reading ----------------------------------------------------------------------------------
 
   asio::awaitable<size_t> read_some(LinkPtr link, std::byte* to, size_t size) {
     const size_t got = co_await link->socket.async_read_some(asio::buffer(to, size), use_awaitable);
@@ -290,8 +288,7 @@ struct Transport::Impl {
     drop(link, why);
   }
 
-  // ---- Writing
-  // ------------------------------------------------------------------------------------
+  // ---- Writing ----------------------------------------------------------------------------------
 
   asio::awaitable<void> write(LinkPtr link) {
     try {
@@ -321,8 +318,7 @@ struct Transport::Impl {
     }
   }
 
-  // ---- Connections in
-  // -----------------------------------------------------------------------------
+  // ---- Connections in ---------------------------------------------------------------------------
 
   uint16_t start_listening(const std::string& address) {
     const HostPort a = split_address(address);
@@ -369,8 +365,7 @@ struct Transport::Impl {
     }
   }
 
-  // ---- Connections out
-  // ----------------------------------------------------------------------------
+  // ---- Connections out --------------------------------------------------------------------------
 
   asio::awaitable<void> try_connect(HostPort a) {
     if (stopping) co_return;

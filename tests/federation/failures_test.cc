@@ -10,8 +10,7 @@ namespace {
 using Joining = FederationTest;
 using Failing = FederationTest;
 
-// ---- Joining
-// --------------------------------------------------------------------------------------
+// ---- Joining ------------------------------------------------------------------------------------
 
 TEST_F(Joining, ARefusalSaysWhatDiffers) {
   ServerThread server(config_for({"a", "b"}));
@@ -188,8 +187,7 @@ TEST_F(Joining, SomethingElseAnswers) {
   EXPECT_SAYS(message_of<UserError>([&] { joined.get(); }), "is not an orthofed server");
 }
 
-// ---- Rounds that fail
-// -----------------------------------------------------------------------------
+// ---- Rounds that fail ---------------------------------------------------------------------------
 
 // One honest client 'a' and a raw peer 'b' that has joined and been asked to train round 1 of 3.
 class Pair {
@@ -374,8 +372,7 @@ TEST_F(Failing, AnObserverThatThrowsEndsTheRunForAll) {
             "disk full");
 }
 
-// ---- Stopping
-// -------------------------------------------------------------------------------------
+// ---- Stopping -----------------------------------------------------------------------------------
 
 TEST_F(Failing, TheServerIsStopped) {
   ServerThread server(config_for({"a", "b"}));
@@ -410,8 +407,7 @@ TEST_F(Failing, AClientIsStopped) {
   EXPECT_THROW(nowhere.get(), Cancelled);
 }
 
-// ---- Hostile servers
-// ------------------------------------------------------------------------------
+// ---- Hostile servers ----------------------------------------------------------------------------
 
 TEST_F(Failing, AServerThatBreaksTheProtocol) {
   const auto error = [](const std::vector<Bytes>& frames) {

@@ -119,8 +119,7 @@ TEST(Protocol, StreamsAreWalkedFrameByFrame) {
   }
 }
 
-// ---- Hostile frames
-// -------------------------------------------------------------------------------
+// ---- Hostile frames -----------------------------------------------------------------------------
 
 // What a frame with one changed byte in its header, the digest recomputed or not, is refused with.
 std::string header_error(size_t offset, unsigned char value, const Message& message = Bye{}) {

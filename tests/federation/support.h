@@ -60,8 +60,7 @@ inline void sleep_seconds(double seconds) {
   std::this_thread::sleep_for(std::chrono::duration<double>(seconds));
 }
 
-// ---- What the tests federate
-// ----------------------------------------------------------------------
+// ---- What the tests federate --------------------------------------------------------------------
 
 inline TensorMap theta0() {
   return {{"blocks.0.attn.qkv.general.a", Tensor::of<float>({1, 2, 3, 4, 5, 6}, {2, 3})},
@@ -188,8 +187,7 @@ std::string message_of(F f) {
   EXPECT_NE(std::string(text).find(part), std::string::npos) \
       << "expected \"" << (part) << "\" in: " << (text)
 
-// ---- A server on a thread
-// -------------------------------------------------------------------------
+// ---- A server on a thread -----------------------------------------------------------------------
 
 class Events : public ServerObserver {
  public:
@@ -292,8 +290,7 @@ inline std::future<JoinResult> join_async(const std::string& address, Site& site
   });
 }
 
-// ---- Raw sockets
-// ----------------------------------------------------------------------------------
+// ---- Raw sockets --------------------------------------------------------------------------------
 
 class Socket {
  public:
