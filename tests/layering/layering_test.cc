@@ -133,7 +133,6 @@ void check_kernels(const fs::path& root, Violations& out) {
 // In the README's section "Layout" every word with a slash is a path from the root or, in an
 // indented tree, from the line it is indented under.
 void check_readme(const fs::path& root, Violations& out) {
-  if (!fs::exists(root / "README.md")) return;
   static const std::regex heading(R"(^#+ .*)"), layout(R"(^#+ .*[Ll]ayout.*)");
   static const std::regex path(R"((^|[\s`(|])([A-Za-z0-9_.][A-Za-z0-9_.-]*/[A-Za-z0-9_./-]*))");
   std::ifstream in(root / "README.md");
