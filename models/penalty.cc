@@ -21,15 +21,6 @@ PenaltyForm form_of(const PenaltyConfig& c) {
   return PenaltyForm::raw2;
 }
 
-void deliver(const Var& parameter, const Tensor& gradient) {
-  if (!parameter.requires_grad()) return;
-  const GradTarget target = parameter.grad_target();
-  if (target.accumulate)
-    target.buffer.add(gradient);
-  else
-    target.buffer.copy_from(gradient);
-}
-
 }  // namespace
 
 Penalties::Penalties(Vit& model, const PenaltyConfig& config)
@@ -102,12 +93,12 @@ double Penalties::over_layers(double gradient_weight, const F& value) const {
       }
       const double v = value(t, gradient_weight * share);
       if (general) {
-        deliver(g.a, da_g);
-        deliver(g.b, db_g);
+        g.a.add_grad(da_g);
+        g.b.add_grad(db_g);
       }
       if (personal) {
-        deliver(p.a, da_p);
-        deliver(p.b, db_p);
+        p.a.add_grad(da_p);
+        p.b.add_grad(db_p);
       }
       return v;
     });

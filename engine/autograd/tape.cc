@@ -32,6 +32,15 @@ GradTarget Var::grad_target() const {
   return {state_->grad, std::exchange(state_->has_grad, true)};
 }
 
+void Var::add_grad(const Tensor& piece) const {
+  if (!requires_grad()) return;
+  const GradTarget target = grad_target();
+  if (target.accumulate)
+    target.buffer.add(piece);
+  else
+    target.buffer.copy_from(piece);
+}
+
 Tensor Var::take_grad() const {
   OF_CHECK(has_grad(), "no gradient to take");
   state_->has_grad = false;

@@ -5,9 +5,10 @@
 // the nodes in reverse. What needs no gradient costs nothing: no node is recorded below the first
 // trainable parameter, and each op asks requires_grad() before it computes an input's gradient.
 //
-// A gradient reaches an input in one of two ways, and neither launches a sum that is not needed:
+// A gradient reaches an input in one of three ways, and none launches a sum that is not needed:
 //   give_grad(t)   hands over a buffer; the first one is adopted as it is, later ones are added
 //   grad_target()  lends the variable's own buffer to a kernel that can write or accumulate
+//   add_grad(t)    copies or adds a piece into that buffer, where a gradient is required at all
 #pragma once
 #include <functional>
 #include <memory>
@@ -41,6 +42,7 @@ class Var {
   const Tensor& grad() const;
   void give_grad(Tensor gradient) const;
   GradTarget grad_target() const;
+  void add_grad(const Tensor& piece) const;
   Tensor take_grad() const;  // moves the gradient out, for ops that pass it on in place
   void clear_grad() const { state_->has_grad = false; }  // the buffer is kept
   void drop_grad() const;                                // the buffer is freed

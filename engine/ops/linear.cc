@@ -8,16 +8,6 @@
 namespace orthofed {
 namespace {
 
-// Hands `piece` to the parameter: written if it is the first contribution, added otherwise.
-void deliver(const Var& parameter, const Tensor& piece) {
-  if (!parameter.requires_grad()) return;
-  const GradTarget target = parameter.grad_target();
-  if (target.accumulate)
-    target.buffer.add(piece);
-  else
-    target.buffer.copy_from(piece);
-}
-
 Tensor scales_tensor(const std::vector<double>& scales, DType dtype) {
   Tensor t = Tensor::empty({int64_t(scales.size())}, dtype);
   dispatch_accum(dtype, [&]<class R>(Tag<R>) {
@@ -203,7 +193,7 @@ Tensor Linear::backward(const Tensor& dy, const Saved& saved, bool need_dx,
           du.pitch(), db.data<R>(), db.pitch(), false, x.rows(), slice.rows, saved.b[i].cols());
       for (const Column& c : columns)
         if (c.slice == i)
-          deliver(c.adapter->b, db.columns(c.begin_in_slice, c.begin_in_slice + c.adapter->rank()));
+          c.adapter->b.add_grad(db.columns(c.begin_in_slice, c.begin_in_slice + c.adapter->rank()));
 
       const bool pair = slice.general.present() && slice.general.active &&
                         slice.personal.present() && slice.personal.active;
@@ -225,8 +215,8 @@ Tensor Linear::backward(const Tensor& dy, const Saved& saved, bool need_dx,
           const int64_t from = features->detach_general ? rg : 0;
           const Tensor part = du.row_range(0, rows).columns(begin + from, begin + rg + rp);
           part.add(extra.columns(from, rg + rp).to(compute_));
-          if (!features->detach_general) deliver(slice.general.b, db_g);
-          deliver(slice.personal.b, db_p);
+          if (!features->detach_general) slice.general.b.add_grad(db_g);
+          slice.personal.b.add_grad(db_p);
         }
       }
     }
@@ -236,7 +226,7 @@ Tensor Linear::backward(const Tensor& dy, const Saved& saved, bool need_dx,
                                need_dx ? dx.data<T>() : nullptr, need_dx ? dx.pitch() : 0, x.rows(),
                                in(), rank);
     for (const Column& c : columns)
-      deliver(c.adapter->a, da.row_range(c.begin, c.begin + c.adapter->rank()));
+      c.adapter->a.add_grad(da.row_range(c.begin, c.begin + c.adapter->rank()));
   });
   return dx;
 }
