@@ -96,7 +96,8 @@ class Parser {
   void add(const Commands& c);
 
   void global_flags(CLI::App& app) {
-    app.add_flag("-q,--quiet", global_.quiet, "Only results, warnings and errors");
+    app.add_flag("-q,--quiet", global_.quiet,
+                 "No progress, no messages, no table: warnings and errors only");
     app.add_flag("--json", global_.json,
                  "The result as JSON on stdout, events as JSON lines on stderr");
   }
@@ -192,10 +193,11 @@ void Parser::add(const Commands& c) {
                 ->type_name("FILE");
             app.add_option("--config", o.config, "config.json; default: the one beside the weights")
                 ->type_name("FILE");
-            app.add_option("--precision", o.precision, "auto, f32 or bf16")
+            app.add_option("--precision", o.precision,
+                           "Of the computation; auto: bf16 where the processor has it")
                 ->type_name("NAME")
                 ->check(CLI::IsMember({"auto", "f32", "bf16"}));
-            app.add_option("--device", o.device, "auto or cpu")
+            app.add_option("--device", o.device, "What computes")
                 ->type_name("NAME")
                 ->check(CLI::IsMember({"auto", "cpu"}));
           });

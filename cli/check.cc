@@ -1,4 +1,4 @@
-#include <fmt/core.h>
+#include <fmt/ranges.h>
 
 #include <filesystem>
 #include <iostream>
@@ -29,10 +29,40 @@ std::vector<std::string> lines(const std::vector<Crossing>& crossings) {
   return all;
 }
 
-std::string json_list(const std::vector<std::string>& words) {
-  std::string s = "[";
-  for (const std::string& w : words) s += (s.size() > 1 ? ", " : "") + string_literal(w);
-  return s + "]";
+// What no run can start with.
+std::vector<std::string> missing_splits(const DataReport& report, bool validation) {
+  std::vector<std::string> all;
+  for (const auto& [client, splits] : report.counts)
+    for (const char* split : {"train", "test"})
+      if (!splits.contains(split) && !(validation && std::string(split) == "test"))
+        all.push_back(fmt::format("{} has no {} images", client, split));
+  return all;
+}
+
+std::string json_counts(const DataReport& report) {
+  std::string s;
+  for (const auto& [client, splits] : report.counts) {
+    std::string inner;
+    for (const auto& [split, counts] : splits)
+      inner += fmt::format("{}{}: [{}]", inner.empty() ? "" : ", ", string_literal(split),
+                           fmt::join(counts, ", "));
+    s += fmt::format("{}{}: {{{}}}", s.empty() ? "" : ", ", string_literal(client), inner);
+  }
+  return "{" + s + "}";
+}
+
+// "unreadable images: 2, ..."; empty where nothing was found.
+std::string sum_of(const std::vector<std::pair<std::string, size_t>>& findings) {
+  std::vector<std::string> parts;
+  for (const auto& [what, n] : findings)
+    if (n > 0) parts.push_back(fmt::format("{}: {}", what, n));
+  return joined(parts);
+}
+
+int verdict(const std::string& found) {
+  if (!found.empty())
+    throw UserError(fmt::format("check: {}; mend this before joining (nothing was sent)", found));
+  return 0;
 }
 
 }  // namespace
@@ -41,7 +71,7 @@ int check(const CheckOptions& o) {
   Terminal terminal(o.global);
   const RunConfig config = open_config(o.config, o.set, terminal);
   const std::string client = o.client.empty() ? config.data.client : o.client;
-  const Dataset data = select(open_dataset(config), client, "");
+  const Dataset data = open_client(config, client);
 
   auto progress = std::make_unique<Progress>(terminal, "reading", int64_t(data.samples.size()));
   int64_t shown = 0;
@@ -56,10 +86,17 @@ int check(const CheckOptions& o) {
   for (const BadImage& b : report.unreadable) unreadable.push_back(b.id + ": " + b.reason);
   const auto samples = lines(report.samples), groups = lines(report.groups),
              duplicates = lines(report.duplicates);
+  const auto missing = missing_splits(report, config.data.validation > 0);
+  const std::string found = sum_of({{"missing splits", missing.size()},
+                                    {"unreadable images", unreadable.size()},
+                                    {"images in more than one split", samples.size()},
+                                    {"groups in more than one split", groups.size()},
+                                    {"exact copies in more than one split", duplicates.size()}});
 
   std::string cost;
   if (config.model.weights.empty() || !std::filesystem::exists(config.model.weights)) {
-    terminal.warning("model.weights is not there: no estimate of a round's cost");
+    terminal.warning(fmt::format("model.weights: there is no '{}'; no estimate of a round's cost",
+                                 config.model.weights));
   } else {
     int64_t train = 0;
     for (const auto& [name, splits] : report.counts)
@@ -82,12 +119,15 @@ int check(const CheckOptions& o) {
 
   if (o.global.json) {
     std::cout << fmt::format(
-        "{{\"clean\": {}, \"images\": {}, \"unreadable\": {}, \"samples_crossing\": {}, "
-        "\"groups_crossing\": {}, \"duplicates\": {}, \"cost\": {}}}\n",
-        report.clean(), data.samples.size(), json_list(unreadable), json_list(samples),
-        json_list(groups), json_list(duplicates), cost.empty() ? "null" : cost);
-    return report.clean() ? 0 : 2;
+        "{{\"clean\": {}, \"images\": {}, \"classes\": {}, \"counts\": {}, \"missing\": {}, "
+        "\"unreadable\": {}, \"samples_crossing\": {}, \"groups_crossing\": {}, "
+        "\"duplicates\": {}, \"cost\": {}}}\n",
+        found.empty(), data.samples.size(), json_list(data.classes), json_counts(report),
+        json_list(missing), json_list(unreadable), json_list(samples), json_list(groups),
+        json_list(duplicates), cost.empty() ? "null" : cost);
+    return verdict(found);
   }
+  if (o.global.quiet) return verdict(found);
   if (!config.data.labels.empty()) {
     Table map({"this site's label", "class"}, {Align::left, Align::left});
     for (const auto& [own, name] : config.data.labels) map.add_row({own, name});
@@ -109,14 +149,14 @@ int check(const CheckOptions& o) {
       table.add_row(row);
     }
   std::cout << table.text() << "\n";
+  list("missing splits", missing);
   list("unreadable images", unreadable);
   list("images in more than one split", samples);
   list("groups in more than one split", groups);
   list("exact copies in more than one split", duplicates);
   std::cout << cost;
-  std::cout << (report.clean() ? "this site can join; nothing was sent\n"
-                               : "mend the findings above before joining; nothing was sent\n");
-  return report.clean() ? 0 : 2;
+  if (found.empty()) std::cout << "no findings; nothing was sent\n";
+  return verdict(found);
 }
 
 }  // namespace orthofed::cli

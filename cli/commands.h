@@ -10,7 +10,8 @@
 namespace orthofed::cli {
 
 struct GlobalOptions {
-  bool quiet = false;  // --quiet: results, warnings and errors only
+  bool quiet = false;  // --quiet: warnings and errors only; eval, report, doctor and config still
+                       // print what they were asked for
   bool json =
       false;  // --json: the result as one JSON object on stdout, events as JSON lines on stderr
 };

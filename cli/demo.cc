@@ -1,4 +1,4 @@
-#include <fmt/core.h>
+#include <fmt/ranges.h>
 
 #include <chrono>
 #include <cmath>
@@ -69,13 +69,23 @@ std::string comparison(const std::vector<Row>& rows, const std::vector<std::stri
   return table.text();
 }
 
+std::string json_of(const std::vector<Row>& rows, const PretrainResult& base) {
+  std::string runs;
+  for (const Row& r : rows)
+    runs += fmt::format("{}{{\"method\": {}, \"unseen_site\": {}, \"summary\": {}}}",
+                        runs.empty() ? "" : ", ", string_literal(r.method), json_number(r.unseen),
+                        to_json(r.summary));
+  return fmt::format("{{\"base_accuracy\": [{}], \"runs\": [{}]}}\n",
+                     fmt::join(base.accuracy, ", "), runs);
+}
+
 }  // namespace
 
 int demo(const DemoOptions& o) {
   const auto begin = Clock::now();
   Terminal terminal(o.global);
-  open_output(o.out, "demo.txt");
   RunConfig config = open_config(o.config, o.set, terminal);
+  const OutputFolder folder(o.out, "demo.txt");
 
   const SyntheticConfig& s = config.data.synthetic;
   SyntheticOptions cells;
@@ -110,6 +120,7 @@ int demo(const DemoOptions& o) {
     std::vector<std::string> set = o.set;
     set.push_back("method=" + method);
     set.push_back("model.weights=" + config.model.weights);
+    set.push_back("precision=" + config.precision);
     const RunConfig run_config = completed(load_config(o.config, set));
     const std::string folder = o.out + "/" + method;
     make_directories(folder);
@@ -144,7 +155,9 @@ int demo(const DemoOptions& o) {
             "nothing."
           : "");
   write_file(o.out + "/demo.txt", text);
-  if (!o.global.quiet)
+  if (o.global.json)
+    std::cout << json_of(rows, made);
+  else if (!o.global.quiet)
     std::cout << "\n"
               << text
               << fmt::format("base model {}, {} federations {}; everything in {}\n",

@@ -4,6 +4,7 @@
 
 #include "cli/commands.h"
 #include "cli/session.h"
+#include "cli/text.h"
 #include "federation/vit_site.h"
 #include "models/site_data.h"
 
@@ -23,17 +24,23 @@ int eval(const EvalOptions& o) {
   const SiteData data =
       open_site(config, client, predictor.model().config, progress.callbacks().decoding);
   progress.done();
+  warn_skipped(terminal, data.cache->skipped(), client);
   const int64_t classes = int64_t(config.data.classes.size());
   const Scores scores = score(predictor, data, config.train.batch_size);
   if (!scores.probabilities.empty() &&
       scores.probabilities.size() != scores.labels.size() * size_t(classes))
-    throw UserError("the head has another number of classes than data.classes");
+    throw UserError(fmt::format(
+        "the head of these weights has {} classes, data.classes {}: give the adapters of a run on "
+        "this configuration (--adapter)",
+        scores.probabilities.size() / scores.labels.size(), classes));
   const SiteMetrics m = metrics_of(scores, classes);
   if (o.global.json)
     std::cout << fmt::format(
-        "{{\"samples\": {}, \"accuracy\": {}, \"balanced_accuracy\": {}, "
-        "\"auroc\": {}}}\n",
-        m.samples, json_number(m.accuracy), json_number(m.balanced_accuracy), json_number(m.auroc));
+        "{{\"client\": {}, \"samples\": {}, \"accuracy\": {}, \"balanced_accuracy\": {}, "
+        "\"auroc\": {}, \"classes\": {}, \"confusion\": {}}}\n",
+        string_literal(client.empty() ? "all" : client), m.samples, json_number(m.accuracy),
+        json_number(m.balanced_accuracy), json_number(m.auroc), json_list(config.data.classes),
+        json_matrix(m.confusion));
   else
     std::cout << score_table({{client.empty() ? "all" : client, 0, m}})
               << confusion_table(m.confusion, config.data.classes);

@@ -1,12 +1,16 @@
 #include <fmt/core.h>
 
 #include <algorithm>
+#include <chrono>
+#include <filesystem>
 #include <iostream>
 
 #include "cli/commands.h"
 #include "cli/session.h"
+#include "cli/text.h"
 #include "engine/io/files.h"
 #include "federation/client.h"
+#include "federation/summary.h"
 #include "federation/vit_site.h"
 
 namespace orthofed::cli {
@@ -21,30 +25,24 @@ class JoinObserver : public ClientObserver {
   }
   void joined(int64_t rounds) override {
     progress_.done();
+    rounds_ = rounds;
     terminal_.message(fmt::format("joined: {} rounds; waiting for the other clients", rounds));
   }
   void round_started(int64_t round, int64_t rounds) override { progress_.round(round, rounds); }
   void update_sent(int64_t, const SiteUpdate&, int64_t) override { progress_.done(); }
 
+  int64_t rounds() const { return rounds_; }
+
  private:
+  int64_t rounds_ = 0;
   Terminal& terminal_;
   SiteProgress& progress_;
 };
 
-}  // namespace
-
-int join(const JoinOptions& o) {
-  Terminal terminal(o.global);
-  const RunConfig config = open_config(o.config, o.set, terminal);
-  const auto& known = config.federation.clients;
-  if (std::find(known.begin(), known.end(), o.client) == known.end())
-    throw UserError(fmt::format("--client: '{}' is not in federation.clients", o.client));
-  std::string folder = o.out;
-  if (folder.empty())
-    folder = config.federation.state_dir.empty() ? o.client
-                                                 : config.federation.state_dir + "/" + o.client;
-  make_directories(folder);
-
+// Loads the site, joins, stays to the end, and prints the site's own result.
+void take_part(const JoinOptions& o, const RunConfig& config, const std::string& folder,
+               Terminal& terminal) {
+  const auto begin = std::chrono::steady_clock::now();
   SiteProgress progress(terminal, o.client);
   VitSite site(config, o.client, folder, progress.callbacks());
   progress.done();
@@ -54,12 +52,46 @@ int join(const JoinOptions& o) {
   options.join_timeout_seconds = config.federation.join_timeout_seconds;
   options.max_frame_mb = config.federation.max_frame_mb;
   const JoinResult result = orthofed::join(config.federation.address, site, options, observer);
-  if (!o.global.quiet && !o.global.json) {
-    std::vector<ScoreRow> rows = {
-        {o.client, int64_t(site.trainer().data().train.size()), result.evaluation.personal}};
+
+  const int64_t train = int64_t(site.trainer().data().train.size());
+  if (o.global.json) {
+    ClientRound line;  // as in metrics.jsonl
+    line.client = o.client;
+    line.round = observer.rounds() - 1;
+    line.samples = train;
+    line.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    line.bytes_sent = result.bytes_sent;
+    line.bytes_received = result.bytes_received;
+    line.evaluation = result.evaluation;
+    std::cout << to_json_line(line);
+  } else if (!o.global.quiet) {
+    std::vector<ScoreRow> rows = {{o.client, train, result.evaluation.personal}};
     if (result.evaluation.general.samples > 0)
       rows.push_back({"general model alone", 0, result.evaluation.general});
     std::cout << score_table(rows) << "adapters in " << folder << "\n";
+  }
+}
+
+}  // namespace
+
+int join(const JoinOptions& o) {
+  Terminal terminal(o.global);
+  const RunConfig config = open_config(o.config, o.set, terminal);
+  const auto& known = config.federation.clients;
+  if (std::find(known.begin(), known.end(), o.client) == known.end())
+    throw UserError(
+        fmt::format("--client: '{}' is not in federation.clients ({})", o.client, joined(known)));
+  std::string folder = o.out;
+  if (folder.empty())
+    folder = config.federation.state_dir.empty() ? o.client
+                                                 : config.federation.state_dir + "/" + o.client;
+  make_directories(folder);
+  try {
+    take_part(o, config, folder, terminal);
+  } catch (...) {
+    std::error_code ignored;
+    std::filesystem::remove(folder, ignored);  // if nothing is in it
+    throw;
   }
   return 0;
 }

@@ -2,6 +2,7 @@
 
 #include <filesystem>
 #include <memory>
+#include <sstream>
 
 #include "cli/config.h"
 #include "engine/io/files.h"
@@ -9,23 +10,37 @@
 #include "federation/in_process.h"
 #include "federation/processes.h"
 #include "federation/vit_site.h"
+#include "models/site_data.h"
 
 namespace orthofed::cli {
 namespace {
 
 FederationResult in_threads(const RunConfig& config, const InitialState& start,
-                            const std::string& folder, ServerObserver& view) {
+                            const std::string& folder, Terminal& terminal, ServerObserver& view) {
   std::vector<std::unique_ptr<VitSite>> sites;
   std::vector<Site*> pointers;
   for (const std::string& client : config.federation.clients) {
-    sites.push_back(std::make_unique<VitSite>(config, client, folder + "/clients/" + client));
+    SiteTrainer::Callbacks callbacks;
+    callbacks.skipped = [&](const std::vector<BadImage>& bad) {
+      warn_skipped(terminal, bad, client);
+    };
+    sites.push_back(
+        std::make_unique<VitSite>(config, client, folder + "/clients/" + client, callbacks));
     pointers.push_back(sites.back().get());
   }
   return run_in_process(config, start.agreement, start.general, pointers, view);
 }
 
+// A client's warnings are in its log, where nobody looks.
+void relay_warnings(const std::string& log, Terminal& terminal) {
+  const std::string mark = "warning: ";
+  std::istringstream lines(read_text(log));
+  for (std::string line; std::getline(lines, line);)
+    if (line.starts_with(mark)) terminal.warning(line.substr(mark.size()));
+}
+
 FederationResult in_processes(const RunConfig& config, const InitialState& start,
-                              const std::string& folder, ServerObserver& view) {
+                              const std::string& folder, Terminal& terminal, ServerObserver& view) {
   ProcessOptions options;
   options.threads = config.threads;
   options.command = [&](const std::string& client, const std::string& address) {
@@ -44,7 +59,10 @@ FederationResult in_processes(const RunConfig& config, const InitialState& start
     make_directories(folder + "/clients/" + client);
     return folder + "/clients/" + client + "/log.txt";
   };
-  return run_processes(config, start.agreement, start.general, view, options);
+  FederationResult result = run_processes(config, start.agreement, start.general, view, options);
+  for (const std::string& client : config.federation.clients)
+    relay_warnings(folder + "/clients/" + client + "/log.txt", terminal);
+  return result;
 }
 
 FederationResult in_one_place(const RunConfig& config, const std::string& folder,
@@ -67,6 +85,12 @@ FederationResult in_one_place(const RunConfig& config, const std::string& folder
   return result;
 }
 
+// Before anything is started. Data that names no clients would be everybody's.
+void require_images_of_every_client(const RunConfig& config) {
+  const Dataset data = open_dataset(config);
+  for (const std::string& client : config.federation.clients) select(data, client, "");
+}
+
 }  // namespace
 
 LocalRun run_here(const RunConfig& config, const std::string& folder, bool in_process,
@@ -75,9 +99,10 @@ LocalRun run_here(const RunConfig& config, const std::string& folder, bool in_pr
   const InitialState start = initial_state(config);
   if (config.method == "pooled" || (config.method == "local" && !config.data.client.empty()))
     return {start.agreement, in_one_place(config, folder, terminal, label)};
+  require_images_of_every_client(config);
   FederationView view(terminal, config, folder, label);
-  return {start.agreement, in_process ? in_threads(config, start, folder, view)
-                                      : in_processes(config, start, folder, view)};
+  return {start.agreement, in_process ? in_threads(config, start, folder, terminal, view)
+                                      : in_processes(config, start, folder, terminal, view)};
 }
 
 }  // namespace orthofed::cli

@@ -5,19 +5,22 @@
 
 #include "cli/arguments.h"
 #include "cli/terminal.h"
+#include "federation/processes.h"
 
 namespace {
 
 // Files are written whole and renamed, so that nothing is lost by leaving here.
-extern "C" void on_interrupt(int) {
+extern "C" void on_signal(int signal) {
   orthofed::cli::end_progress_line_in_signal_handler();
-  _exit(130);
+  orthofed::end_clients_in_signal_handler();
+  _exit(128 + signal);
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  std::signal(SIGINT, on_interrupt);
+  std::signal(SIGINT, on_signal);
+  std::signal(SIGTERM, on_signal);
 
   orthofed::cli::Commands commands;
   commands.run = orthofed::cli::run;

@@ -1,10 +1,12 @@
 #include <fmt/core.h>
 
+#include <filesystem>
 #include <iostream>
 
 #include "cli/commands.h"
 #include "cli/terminal.h"
 #include "cli/text.h"
+#include "engine/io/files.h"
 #include "engine/io/safetensors.h"
 #include "kernels/matmul/matmul.h"
 #include "models/method.h"
@@ -19,6 +21,13 @@ int predict(const PredictOptions& o) {
   const PredictImages images = open_images(o.input);
   const Predictor predictor(
       std::make_unique<Vit>(Vit::load(o.weights, o.config, compute_type(o.precision))), o.adapters);
+  if (!o.csv.empty() && !predictor.has_head())
+    throw UserError(
+        "--csv: neither the weights nor an adapter has a head, so there are no classes to write; "
+        "leave it out or give an adapter");
+  for (const std::string& file : {o.output, o.csv})
+    if (const auto folder = std::filesystem::path(file).parent_path(); !folder.empty())
+      require_directory(folder.string(), "the folder of the output");
   Progress progress(terminal, "predicting", images.size());
   int64_t shown = 0;
   const Prediction p = orthofed::predict(predictor, images, 16, [&](int64_t done, int64_t) {

@@ -11,7 +11,7 @@ int run(const RunOptions& o) {
     terminal.message("data.client is for `train` and `eval`: every client takes part in a run");
     config.data.client.clear();
   }
-  open_output(o.out, "summary.json");
+  const OutputFolder folder(o.out, "summary.json");
   const LocalRun done = run_here(config, o.out, o.in_process, terminal);
   report(config, done.agreement, done.result, o.out, o.global);
   return 0;

@@ -13,9 +13,9 @@ int serve(const ServeOptions& o) {
   const RunConfig config = open_config(o.config, o.set, terminal);
   if (config.method == "pooled")
     throw UserError("method: pooled needs all images in one place; use `orthofed run`");
-  open_output(o.out, "summary.json");
-  write_file(o.out + "/config.toml", config_toml(config));
+  const OutputFolder folder(o.out, "summary.json");
   const InitialState start = initial_state(config);
+  write_file(o.out + "/config.toml", config_toml(config));
   FederationView view(terminal, config, o.out);
   ServerOptions options;
   options.listening = [&](uint16_t port) {

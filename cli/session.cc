@@ -1,38 +1,65 @@
 #include "cli/session.h"
 
-#include <fmt/core.h>
+#include <fmt/ranges.h>
 
 #include <cmath>
 #include <filesystem>
+#include <regex>
 
 #include "cli/config.h"
 #include "cli/table.h"
+#include "cli/text.h"
 #include "engine/io/files.h"
 #include "kernels/core/parallel.h"
 #include "kernels/matmul/matmul.h"
+#include "models/method.h"
 #include "models/metrics.h"
 #include "models/site_data.h"
 
 namespace orthofed::cli {
 
+namespace fs = std::filesystem;
+
 RunConfig open_config(const std::string& file, const std::vector<std::string>& set,
                       Terminal& terminal) {
   std::vector<std::string> notes;
-  const RunConfig config = completed(load_config(file, set, &notes));
+  RunConfig config = completed(load_config(file, set, &notes));
   for (const std::string& note : notes) terminal.message(note);
   if (config.precision == "auto" && !cpu::native_bf16())
     terminal.warning("this processor does not multiply bf16 natively: computing in fp32");
+  config.precision = name_of(compute_type(config.precision));
   cpu::set_threads(int(config.threads));
   return config;
 }
 
-void open_output(const std::string& folder, const std::string& marker) {
-  if (std::filesystem::exists(std::filesystem::path(folder) / marker))
+// What engine/io/files.h's AtomicFile leaves where its process is killed: PATH.PID-N.tmp.
+static void remove_half_written(const std::string& folder) {
+  static const std::regex temporary(R"(\.[0-9]+-[0-9]+\.tmp$)");
+  std::vector<fs::path> found;
+  std::error_code ignored;
+  for (const auto& entry : fs::recursive_directory_iterator(folder, ignored))
+    if (std::regex_search(entry.path().filename().string(), temporary))
+      found.push_back(entry.path());
+  for (const fs::path& path : found) fs::remove(path, ignored);
+}
+
+OutputFolder::OutputFolder(const std::string& folder, const std::string& marker)
+    : folder_(folder), marker_(folder + "/" + marker), made_here_(!fs::exists(folder)) {
+  if (fs::exists(marker_))
     throw UserError(
         fmt::format("{}: holds the results of a run already ({}); name another folder or "
                     "remove it",
                     folder, marker));
   make_directories(folder);
+  remove_half_written(folder);
+}
+
+OutputFolder::~OutputFolder() {
+  std::error_code ignored;
+  remove_half_written(folder_);
+  const std::string metrics = folder_ + "/metrics.jsonl";
+  const bool trained = fs::exists(metrics, ignored) && fs::file_size(metrics, ignored) > 0;
+  if (made_here_ && !trained && !fs::exists(marker_, ignored)) fs::remove_all(folder_, ignored);
 }
 
 SiteProgress::SiteProgress(Terminal& terminal, std::string who)
@@ -54,6 +81,7 @@ void SiteProgress::show(const std::string& what, int64_t done, int64_t total,
 SiteTrainer::Callbacks SiteProgress::callbacks() {
   return {
       .decoding = [this](int64_t done, int64_t total) { show("decoding", done, total, "images"); },
+      .skipped = [this](const std::vector<BadImage>& bad) { warn_skipped(terminal_, bad, who_); },
       .step = [this](int64_t done, int64_t total, double) { show(label_, done, total, "images"); }};
 }
 
@@ -67,6 +95,16 @@ void SiteProgress::done() {
   current_.clear();
 }
 
+void warn_skipped(Terminal& terminal, const std::vector<BadImage>& bad, const std::string& who) {
+  constexpr size_t kNamed = 8;
+  const std::string prefix = who.empty() ? "" : who + ": ";
+  for (size_t i = 0; i < bad.size() && i < kNamed; ++i)
+    terminal.warning(fmt::format("{}skipped {}", prefix, bad[i].reason));
+  if (bad.size() > kNamed)
+    terminal.warning(fmt::format("{}{} more images skipped; `orthofed check --json` names all",
+                                 prefix, bad.size() - kNamed));
+}
+
 std::string score(double value) {
   if (!std::isfinite(value)) return "-";
   const std::string text = fmt::format("{:.3f}", value);
@@ -75,6 +113,16 @@ std::string score(double value) {
 
 std::string json_number(double value) {
   return std::isfinite(value) ? fmt::format("{:.17g}", value) : "null";
+}
+
+std::string json_list(const std::vector<std::string>& words) {
+  std::vector<std::string> literals;
+  for (const std::string& word : words) literals.push_back(string_literal(word));
+  return "[" + joined(literals) + "]";
+}
+
+std::string json_matrix(const std::vector<std::vector<int64_t>>& rows) {
+  return fmt::format("[{}]", fmt::join(rows, ", "));
 }
 
 std::string confusion_table(const std::vector<std::vector<int64_t>>& confusion,

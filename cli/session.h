@@ -12,14 +12,27 @@
 
 namespace orthofed::cli {
 
-// Loads and completes the configuration, says what was set aside, warns where `precision = auto`
-// cannot have bf16, and sets this process's threads.
+// Loads and completes the configuration, says what was set aside, replaces `precision = auto` by
+// what it means here (with a warning where that is not bf16), and sets this process's threads.
 RunConfig open_config(const std::string& file, const std::vector<std::string>& set,
                       Terminal& terminal);
 
-// The folder for results: made if it is not there. Throws UserError where `marker` is already in
-// it: a run never overwrites another.
-void open_output(const std::string& folder, const std::string& marker);
+// The folder for results. It is made if it is not there, and goes again with what is in it if the
+// command ends, by bad input for example, before there is a result or the line of a first round in
+// metrics.jsonl. A folder that was there stays. Files that a killed client had not finished
+// writing are removed.
+class OutputFolder {
+ public:
+  // Throws UserError where `marker` is already in the folder: a run never overwrites another.
+  OutputFolder(const std::string& folder, const std::string& marker);
+  ~OutputFolder();
+  OutputFolder(const OutputFolder&) = delete;
+  OutputFolder& operator=(const OutputFolder&) = delete;
+
+ private:
+  std::string folder_, marker_;
+  bool made_here_ = false;
+};
 
 // Callbacks that drive one progress line: decoding first, then the images of each round.
 class SiteProgress {
@@ -38,9 +51,14 @@ class SiteProgress {
   int64_t shown_ = 0;
 };
 
+// One line an image that could not be read, the first few by name.
+void warn_skipped(Terminal& terminal, const std::vector<BadImage>& bad, const std::string& who);
+
 std::string score(double value);  // ".917", "1.000"; "-" where it is not defined
 
 std::string json_number(double value);  // null where it is not defined
+std::string json_list(const std::vector<std::string>& words);
+std::string json_matrix(const std::vector<std::vector<int64_t>>& rows);
 
 // True classes down, predicted classes across, recall at the end.
 std::string confusion_table(const std::vector<std::vector<int64_t>>& confusion,

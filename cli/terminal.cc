@@ -159,6 +159,7 @@ void Progress::update(bool now) {
   if (finished_ || terminal_.settings_.mode == Terminal::Mode::quiet) return;
   const bool json = terminal_.settings_.mode == Terminal::Mode::json;
   const bool redraw = terminal_.settings_.interactive && !json;
+  if (!now && !redraw && total_ > 0 && done_ >= total_) return;  // finish() says it, once
   const double seconds = terminal_.settings_.seconds();
   if (!now && seconds - last_shown_ < (redraw ? redraw_seconds : plain_seconds)) return;
   last_shown_ = seconds;

@@ -9,11 +9,11 @@ namespace orthofed::cli {
 // one (method pooled).
 int train(const TrainOptions& o) {
   Terminal terminal(o.global);
-  const RunConfig asked = open_config(o.config, o.set, terminal);
   std::vector<std::string> set = o.set;
-  set.push_back(asked.data.client.empty() ? "method=pooled" : "method=local");
-  RunConfig config = completed(load_config(o.config, set));
-  open_output(o.out, "summary.json");
+  const bool one_site = !load_config(o.config, o.set).data.client.empty();
+  set.push_back(one_site ? "method=local" : "method=pooled");
+  const RunConfig config = open_config(o.config, set, terminal);
+  const OutputFolder folder(o.out, "summary.json");
   const LocalRun done = run_here(config, o.out, true, terminal, config.data.client);
   report(config, done.agreement, done.result, o.out, o.global);
   return 0;

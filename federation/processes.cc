@@ -7,6 +7,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <array>
+#include <atomic>
 #include <cerrno>
 #include <chrono>
 #include <cstring>
@@ -22,12 +24,24 @@ namespace {
 
 using namespace std::chrono_literals;
 
-std::string last_line(const std::string& path) {
-  std::ifstream in(path);
+// What a client said last, without the program's name.
+std::string last_words(const std::string& log) {
+  std::ifstream in(log);
   std::string line, last;
   while (std::getline(in, line))
     if (!line.empty()) last = line;
-  return last;
+  const std::string name = "orthofed: ";
+  return last.starts_with(name) ? last.substr(name.size()) : last;
+}
+
+// Process ids a signal handler can read; 0: free. Clients beyond them end by themselves, when they
+// find that their server is gone.
+std::array<std::atomic<pid_t>, 256> running{};
+static_assert(std::atomic<pid_t>::is_always_lock_free);
+
+void replace_running(pid_t from, pid_t to) {
+  for (std::atomic<pid_t>& slot : running)
+    if (pid_t expected = from; slot.compare_exchange_strong(expected, to)) return;
 }
 
 // The environment with libgomp told to sleep while it waits (it spins otherwise, and several
@@ -66,6 +80,7 @@ class Child {
     if (error != 0)
       throw Error(fmt::format("cannot start client '{}' ({}): {}", name_, command.front(),
                               std::strerror(error)));
+    replace_running(0, pid_);
   }
   ~Child() {
     if (ended_) return;
@@ -74,6 +89,7 @@ class Child {
     if (ended_) return;
     ::kill(pid_, SIGKILL);
     ::waitpid(pid_, nullptr, 0);
+    replace_running(pid_, 0);
   }
   Child(const Child&) = delete;
   Child& operator=(const Child&) = delete;
@@ -82,6 +98,7 @@ class Child {
     if (ended_) return true;
     const pid_t r = ::waitpid(pid_, &status_, WNOHANG);
     ended_ = r == pid_ || (r < 0 && errno != EINTR);
+    if (ended_) replace_running(pid_, 0);
     return ended_;
   }
   void wait() {
@@ -89,12 +106,15 @@ class Child {
   }
   bool succeeded() const { return ended_ && WIFEXITED(status_) && WEXITSTATUS(status_) == 0; }
   bool user_error() const { return ended_ && WIFEXITED(status_) && WEXITSTATUS(status_) == 2; }
+  bool killed() const { return ended_ && WIFSIGNALED(status_); }
   std::string account() const {
-    const std::string why = WIFSIGNALED(status_)
-                                ? fmt::format("was killed by signal {}", WTERMSIG(status_))
-                                : fmt::format("ended with status {}", WEXITSTATUS(status_));
-    const std::string words = last_line(log_);
-    return fmt::format("client '{}' {}{}", name_, why, words.empty() ? "" : ": " + words);
+    if (killed())
+      return fmt::format("client '{}' was killed by signal {} ({})", name_, WTERMSIG(status_),
+                         strsignal(WTERMSIG(status_)));
+    const std::string words = last_words(log_);
+    return words.empty()
+               ? fmt::format("client '{}' ended with status {}", name_, WEXITSTATUS(status_))
+               : fmt::format("client '{}': {}", name_, words);
   }
 
  private:
@@ -127,14 +147,19 @@ FederationResult run_processes(const RunConfig& given, const Agreement& agreemen
                                                  options.log(client), options.threads));
   };
   // A client that ends before it should (no data, no model) would leave the server waiting for it.
+  Child* first_to_fail = nullptr;
   std::jthread watcher([&](std::stop_token done) {
-    while (!done.stop_requested()) {
+    while (!done.stop_requested() && first_to_fail == nullptr) {
       {
         const std::lock_guard lock(mutex);
         for (auto& child : children)
-          if (child->ended() && !child->succeeded()) stop.request_stop();
+          if (child->ended() && !child->succeeded() && first_to_fail == nullptr)
+            first_to_fail = child.get();
       }
-      std::this_thread::sleep_for(50ms);
+      if (first_to_fail != nullptr)
+        stop.request_stop();
+      else
+        std::this_thread::sleep_for(50ms);
     }
   });
   auto stop_watching = [&] {
@@ -149,18 +174,28 @@ FederationResult run_processes(const RunConfig& given, const Agreement& agreemen
       if (!child->succeeded()) throw Error(child->account());
     }
     return result;
-  } catch (const Error&) {
-    if (watcher.joinable()) stop_watching();
-    if (options.stop.stop_requested()) throw;
-    // The others end because one did: name the one that was at fault, a user's mistake first.
+  } catch (const FederationError& error) {
+    // The server names client and round. One that was killed, or that found a mistake of the user's
+    // and kept its words to itself, has more to say.
+    stop_watching();
     std::this_thread::sleep_for(200ms);
-    for (auto& child : children)
-      if (child->ended() && child->user_error()) throw UserError(child->account());
-    for (auto& child : children)
-      if (child->ended() && !child->succeeded() && stop.stop_requested())
-        throw Error(child->account());
+    for (auto& child : children) {
+      if (!child->ended()) continue;
+      if (child->user_error()) throw UserError(child->account());
+      if (child->killed()) throw Error(fmt::format("{} ({})", child->account(), error.what()));
+    }
     throw;
+  } catch (const Cancelled&) {
+    stop_watching();
+    if (options.stop.stop_requested() || first_to_fail == nullptr) throw;
+    if (first_to_fail->user_error()) throw UserError(first_to_fail->account());
+    throw Error(first_to_fail->account());
   }
+}
+
+void end_clients_in_signal_handler() {
+  for (const std::atomic<pid_t>& slot : running)
+    if (const pid_t pid = slot.load(); pid != 0) ::kill(pid, SIGTERM);
 }
 
 }  // namespace orthofed

@@ -27,4 +27,8 @@ FederationResult run_processes(const RunConfig& config, const Agreement& agreeme
                                const TensorMap& initial, ServerObserver& observer,
                                const ProcessOptions& options);
 
+// Tells the clients of a call that is under way to end. For the handler of a signal that ends this
+// process: it only reads and kills.
+void end_clients_in_signal_handler();
+
 }  // namespace orthofed

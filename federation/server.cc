@@ -53,7 +53,9 @@ std::string difference(const Hello& hello, const Agreement& server) {
                        printable(hello.method));
   if (hello.base_sha256 != server.base_sha256)
     return fmt::format(
-        "base model differs: sha256 {:.12}... at the server, {:.12}... at the client",
+        "base model differs: sha256 {:.12}... at the server, {:.12}... at the client; both need "
+        "the "
+        "same file in model.weights",
         server.base_sha256, hello.base_sha256);
   if (hello.classes_sha256 != classes_digest(server.classes))
     return "classes differ: data.classes must list the same names in the same order on both sides";

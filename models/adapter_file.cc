@@ -41,6 +41,11 @@ AdapterFile load_adapter(const std::string& path) {
                       path, key));
     return it->second;
   };
+  if (!get("format").starts_with("orthofed-adapter/"))
+    throw UserError(
+        fmt::format("{}: not an adapter (its format is '{}'); give general_adapter.safetensors or "
+                    "personal_adapter.safetensors of a run",
+                    path, get("format")));
   if (get("format") != kFormat)
     throw UserError(fmt::format("{}: adapter format '{}', this version reads '{}'", path,
                                 get("format"), kFormat));

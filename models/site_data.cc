@@ -15,6 +15,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
+constexpr const char* kNobody = "all";  // the client of data that names none
+
 std::string format_of(const DataConfig& data) {
   if (data.format != "auto") return data.format;
   if (!data.manifest.empty()) return "manifest";
@@ -129,9 +131,18 @@ Dataset open_dataset(const RunConfig& config) {
       throw UserError("data.partition: this data already names its clients; remove the section");
     partition(set, data.partition, config.seed);
   } else if (!sited) {
-    for (Sample& s : set.samples) s.client = "all";
+    for (Sample& s : set.samples) s.client = kNobody;
   }
   return set;
+}
+
+Dataset open_client(const RunConfig& config, const std::string& client) {
+  const Dataset set = open_dataset(config);
+  const bool unnamed = clients_of(set) == std::vector<std::string>{kNobody};
+  Dataset mine = select(set, unnamed ? "" : client, "");
+  if (unnamed && !client.empty())
+    for (Sample& s : mine.samples) s.client = client;
+  return mine;
 }
 
 std::vector<int64_t> SiteData::class_counts(int64_t classes) const {
@@ -143,7 +154,7 @@ std::vector<int64_t> SiteData::class_counts(int64_t classes) const {
 SiteData open_site(const RunConfig& config, const std::string& client, const VitConfig& model,
                    const Progress& progress) {
   const DataConfig& data = config.data;
-  Dataset mine = select(open_dataset(config), client, "");
+  Dataset mine = open_client(config, client);
   // A set's own validation split is used where validation is asked for, and left alone otherwise.
   const bool validate = data.validation > 0;
   const bool own = std::any_of(mine.samples.begin(), mine.samples.end(),
@@ -180,9 +191,13 @@ SiteData open_site(const RunConfig& config, const std::string& client, const Vit
     for (int64_t i : cut.validation) site.scored.push_back(indices[size_t(i)]);
   }
   const std::string who = client.empty() ? "the data" : "client '" + client + "'";
-  if (site.train.empty()) throw UserError(who + " has no training images");
-  if (site.scored.empty())
-    throw UserError(fmt::format("{} has no {} images", who, validate ? "validation" : "test"));
+  const auto none = [&](const char* kind) {
+    return UserError(fmt::format(
+        "{} has no {} images; check the split column or folder (`orthofed check` counts them)", who,
+        kind));
+  };
+  if (site.train.empty()) throw none("training");
+  if (site.scored.empty()) throw none(validate ? "validation" : "test");
   return site;
 }
 

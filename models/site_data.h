@@ -19,6 +19,10 @@ RunConfig completed(RunConfig config);
 // (data.partition; its clients are "client_1", "client_2", ...) or are one client, "all".
 Dataset open_dataset(const RunConfig& config);
 
+// Those of one client (empty: everybody's). Data that names no clients is the asking client's: a
+// site's own manifest need not repeat the site's name. UserError if there are none.
+Dataset open_client(const RunConfig& config, const std::string& client);
+
 struct SiteData {
   std::shared_ptr<const ImageCache> cache;
   std::vector<int64_t> train;   // indices into cache->samples()

@@ -66,6 +66,8 @@ SiteTrainer::SiteTrainer(const RunConfig& config, const std::string& client,
   cpu::set_threads(int(config.threads));
   tuner_ = make_fine_tuner(config, client);
   data_ = open_site(config, client, tuner_->model().config, callbacks_.decoding);
+  if (callbacks_.skipped && !data_.cache->skipped().empty())
+    callbacks_.skipped(data_.cache->skipped());
   tuner_->set_class_counts(data_.class_counts(int64_t(config.data.classes.size())));
 }
 

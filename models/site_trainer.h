@@ -35,8 +35,9 @@ struct RoundReport {
 class SiteTrainer {
  public:
   struct Callbacks {
-    Progress decoding;                                   // images decoded
-    std::function<void(int64_t, int64_t, double)> step;  // images done, in the round, loss
+    Progress decoding;                                          // images decoded
+    std::function<void(const std::vector<BadImage>&)> skipped;  // once, if there are any
+    std::function<void(int64_t, int64_t, double)> step;         // images done, in the round, loss
   };
 
   // client: whose images (empty: everybody's, for `pooled`). state_dir: where personal state is

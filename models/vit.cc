@@ -34,7 +34,9 @@ class Reader {
     if (t.size() != wanted.size())
       throw UserError(fmt::format("weights: '{}' has shape {}, expected {} (or as many elements)",
                                   name, t.shape().str(), wanted.str()));
-    if (!t.all_finite()) throw UserError(fmt::format("weights: '{}' holds NaN or infinity", name));
+    if (!t.all_finite())
+      throw UserError(
+          fmt::format("weights: '{}' holds NaN or infinity; fetch the file again", name));
     taken_.insert(name);
     Tensor own = Tensor::empty(wanted, dtype_);
     own.copy_from(t.contiguous().reshape(wanted));
@@ -154,9 +156,14 @@ Vit Vit::load(const std::string& weights, const std::string& config, DType compu
                       "--config): the number of heads is not in the tensors",
                       weights));
   }
-  Vit m = from_tensors(read_vit_config(path), file.tensors, compute, false);
-  m.sha256 = sha256_of_file(weights);
-  return m;
+  const VitConfig geometry = read_vit_config(path);
+  try {
+    Vit m = from_tensors(geometry, file.tensors, compute, false);
+    m.sha256 = sha256_of_file(weights);
+    return m;
+  } catch (const UserError& error) {
+    throw UserError(fmt::format("{}: {}", weights, error.what()));
+  }
 }
 
 Vit Vit::create(const VitConfig& c, DType compute, uint64_t seed) {
