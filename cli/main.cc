@@ -1,6 +1,7 @@
 #include <unistd.h>
 
 #include <csignal>
+#include <cstdlib>
 #include <iostream>
 
 #include "cli/arguments.h"
@@ -16,9 +17,19 @@ extern "C" void on_signal(int signal) {
   _exit(128 + signal);
 }
 
+// libgomp's threads spin while they wait, which on a machine with other work costs several times
+// the work itself. It reads the environment when it is loaded, before main: start anew with the
+// variable set. A setting of the user's is kept.
+void have_threads_sleep(char** argv) {
+  if (std::getenv("OMP_WAIT_POLICY") != nullptr) return;
+  if (setenv("OMP_WAIT_POLICY", "passive", 1) == 0) execv("/proc/self/exe", argv);
+  // Without /proc it goes on as it is: slower, not wrong.
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
+  have_threads_sleep(argv);
   std::signal(SIGINT, on_signal);
   std::signal(SIGTERM, on_signal);
 
