@@ -94,7 +94,8 @@ TEST(ImageFiles, WhatIsNoImageIsNamed) {
   EXPECT_TRUE(user_error([&] { load_image(directory / "d.png"); }, {"d.png", "check the path"}));
   // A header that claims 13,000 x 14,000 pixels is refused before memory is asked for.
   std::string png("\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\x32\xc8\0\0\x36\xb0\x08\x02\0\0\0", 29);
-  write_file(directory / "e.png", png + "cccc");
+  // Newer stb_image reads on to the first IDAT chunk before it tells the size.
+  write_file(directory / "e.png", png + "cccc" + std::string("\0\0\0\x01IDAT", 8));
   EXPECT_TRUE(user_error([&] { load_image(directory / "e.png"); }, {"e.png", "13000 x 14000"}));
 }
 
