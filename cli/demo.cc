@@ -85,7 +85,7 @@ int demo(const DemoOptions& o) {
   const auto begin = Clock::now();
   Terminal terminal(o.global);
   RunConfig config = open_config(o.config, o.set, terminal);
-  const OutputFolder folder(o.out, "demo.txt");
+  const OutputFolder output(o.out, "demo.txt");
 
   const SyntheticConfig& s = config.data.synthetic;
   SyntheticOptions cells;
