@@ -42,8 +42,8 @@ void FederationView::update_received(const ClientRound& update) {
   if (update.report && std::isfinite(update.report->images_per_second))
     speed = fmt::format(", {} at {} images/s", update.client,
                         format_rate(update.report->images_per_second));
-  progress_->set_label(fmt::format("{} round {}{}", label_, update.round + 1, speed));
   progress_->advance();
+  progress_->set_label(fmt::format("{} round {}{}", label_, update.round + 1, speed));
 }
 
 void FederationView::client_round(const ClientRound& complete) {
