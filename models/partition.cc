@@ -112,8 +112,9 @@ Partition partition_dirichlet(const std::vector<int32_t>& labels, int64_t client
   Partition result(clients);
   for (auto& [label, samples] : by_class) {
     Draws draws(PhiloxKey(seed).with("partition_dirichlet").with(static_cast<uint64_t>(label)));
+    const std::vector<double> shares = dirichlet(clients, alpha, draws);
     shuffle(samples, draws);
-    deal(samples, dirichlet(clients, alpha, draws), result);
+    deal(samples, shares, result);
   }
   finish(result);
   return result;
@@ -125,9 +126,10 @@ Partition partition_quantity(int64_t samples, int64_t clients, double alpha, uin
   Draws draws(PhiloxKey(seed).with("partition_quantity"));
   std::vector<int64_t> all(samples);
   std::iota(all.begin(), all.end(), int64_t{0});
+  const std::vector<double> shares = dirichlet(clients, alpha, draws);
   shuffle(all, draws);
   Partition result(clients);
-  deal(all, dirichlet(clients, alpha, draws), result);
+  deal(all, shares, result);
   finish(result);
   return result;
 }
@@ -138,12 +140,12 @@ Partition partition_shards(const std::vector<int32_t>& labels, int64_t clients,
   const int64_t shards = clients * shards_per_client, n = std::ssize(labels);
   Draws draws(PhiloxKey(seed).with("partition_shards"));
   std::vector<int64_t> samples(n), order(shards);
+  std::iota(order.begin(), order.end(), int64_t{0});
+  shuffle(order, draws);
   std::iota(samples.begin(), samples.end(), int64_t{0});
   shuffle(samples, draws);
   std::stable_sort(samples.begin(), samples.end(),
                    [&](int64_t i, int64_t j) { return labels[i] < labels[j]; });
-  std::iota(order.begin(), order.end(), int64_t{0});
-  shuffle(order, draws);
   Partition result(clients);
   for (int64_t s = 0; s < shards; ++s) {
     auto& client = result[s / shards_per_client];

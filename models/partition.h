@@ -10,6 +10,8 @@ namespace orthofed {
 // The samples of each client, ascending. Every sample occurs once and no client is empty.
 using Partition = std::vector<std::vector<int64_t>>;  // [client][...]
 
+// The proportions are drawn before anything that depends on the number of samples: train and test
+// images of one set, partitioned one after the other, are divided in the same proportions.
 // All three throw UserError where there are fewer samples than clients (or shards), or where alpha
 // is not positive.
 

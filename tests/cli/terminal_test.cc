@@ -137,6 +137,19 @@ TEST(Terminal, PlainLinesNowAndThenWhereItIsNoTerminal) {
       << screen.text();
 }
 
+TEST(Terminal, TheEndIsSaidOnce) {
+  for (const auto mode : {Terminal::Mode::normal, Terminal::Mode::json}) {
+    Screen screen(mode, false);
+    Progress progress(*screen.terminal, "round 1/9", 10);
+    screen.now += 60;
+    progress.advance(10);
+    progress.set_label("all rounds");
+    progress.finish();
+    EXPECT_EQ(count(screen.text(), "\n"), 1) << screen.text();
+    EXPECT_NE(screen.text().find("all rounds"), std::string::npos) << screen.text();
+  }
+}
+
 TEST(Terminal, QuietSaysWarningsOnly) {
   for (const bool interactive : {false, true}) {
     Screen screen(Terminal::Mode::quiet, interactive);

@@ -110,6 +110,35 @@ TEST(Partition, proportions_have_the_moments_of_a_dirichlet) {
   }
 }
 
+// A client is tested on what it is trained on: the proportions do not depend on how many samples
+// there are. deal() rounds each boundary, so a share is exact to one sample.
+TEST(Partition, train_and_test_are_divided_alike) {
+  const int64_t clients = 4;
+  std::vector<int32_t> few, many;
+  for (int32_t i = 0; i < 300; ++i) few.push_back(i % 3);
+  for (int32_t i = 0; i < 3000; ++i) many.push_back(i % 3);
+  for (const uint64_t seed : {0, 1, 2}) {
+    const Partition a = partition_dirichlet(few, clients, 0.5, seed),
+                    b = partition_dirichlet(many, clients, 0.5, seed),
+                    c = partition_quantity(300, clients, 0.5, seed),
+                    d = partition_quantity(3000, clients, 0.5, seed),
+                    e = partition_shards(few, clients, 3, seed),
+                    f = partition_shards(many, clients, 3, seed);
+    for (size_t k = 0; k < size_t(clients); ++k) {
+      for (int32_t label = 0; label < 3; ++label) {
+        const auto share = [&](const Partition& p, const std::vector<int32_t>& labels) {
+          return double(std::count_if(p[k].begin(), p[k].end(),
+                                      [&](int64_t i) { return labels[size_t(i)] == label; })) *
+                 3 / double(labels.size());
+        };
+        EXPECT_NEAR(share(a, few), share(b, many), 0.02) << seed << " " << k << " " << label;
+        EXPECT_NEAR(share(e, few), share(f, many), 0.02) << seed << " " << k << " " << label;
+      }
+      EXPECT_NEAR(double(c[k].size()) / 300, double(d[k].size()) / 3000, 0.01) << seed;
+    }
+  }
+}
+
 TEST(Partition, alpha_sets_the_class_skew) {
   const std::vector<int32_t> labels = some_labels(4000, 4);
   const auto skewed = partition_dirichlet(labels, 4, 0.01, 1);
