@@ -16,6 +16,7 @@
 #include "engine/io/files.h"
 #include "engine/io/png.h"
 #include "federation/vit_site.h"
+#include "kernels/core/parallel.h"
 #include "models/demo_base.h"
 #include "models/site_data.h"
 
@@ -97,6 +98,9 @@ int demo(const DemoOptions& o) {
   terminal.message(
       fmt::format("the images: {}/cells.png (rows are classes, columns are sites)", o.out));
 
+  // The clients take one core each; before them there is only this. Two, on any machine: sums
+  // differ between thread counts.
+  cpu::set_threads(2);
   DemoBaseOptions base;
   base.seed = config.seed;
   if (o.pretrain_steps > 0) base.steps = o.pretrain_steps;
@@ -114,6 +118,7 @@ int demo(const DemoOptions& o) {
       made.chance[2]));
   const double base_seconds = seconds_since(begin);
 
+  cpu::set_threads(int(config.threads));
   const SiteData unseen = open_unseen_site(config, made.model.config);
   std::vector<Row> rows;
   for (const std::string& method : o.methods) {
