@@ -1,7 +1,6 @@
 // The commands as their users run them: processes, real files, real sockets on loopback. Two small
 // sites, of which one never sees one of the three classes; a random ViT for 16 px images.
 #include <arpa/inet.h>
-#include <dirent.h>
 #include <gtest/gtest.h>
 #include <sys/socket.h>
 
