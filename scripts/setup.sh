@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 required=(
   g++ cmake ninja-build pkg-config
   libasio-dev libssl-dev nlohmann-json3-dev libcli11-dev libtoml11-dev libspdlog-dev libfmt-dev
-  libzip-dev libjpeg-dev libstb-dev libgtest-dev
+  libzip-dev libjpeg-dev libstb-dev libboost-context-dev libgtest-dev
 )
 # The build does without these, with less speed or fewer checks.
 optional=(

@@ -3,6 +3,7 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 namespace orthofed {
 
@@ -42,19 +43,27 @@ constexpr const char* name_of(DType t) {
   return "?";
 }
 
-// bfloat16: the upper half of a float. Conversion rounds to nearest even; NaN stays NaN (quiet).
+// bfloat16: the upper half of a float. Conversion rounds to nearest even; every NaN becomes 0x7fff,
+// as the GPU's conversion instruction makes it.
 struct bf16 {
-  uint16_t bits = 0;
+  uint16_t bits;  // uninitialised like a float's: shared memory holds no constructors
   bf16() = default;
   constexpr bf16(float f) : bits(round(f)) {}  // NOLINT: implicit like the built-in types
   constexpr operator float() const { return std::bit_cast<float>(uint32_t{bits} << 16); }
 
  private:
   static constexpr uint16_t round(float f) {
+#ifdef __CUDA_ARCH__
+    if (!std::is_constant_evaluated()) {
+      uint16_t result;
+      asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(result) : "f"(f));
+      return result;
+    }
+#endif
     const uint32_t u = std::bit_cast<uint32_t>(f);
     const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
     const bool nan = (u & 0x7fffffffu) > 0x7f800000u;
-    return static_cast<uint16_t>(nan ? ((u >> 16) | 0x40u) : rounded);
+    return static_cast<uint16_t>(nan ? 0x7fffu : rounded);
   }
 };
 

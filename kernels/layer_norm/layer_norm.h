@@ -46,3 +46,12 @@ void layer_norm_backward_affine(const T* dy, int64_t lddy, const Accum<T>* x, in
                                 Accum<T>* dbeta, bool accumulate, int64_t rows, int64_t cols);
 
 }  // namespace orthofed::cpu
+
+namespace orthofed::gpu {
+
+template <class T, class Stream>
+void layer_norm_forward(const Accum<T>* x, int64_t ldx, const Accum<T>* gamma, const Accum<T>* beta,
+                        T* y, int64_t ldy, Accum<T>* mean, Accum<T>* rstd, int64_t rows,
+                        int64_t cols, double eps, const Stream& stream);
+
+}  // namespace orthofed::gpu

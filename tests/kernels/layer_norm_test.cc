@@ -4,8 +4,8 @@
 #include <cmath>
 
 #include "tests/support/compare.h"
+#include "tests/support/device.h"
 #include "tests/support/gradcheck.h"
-#include "tests/support/isa.h"
 #include "tests/support/random.h"
 
 namespace orthofed::test {
@@ -37,9 +37,11 @@ struct Case {
     fill_normal(dy, 4);
     fill_normal(residual, 5);
   }
-  void forward() {
-    cpu::layer_norm_forward<T>(x.data(), x.ld(), gamma.data(), beta.data(), y.data(), y.ld(),
-                               mean.data(), rstd.data(), x.rows(), x.cols(), kEps);
+  void forward(const Queue& queue = {}) {
+    OF_ON(queue, layer_norm_forward, T)
+    (x.data(), x.ld(), gamma.data(), beta.data(), y.data(), y.ld(), mean.data(), rstd.data(),
+     x.rows(), x.cols(), kEps);
+    finish(queue);
   }
   void backward(const Buffer<A>* bypass, Buffer<A>& dx) {
     cpu::layer_norm_backward<T>(dy.data(), dy.ld(), x.data(), x.ld(), gamma.data(), mean.data(),
@@ -106,11 +108,11 @@ using Types = testing::Types<double, float, bf16>;
 TYPED_TEST_SUITE(LayerNorm, Types);
 
 TYPED_TEST(LayerNorm, Forward) {
-  for_each_isa([] {
+  for_each_device<TypeParam>([](const Queue& queue) {
     for (const Shape s : kShapes) {
       SCOPED_TRACE(testing::Message() << s.rows << " x " << s.cols);
       Case<TypeParam> c(s);
-      c.forward();
+      c.forward(queue);
       const Reference want(c);
       const double k = double(s.cols) / 16 + 8;  // additions one value passes through
       EXPECT_TRUE(close(c.y, want.y, [&](int64_t i, int64_t j) -> double {
@@ -126,7 +128,7 @@ TYPED_TEST(LayerNorm, Forward) {
         return TestFixture::kUnit * k * want.rstd[size_t(i)] * (1 + want.size[size_t(i)]);
       }));
       Case<TypeParam> again(s);
-      again.forward();
+      again.forward(queue);
       EXPECT_TRUE(identical(c.y, again.y));
     }
   });

@@ -7,10 +7,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <memory>
-#include <new>
 #include <utility>
 #include <vector>
+
+#include "tests/support/memory.h"
 
 namespace orthofed::test {
 
@@ -20,7 +20,7 @@ class Buffer {
   // [rows, cols], row pitch cols + padding elements; the first row is 64-byte aligned.
   Buffer(int64_t rows, int64_t cols, int64_t padding = 0)
       : rows_(rows), cols_(cols), ld_(cols + padding) {
-    bytes_.reset(static_cast<std::byte*>(::operator new(total(), kAlignment)));
+    bytes_ = allocate_shared(total());
     std::memset(bytes_.get(), 0xff, total());
   }
   Buffer(const Buffer& other) : Buffer(other.rows_, other.cols_, other.ld_ - other.cols_) {
@@ -78,14 +78,10 @@ class Buffer {
 
  private:
   static constexpr size_t kCanary = 64;
-  static constexpr std::align_val_t kAlignment{64};
-  struct Free {
-    void operator()(std::byte* p) const { ::operator delete(p, kAlignment); }
-  };
   size_t total() const { return 2 * kCanary + static_cast<size_t>(rows_ * ld_) * sizeof(T); }
 
   int64_t rows_, cols_, ld_;
-  std::unique_ptr<std::byte, Free> bytes_;
+  SharedMemory bytes_;
 };
 
 // The same values in another element type, rounded once.

@@ -1,0 +1,104 @@
+// Where kernels run, and how one call reaches all three places.
+//
+//   cpu   orthofed::cpu::f<T>(...)            the readable reference; returns when it is done
+//   cuda  orthofed::gpu::f<T>(..., stream)    x.cu compiled by nvcc, queued on a cuda::Stream
+//   simt  orthofed::gpu::f<T>(..., stream)    the same x.cu compiled by g++ and run by
+//   kernels/simt,
+//                                             one CUDA thread after another; returns when it is
+//                                             done
+//
+// A gpu:: function has its cpu:: twin's contract and parameters, and the stream as one more. It
+// computes in float and bf16. OF_ON picks the twin:
+//
+//   OF_ON(queue, layer_norm_forward, T)(x, ldx, gamma, beta, y, ldy, mean, rstd, rows, cols, eps);
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <type_traits>
+
+#include "kernels/core/check.h"
+
+namespace orthofed {
+
+enum class Device : uint8_t { cpu, cuda, simt };
+
+constexpr const char* name_of(Device device) {
+  return device == Device::cpu ? "cpu" : device == Device::cuda ? "cuda" : "simt";
+}
+
+// Memory that any kernel on the stream may overwrite, for partial sums; aligned to 256 bytes. Each
+// gpu:: function that needs some has a twin x_scratch(sizes) -> bytes. Kernels never allocate.
+struct Scratch {
+  void* data = nullptr;
+  size_t bytes = 0;
+};
+
+namespace cuda {
+struct Stream {
+  void* handle = nullptr;  // cudaStream_t
+  Scratch scratch;
+};
+}  // namespace cuda
+
+namespace simt {
+// The order in which runnable threads (and blocks) take their turn. Asynchronous copies and
+// products take effect as early as they may in `forward`, as late as they may in `reverse`.
+enum class Schedule : uint8_t { forward, reverse, random };
+struct Stream {
+  Schedule schedule = Schedule::forward;
+  uint64_t seed = 0;  // of Schedule::random
+  Scratch scratch;
+};
+}  // namespace simt
+
+// The stream's scratch memory, large enough for `bytes`.
+template <class T, class Stream>
+T* scratch_as(const Stream& stream, size_t bytes) {
+  OF_CHECK(stream.scratch.bytes >= bytes, "scratch memory: " + std::to_string(bytes) +
+                                              " bytes are needed, the stream has " +
+                                              std::to_string(stream.scratch.bytes));
+  return static_cast<T*>(stream.scratch.data);
+}
+
+// A device and what its kernels are queued on.
+struct Queue {
+  Device device = Device::cpu;
+  cuda::Stream cuda;
+  simt::Stream simt;
+};
+
+// Is device cuda compiled in? (Whether a GPU is there is another question.)
+#ifdef OF_HAVE_CUDA
+inline constexpr bool cuda_built_in = true;
+#else
+inline constexpr bool cuda_built_in = false;
+#endif
+
+// GPUs compute in float and bf16; double is for gradient checks on the CPU.
+template <class... T>
+inline constexpr bool gpu_computes = !(std::is_same_v<T, double> || ...);
+
+template <class... T, class Cpu, class Gpu>
+void on_device(const Queue& queue, Cpu&& on_cpu, Gpu&& on_gpu) {
+  if (queue.device == Device::cpu) return on_cpu();
+  if constexpr (gpu_computes<T...>) {
+    if (queue.device == Device::simt) return on_gpu(queue.simt);
+#ifdef OF_HAVE_CUDA
+    return on_gpu(queue.cuda);
+#endif
+  }
+  throw Error(std::string("device ") + name_of(queue.device) +
+              (gpu_computes<T...> ? " is not in this build" : " does not compute in double"));
+}
+
+}  // namespace orthofed
+
+#define OF_ON(queue, function, ...)                                            \
+  [&of_queue = (queue)](auto&&... of_args) {                                   \
+    ::orthofed::on_device<__VA_ARGS__>(                                        \
+        of_queue, [&] { ::orthofed::cpu::function<__VA_ARGS__>(of_args...); }, \
+        [&](const auto& of_stream) {                                           \
+          ::orthofed::gpu::function<__VA_ARGS__>(of_args..., of_stream);       \
+        });                                                                    \
+  }

@@ -1,0 +1,393 @@
+// The scheduler. It runs every thread of a block to its next rendezvous, in the order that the
+// schedule asks for, until all have returned; a pass in which nobody moves is a deadlock.
+//
+// ThreadSanitizer does not see this file: its writes to the threads' indices and to shared memory
+// are the hardware's work, not a thread's.
+#include "kernels/simt/simt.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "kernels/simt/fiber.h"
+
+#if defined(OF_TSAN_FIBERS)
+#include <sanitizer/tsan_interface.h>
+#else
+static void __tsan_acquire(void*) {}
+static void __tsan_release(void*) {}
+#endif
+
+extern "C" {
+extern std::byte __start_of_shared[] __attribute__((weak));
+extern std::byte __stop_of_shared[] __attribute__((weak));
+}
+
+namespace orthofed::simt {
+namespace {
+
+constexpr int kBarriers = 16;
+
+enum class State : uint8_t { ready, at_barrier, at_warp, returned };
+
+struct Thread {
+  State state = State::ready;
+  uint3 index{};
+  const char* waits_for = "";  // name of the operation
+  Site site;                   // where it was called
+  int barrier_id = 0;
+  uint32_t mask = 0;
+  Complete complete = nullptr;
+  Lane lane;
+  int result = 0;                   // of a barrier
+  unsigned passes[kBarriers] = {};  // barriers passed, for ThreadSanitizer's phases
+  unsigned warp_passes = 0;
+};
+
+struct Barrier {
+  unsigned arrived = 0, count = 0;
+  int sum = 0;
+  std::vector<unsigned> waiting;
+  char phase[2] = {};  // ThreadSanitizer's objects: one alone would order the next pass, too
+};
+
+struct Warp {
+  char phase[2] = {};
+};
+
+struct Block {
+  std::vector<Thread> threads;
+  Barrier barriers[kBarriers];
+  std::vector<Warp> warps;
+  unsigned current = 0;  // the running thread
+  std::exception_ptr error;
+  const std::function<void()>* body = nullptr;
+  void* shared = nullptr;
+  bool late = false;
+  bool random = false;
+  std::mt19937_64 rng;
+  char start = 0, end = 0;  // ThreadSanitizer's objects for the launch as a whole
+};
+
+Block* block = nullptr;  // of the launch in progress
+
+Thread& self() {
+  return block->threads[block->current];
+}
+
+std::string place(const Site& site) {
+  return std::string(site.file_name()) + ":" + std::to_string(site.line()) + ":" +
+         std::to_string(site.column());
+}
+
+bool same(const Site& a, const Site& b) {
+  return a.line() == b.line() && a.column() == b.column() &&
+         std::strcmp(a.file_name(), b.file_name()) == 0;
+}
+
+std::string status(const Thread& t) {
+  switch (t.state) {
+    case State::returned:
+      return "has returned";
+    case State::ready:
+      return "is running";
+    default:
+      return std::string("waits in ") + t.waits_for + " at " + place(t.site);
+  }
+}
+
+// One line for every run of threads that are in the same place.
+std::string table() {
+  std::string text;
+  const auto& threads = block->threads;
+  for (size_t first = 0; first < threads.size();) {
+    size_t last = first;
+    while (last + 1 < threads.size() && status(threads[last + 1]) == status(threads[first])) ++last;
+    text += "\n  thread" + (first == last
+                                ? " " + std::to_string(first)
+                                : "s " + std::to_string(first) + " to " + std::to_string(last));
+    text += ": " + status(threads[first]);
+    first = last + 1;
+  }
+  return text;
+}
+
+[[noreturn]] void fail(const std::string& what) {
+  throw Fault("block (" + std::to_string(blockIdx.x) + ", " + std::to_string(blockIdx.y) + ", " +
+              std::to_string(blockIdx.z) + "): " + what + table());
+}
+
+void thread_main(void* argument) {
+  __tsan_acquire(&block->start);
+  try {
+    (*block->body)();
+  } catch (...) {
+    if (!block->error) block->error = std::current_exception();
+  }
+  static_cast<Thread*>(argument)->state = State::returned;
+  __tsan_release(&block->end);
+}
+
+// Waits until somebody sets this thread ready.
+void wait(State state) {
+  Thread& t = self();
+  t.state = state;
+  Fiber::suspend();
+}
+
+// Never freed: a stack costs nothing while it is not touched, and the next launch wants it again.
+std::vector<std::unique_ptr<Fiber>>& fibers() {
+  static auto* pool = new std::vector<std::unique_ptr<Fiber>>;
+  return *pool;
+}
+
+// NaN in every floating-point type here, so that memory that nobody wrote spoils a result. Writes
+// the red zones between arrays as well, which nobody minds.
+__attribute__((no_sanitize("address"))) void spoil(void* memory, size_t bytes) {
+  auto* p = static_cast<volatile std::byte*>(memory);
+  for (size_t i = 0; i < bytes; ++i) p[i] = std::byte{0xff};
+}
+void spoil_static_shared() {
+  if (__start_of_shared != nullptr)
+    spoil(__start_of_shared, size_t(__stop_of_shared - __start_of_shared));
+}
+
+void run_block(std::vector<unsigned>& order) {
+  auto& threads = block->threads;
+  for (unsigned i = 0; i < threads.size(); ++i) {
+    Thread& t = threads[i];
+    const uint3 index = t.index;
+    t = Thread{};
+    t.index = index;
+    fibers()[i]->prepare(&thread_main, &t);
+  }
+  for (Barrier& b : block->barriers) {
+    b.arrived = b.count = 0;
+    b.sum = 0;
+    b.waiting.clear();
+  }
+  __tsan_release(&block->start);
+  for (size_t returned = 0; returned < threads.size();) {
+    if (block->random) std::shuffle(order.begin(), order.end(), block->rng);
+    bool moved = false;
+    for (const unsigned i : order) {
+      Thread& t = threads[i];
+      if (t.state != State::ready) continue;
+      moved = true;
+      block->current = i;
+      threadIdx = t.index;
+      fibers()[i]->resume();
+      if (block->error) std::rethrow_exception(block->error);
+      if (t.state == State::returned) ++returned;
+    }
+    if (!moved) fail("the block hangs: not everybody who is waited for arrives");
+  }
+  __tsan_acquire(&block->end);
+}
+
+struct Free {
+  void operator()(void* p) const { std::free(p); }
+};
+
+}  // namespace
+
+void run(Size grid, Size shape, size_t shared_bytes, const Stream& stream,
+         const std::function<void()>& body) {
+  static std::mutex mutex;  // threadIdx, static __shared__ and the fibers exist once
+  std::lock_guard lock(mutex);
+  const uint64_t threads = uint64_t{shape.x} * shape.y * shape.z;
+  if (threads == 0 || threads > kMaxThreads || shape.z > 64)
+    throw Fault("a block of " + std::to_string(threads) + " threads: devices run 1 to 1024");
+  if (grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535)
+    throw Fault("a grid beyond a device's limits (2^31 - 1, 65535, 65535)");
+  if (shared_bytes > kMaxSharedBytes)
+    throw Fault(std::to_string(shared_bytes) + " bytes of shared memory: devices have " +
+                std::to_string(kMaxSharedBytes));
+  if (uint64_t{grid.x} * grid.y * grid.z == 0) return;
+
+  Block here;
+  here.threads.resize(threads);
+  here.warps.resize((threads + 31) / 32);
+  here.body = &body;
+  here.random = stream.schedule == Schedule::random;
+  here.late = stream.schedule == Schedule::reverse;
+  here.rng.seed(stream.seed);
+  for (Barrier& b : here.barriers) b.waiting.reserve(threads);  // no thread allocates
+  while (fibers().size() < threads) fibers().push_back(std::make_unique<Fiber>());
+  std::vector<unsigned> order(threads);
+  for (unsigned i = 0; i < threads; ++i) {
+    here.threads[i].index = {i % shape.x, i / shape.x % shape.y, i / (shape.x * shape.y)};
+    order[i] = stream.schedule == Schedule::reverse ? unsigned(threads) - 1 - i : i;
+  }
+  // Exactly as many bytes as the launch asked for, so that AddressSanitizer sees one too many.
+  std::unique_ptr<void, Free> shared;
+  if (shared_bytes > 0) {
+    void* memory = nullptr;
+    if (posix_memalign(&memory, 1024, shared_bytes) != 0) throw Error("no memory for a block");
+    shared.reset(memory);
+  }
+  here.shared = shared.get();
+  blockDim = {shape.x, shape.y, shape.z};
+  gridDim = {grid.x, grid.y, grid.z};
+
+  const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
+  std::vector<uint64_t> block_order;
+  if (here.random) {
+    block_order.resize(blocks);
+    std::iota(block_order.begin(), block_order.end(), uint64_t{0});
+    std::shuffle(block_order.begin(), block_order.end(), here.rng);
+  }
+  block = &here;
+  struct Leave {
+    ~Leave() { block = nullptr; }
+  } leave;
+  for (uint64_t n = 0; n < blocks; ++n) {
+    const uint64_t b = here.random                            ? block_order[n]
+                       : stream.schedule == Schedule::reverse ? blocks - 1 - n
+                                                              : n;
+    blockIdx = {unsigned(b % grid.x), unsigned(b / grid.x % grid.y),
+                unsigned(b / (uint64_t{grid.x} * grid.y))};
+    if (shared_bytes > 0) spoil(here.shared, shared_bytes);
+    // Static arrays of all kernels lie in one section: filling it before each of thousands of
+    // blocks would take longer than the blocks, and the first few tell.
+    if (n < 4) spoil_static_shared();
+    run_block(order);
+  }
+}
+
+void* dynamic_shared() {
+  if (block->shared == nullptr) fail("dynamic shared memory, but the launch asked for none");
+  return block->shared;
+}
+
+unsigned lane_id() {
+  return block->current % 32;
+}
+
+bool asynchronous_is_late() {
+  return block->random ? (block->rng() & 1) != 0 : block->late;
+}
+
+void fault(const std::string& what) {
+  fail("thread " + std::to_string(block->current) + ": " + what);
+}
+
+namespace {
+
+// A thread's arrival; true if it was the last.
+bool arrive(int id, unsigned count, int value, const char* name, const Site& site, bool waits) {
+  if (id < 0 || id >= kBarriers) fault("a block has barriers 0 to 15");
+  const unsigned threads = unsigned(block->threads.size());
+  if (count != 0 && (count % 32 != 0 || count > (threads + 31) / 32 * 32))
+    fault("a barrier's count is a multiple of 32, at most the block's threads");
+  Barrier& b = block->barriers[id];
+  const unsigned expected = count == 0 ? threads : count;
+  Thread& t = self();
+  t.waits_for = name;
+  t.site = site;
+  t.barrier_id = id;
+  if (b.arrived > 0 && b.count != expected) fault("threads disagree about a barrier's count");
+  // Barrier 0 of the whole block is __syncthreads: all call it in one place, and nobody is gone.
+  if (count == 0) {
+    for (const unsigned other : b.waiting)
+      if (!same(block->threads[other].site, site)) {
+        t.state = State::at_barrier;
+        fail("threads meet in different barriers");
+      }
+    for (const Thread& other : block->threads)
+      if (other.state == State::returned) {
+        t.state = State::at_barrier;
+        fail("a barrier of the whole block, but a thread has returned");
+      }
+  }
+  b.count = expected;
+  b.sum += value;
+  ++b.arrived;
+  __tsan_release(&b.phase[t.passes[id] % 2]);
+  if (waits) b.waiting.push_back(block->current);
+  if (b.arrived < b.count) return false;
+  for (const unsigned other : b.waiting) {
+    block->threads[other].result = b.sum;
+    block->threads[other].state = State::ready;
+  }
+  b.arrived = b.count = 0;
+  b.sum = 0;
+  b.waiting.clear();
+  return true;
+}
+
+}  // namespace
+
+int barrier(int id, unsigned count, int value, const Site& site) {
+  const char* name = count == 0 ? "__syncthreads" : "a named barrier";
+  Thread& t = self();
+  if (!arrive(id, count, value, name, site, true)) wait(State::at_barrier);
+  __tsan_acquire(&block->barriers[id].phase[t.passes[id]++ % 2]);
+  return t.result;
+}
+
+void barrier_arrive(int id, unsigned count, const Site& site) {
+  Thread& t = self();
+  arrive(id, count, 0, "an arrival", site, false);
+  ++t.passes[id];
+}
+
+void rendezvous(const char* name, uint32_t mask, Complete complete, const Lane& mine,
+                const Site& site) {
+  Thread& t = self();
+  const unsigned lane = block->current % 32, base = block->current - lane;
+  t.waits_for = name;
+  t.site = site;
+  t.mask = mask;
+  t.complete = complete;
+  t.lane = mine;
+  if (!(mask >> lane & 1))
+    fault(std::string(name) + " with a mask that does not name its own lane");
+  // Lanes beyond the end of a partial last warp do not exist; a full mask may name them.
+  const unsigned lanes = std::min(32u, unsigned(block->threads.size()) - base);
+  const uint32_t live = lanes == 32 ? 0xffffffffu : (1u << lanes) - 1;
+  const uint32_t wanted = mask & live;
+  if ((mask & ~live) != 0 && mask != 0xffffffffu)
+    fault(std::string(name) + " with a mask that names a lane beyond the block");
+  Lane all[32];
+  bool complete_now = true;
+  for (unsigned l = 0; l < lanes; ++l) {
+    if (!(wanted >> l & 1) || l == lane) continue;
+    const Thread& other = block->threads[base + l];
+    if (other.state == State::returned) {
+      t.state = State::at_warp;
+      fail(std::string(name) + ": the mask names lane " + std::to_string(l) +
+           ", which has returned");
+    }
+    if (other.state != State::at_warp) {
+      complete_now = false;
+      continue;
+    }
+    if (other.complete != complete || other.mask != mask || !same(other.site, site)) {
+      t.state = State::at_warp;
+      fail(std::string(name) + ": lanes of one mask meet in different operations");
+    }
+    all[l] = other.lane;
+  }
+  if (!complete_now) return wait(State::at_warp);
+  all[lane] = t.lane;
+  if (complete != nullptr) complete(all, wanted);
+  for (unsigned l = 0; l < lanes; ++l)
+    if (wanted >> l & 1) block->threads[base + l].state = State::ready;
+}
+
+void sync_warp(uint32_t mask, const Site& site) {
+  Thread& t = self();
+  Warp& warp = block->warps[block->current / 32];
+  __tsan_release(&warp.phase[t.warp_passes % 2]);
+  rendezvous("__syncwarp", mask, nullptr, {}, site);
+  __tsan_acquire(&warp.phase[t.warp_passes++ % 2]);
+}
+
+}  // namespace orthofed::simt
