@@ -181,13 +181,6 @@ int wrong_after_missing_barrier(const simt::Stream& stream) {
   return wrong;
 }
 
-// Every schedule runs threads one after another, so half of them find nothing yet.
-TEST(SimtFault, MissingBarrierGivesWrongResults) {
-  EXPECT_GT(wrong_after_missing_barrier(kForward), 0);
-  EXPECT_GT(wrong_after_missing_barrier(kReverse), 0);
-  EXPECT_GT(wrong_after_missing_barrier(kRandom), 0);
-}
-
 __global__ void write_after_read_kernel(int* out) {
   __shared__ int value;
   int sum = 0;
@@ -199,6 +192,14 @@ __global__ void write_after_read_kernel(int* out) {
   out[threadIdx.x] = sum;
 }
 
+#if !defined(__SANITIZE_THREAD__)  // which would report these races, as it should
+// Every schedule runs threads one after another, so half of them find nothing yet.
+TEST(SimtFault, MissingBarrierGivesWrongResults) {
+  EXPECT_GT(wrong_after_missing_barrier(kForward), 0);
+  EXPECT_GT(wrong_after_missing_barrier(kReverse), 0);
+  EXPECT_GT(wrong_after_missing_barrier(kRandom), 0);
+}
+
 TEST(SimtFault, WriteAfterReadShowsInOneOfTheSchedules) {
   int wrong = 0;
   for (const simt::Stream& stream : {kForward, kReverse, kRandom}) {
@@ -208,6 +209,7 @@ TEST(SimtFault, WriteAfterReadShowsInOneOfTheSchedules) {
   }
   EXPECT_GT(wrong, 0);
 }
+#endif
 
 __global__ void divergent_barrier_kernel() {
   if (threadIdx.x < 32)
