@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <deque>
 #include <exception>
 #include <memory>
 #include <mutex>
@@ -27,6 +28,7 @@ static void __tsan_release(void*) {}
 extern "C" {
 extern std::byte __start_of_shared[] __attribute__((weak));
 extern std::byte __stop_of_shared[] __attribute__((weak));
+extern std::byte __data_start[], _end[];  // the program's static storage
 }
 
 namespace orthofed::simt {
@@ -48,6 +50,12 @@ struct Thread {
   int result = 0;                   // of a barrier
   unsigned passes[kBarriers] = {};  // barriers passed, for ThreadSanitizer's phases
   unsigned warp_passes = 0;
+  struct Copy {
+    std::function<void()> run;
+    int group;
+  };
+  std::deque<Copy> copies;  // issued and not yet done
+  int group = 0;            // that the next copy belongs to
 };
 
 struct Barrier {
@@ -69,6 +77,7 @@ struct Block {
   std::exception_ptr error;
   const std::function<void()>* body = nullptr;
   void* shared = nullptr;
+  size_t shared_bytes = 0;
   bool late = false;
   bool random = false;
   std::mt19937_64 rng;
@@ -138,6 +147,7 @@ void thread_main(void* argument) {
 void wait(State state) {
   Thread& t = self();
   t.state = state;
+  __tsan_release(&block->end);  // should the launch end in a fault, this was the thread's end
   Fiber::suspend();
 }
 
@@ -233,6 +243,7 @@ void run(Size grid, Size shape, size_t shared_bytes, const Stream& stream,
     shared.reset(memory);
   }
   here.shared = shared.get();
+  here.shared_bytes = shared_bytes;
   blockDim = {shape.x, shape.y, shape.z};
   gridDim = {grid.x, grid.y, grid.z};
 
@@ -245,7 +256,10 @@ void run(Size grid, Size shape, size_t shared_bytes, const Stream& stream,
   }
   block = &here;
   struct Leave {
-    ~Leave() { block = nullptr; }
+    ~Leave() {
+      __tsan_acquire(&block->end);
+      block = nullptr;
+    }
   } leave;
   for (uint64_t n = 0; n < blocks; ++n) {
     const uint64_t b = here.random                            ? block_order[n]
@@ -270,8 +284,37 @@ unsigned lane_id() {
   return block->current % 32;
 }
 
-bool asynchronous_is_late() {
+void check_shared(const void* address, size_t bytes, const char* name) {
+  const auto* p = static_cast<const std::byte*>(address);
+  const auto* dynamic = static_cast<const std::byte*>(block->shared);
+  const bool in_dynamic = p >= dynamic && p + bytes <= dynamic + block->shared_bytes;
+  const bool in_static = p >= __data_start && p + bytes <= _end;
+  if (!in_dynamic && !in_static) fault(std::string(name) + ": the address is not in shared memory");
+  if (reinterpret_cast<uintptr_t>(address) % bytes != 0)
+    fault(std::string(name) + ": the address is not a multiple of " + std::to_string(bytes));
+}
+
+namespace {
+bool late() {
   return block->random ? (block->rng() & 1) != 0 : block->late;
+}
+}  // namespace
+
+void copy_async(std::function<void()> copy) {
+  if (!late()) return copy();
+  self().copies.push_back({std::move(copy), self().group});
+}
+
+void commit_async() {
+  ++self().group;
+}
+
+void wait_async(int pending) {
+  Thread& t = self();
+  while (!t.copies.empty() && t.copies.front().group < t.group - pending) {
+    t.copies.front().run();
+    t.copies.pop_front();
+  }
 }
 
 void fault(const std::string& what) {

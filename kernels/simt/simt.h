@@ -16,14 +16,15 @@
 #include "kernels/core/device.h"
 
 // The language. `static` makes a block's shared memory a plain variable that sanitizers guard; the
-// section lets the emulator fill it with NaN before a block starts.
+// section lets the emulator fill it with NaN before a block starts. (g++ 12 leaves the section out
+// for statics of templates: what those hold at first is an earlier block's.)
 #define __global__
 #define __device__
 #define __host__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 #define __grid_constant__
-#define __align__(bytes) alignas(bytes)
+#define __align__(bytes) __attribute__((aligned(bytes)))
 #define __shared__ static __attribute__((section("of_shared")))
 
 struct uint3 {
@@ -105,8 +106,14 @@ void sync_warp(uint32_t mask, const Site& site);
 unsigned lane_id();
 [[noreturn]] void fault(const std::string& what);  // adds where the calling thread is
 
-// The launch's schedule, for operations that may take effect early or late.
-bool asynchronous_is_late();
+// Faults unless [address, address + bytes) is shared memory, aligned to its size.
+void check_shared(const void* address, size_t bytes, const char* name);
+
+// cp.async of the calling thread: a copy takes effect when it is issued or when it is waited for,
+// as late as the schedule likes.
+void copy_async(std::function<void()> copy);
+void commit_async();
+void wait_async(int pending);  // until at most `pending` groups are unfinished
 
 #if defined(__SANITIZE_THREAD__)
 #define OF_NO_TSAN __attribute__((no_sanitize("thread")))

@@ -8,7 +8,9 @@
 #include <string>
 #include <vector>
 
+#include "kernels/core/mma.cuh"
 #include "kernels/core/warp.cuh"
+#include "tests/support/random.h"
 
 namespace orthofed::test {
 namespace {
@@ -164,6 +166,80 @@ TEST(Simt, BarriersThatCount) {
   EXPECT_EQ(out[3], 1);
 }
 
+// One warp multiplies A [16, 16] by B [16, 8], both taken from shared memory by ldmatrix. b_rows:
+// is B stored [k, n] (and transposed on the way) or [n, k]?
+template <bool kRows>
+__global__ void mma_kernel(const bf16* a, const bf16* b, float* d) {
+  __shared__ __align__(16) bf16 tile_a[16][16];
+  __shared__ __align__(16) bf16 tile_b[kRows ? 16 : 8][kRows ? 8 : 16];
+  const int lane = int(threadIdx.x), g = lane / 4, t = lane % 4;
+  for (int i = lane; i < 256; i += 32) tile_a[i / 16][i % 16] = a[i];
+  for (int i = lane; i < 128; i += 32) (&tile_b[0][0])[i] = b[i];
+  __syncwarp();
+  uint32_t fragment_a[4], fragment_b[2];
+  gpu::ldmatrix_x4(fragment_a, &tile_a[lane % 16][lane / 16 * 8]);
+  if constexpr (kRows)
+    gpu::ldmatrix_x2_trans(fragment_b, &tile_b[lane % 16][0]);
+  else
+    gpu::ldmatrix_x2(fragment_b, &tile_b[lane % 8][lane / 8 % 2 * 8]);
+  float sum[4] = {1, 2, 3, 4};
+  gpu::mma_16x8x16(sum, fragment_a, fragment_b);
+  for (int i = 0; i < 4; ++i) d[(g + i / 2 * 8) * 8 + 2 * t + i % 2] = sum[i];
+}
+
+TEST(Simt, TensorCoreProduct) {
+  Buffer<bf16> a(16, 16), b(16, 8), bt(8, 16);
+  fill_uniform(a, 1, -1, 1);
+  fill_uniform(b, 2, -1, 1);
+  for (int k = 0; k < 16; ++k)
+    for (int n = 0; n < 8; ++n) bt(n, k) = b(k, n);
+  for_each_schedule([&](const simt::Stream& stream) {
+    for (const bool rows : {true, false}) {
+      std::vector<float> d(128);
+      if (rows)
+        launch(mma_kernel<true>, {.threads_x = 32}, stream, a.data(), b.data(), d.data());
+      else
+        launch(mma_kernel<false>, {.threads_x = 32}, stream, a.data(), bt.data(), d.data());
+      for (int i = 0; i < 16; ++i)
+        for (int n = 0; n < 8; ++n) {
+          double want = 1 + n % 2 + i / 8 * 2;
+          for (int k = 0; k < 16; ++k) want += double(a(i, k)) * double(b(k, n));
+          EXPECT_TRUE(std::abs(double(d[size_t(i * 8 + n)]) - want) <= 1e-5) << i << ", " << n;
+        }
+    }
+  });
+}
+
+__global__ void copy_kernel(const float* in, float* out, int bytes) {
+  __shared__ __align__(16) float tile[2][32 * 4];
+  const int first = int(threadIdx.x) * 4;
+  for (int part = 0; part < 2; ++part) {
+    gpu::cp_async_16(&tile[part][first], in + part * 128 + first, bytes);
+    gpu::cp_async_commit();
+  }
+  gpu::cp_async_wait<1>();
+  __syncthreads();
+  for (int i = 0; i < 4; ++i) out[first + i] = tile[0][127 - first - i];
+  gpu::cp_async_wait<0>();
+  __syncthreads();
+  for (int i = 0; i < 4; ++i) out[128 + first + i] = tile[1][127 - first - i];
+}
+
+TEST(Simt, AsynchronousCopiesArriveByTheirWait) {
+  Buffer<float> in(1, 256);
+  for (int i = 0; i < 256; ++i) in(0, i) = float(i);
+  for_each_schedule([&](const simt::Stream& stream) {
+    for (const int bytes : {16, 8, 0}) {
+      std::vector<float> out(256);
+      launch(copy_kernel, {.threads_x = 32}, stream, in.data(), out.data(), bytes);
+      for (int i = 0; i < 256; ++i) {
+        const int source = i / 128 * 128 + 127 - i % 128;
+        EXPECT_EQ(out[size_t(i)], source % 4 < bytes / 4 ? float(source) : 0.0f);
+      }
+    }
+  });
+}
+
 // --- Faults it must find ----------------------------------------------------------------------
 
 __global__ void missing_barrier_kernel(const int* in, int* out) {
@@ -291,6 +367,38 @@ TEST(SimtFault, SharedMemoryThatNobodyWroteIsNan) {
   launch(uninitialised_kernel, {.shared_bytes = 64}, kForward, out.data());
   EXPECT_TRUE(std::isnan(out[0]));
   EXPECT_TRUE(std::isnan(out[1]));
+}
+
+__global__ void missing_wait_kernel(const float* in, float* out) {
+  __shared__ __align__(16) float tile[128];
+  gpu::cp_async_16(&tile[threadIdx.x * 4], in + threadIdx.x * 4);
+  gpu::cp_async_commit();
+  gpu::cp_async_wait<1>();  // should be 0
+  out[threadIdx.x] = tile[threadIdx.x * 4];
+}
+
+TEST(SimtFault, AWaitForTheWrongGroupReadsNan) {
+  Buffer<float> in(1, 128);
+  in.fill(1);
+  std::vector<float> out(32);
+  launch(missing_wait_kernel, {.threads_x = 32}, kReverse, in.data(), out.data());
+  for (float x : out) EXPECT_TRUE(std::isnan(x));
+}
+
+__global__ void misplaced_copy_kernel(const float* in, float* out, int shift) {
+  __shared__ __align__(16) float tile[132];
+  gpu::cp_async_16(shift == 0 ? out : &tile[shift], in);
+}
+
+TEST(SimtFault, CopiesToAWrongPlace) {
+  Buffer<float> in(1, 4), out(1, 4);
+  in.fill(1);
+  EXPECT_TRUE(contains(
+      fault_of([&] { launch(misplaced_copy_kernel, {}, kForward, in.data(), out.data(), 0); }),
+      "not in shared memory"));
+  EXPECT_TRUE(contains(
+      fault_of([&] { launch(misplaced_copy_kernel, {}, kForward, in.data(), out.data(), 1); }),
+      "not a multiple of 16"));
 }
 
 TEST(SimtFault, LaunchesBeyondADevice) {
