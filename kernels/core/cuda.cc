@@ -2,6 +2,8 @@
 
 #include <string>
 
+#include "kernels/core/cuda_device.h"
+
 namespace orthofed::cuda {
 
 void fail(cudaError_t error, const char* call, const char* file, int line) {
@@ -19,6 +21,27 @@ EventHandle make_event() {
   cudaEvent_t event = nullptr;
   OF_CUDA_CHECK(cudaEventCreate(&event));
   return EventHandle(event);
+}
+
+int device_count() noexcept {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
+  (void)cudaGetLastError();  // no driver, or no device: both mean that there is no GPU
+  return 0;
+}
+
+void* allocate_managed(size_t bytes) {
+  void* memory = nullptr;
+  OF_CUDA_CHECK(cudaMallocManaged(&memory, bytes == 0 ? 1 : bytes));
+  return memory;
+}
+
+void release(void* memory) noexcept {
+  (void)cudaFree(memory);
+}
+
+void synchronize(const Stream& stream) {
+  OF_CUDA_CHECK(cudaStreamSynchronize(static_cast<cudaStream_t>(stream.handle)));
 }
 
 }  // namespace orthofed::cuda

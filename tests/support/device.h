@@ -39,8 +39,7 @@ class WithScratch {
 // Waits until what was queued is done; throws where it failed.
 inline void finish([[maybe_unused]] const Queue& queue) {
 #ifdef OF_HAVE_CUDA
-  if (queue.device == Device::cuda)
-    OF_CUDA_CHECK(cudaStreamSynchronize(static_cast<cudaStream_t>(queue.cuda.handle)));
+  if (queue.device == Device::cuda) cuda::synchronize(queue.cuda);
 #endif
 }
 

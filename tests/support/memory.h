@@ -8,23 +8,17 @@
 #include <memory>
 #include <new>
 
-#include "kernels/core/device.h"
-#ifdef OF_HAVE_CUDA
-#include "kernels/core/cuda.h"
-#endif
+#include "kernels/core/cuda_device.h"
 
 namespace orthofed::test {
 
 // Is there a GPU to test on? OF_REQUIRE_GPU=1 makes its absence a failure.
 inline bool have_gpu() {
-  static const bool found = [] {
-    [[maybe_unused]] int count = 0;
 #ifdef OF_HAVE_CUDA
-    if (cudaGetDeviceCount(&count) == cudaSuccess && count > 0) return true;
-    (void)cudaGetLastError();  // no driver, or no device: both mean that there is no GPU
+  static const bool found = cuda::device_count() > 0;
+#else
+  static const bool found = false;
 #endif
-    return false;
-  }();
   const char* required = std::getenv("OF_REQUIRE_GPU");
   if (!found && required != nullptr && required[0] == '1')
     ADD_FAILURE() << "OF_REQUIRE_GPU=1, but no GPU is here";
@@ -36,10 +30,7 @@ struct FreeShared {
   std::align_val_t alignment{64};
   void operator()(std::byte* p) const {
 #ifdef OF_HAVE_CUDA
-    if (managed) {
-      (void)cudaFree(p);
-      return;
-    }
+    if (managed) return cuda::release(p);
 #endif
     ::operator delete(p, alignment);
   }
@@ -49,11 +40,7 @@ using SharedMemory = std::unique_ptr<std::byte, FreeShared>;
 // Aligned to 256 bytes on a GPU; elsewhere exactly to `alignment` and no further by intent.
 inline SharedMemory allocate_shared(size_t bytes, size_t alignment = 64) {
 #ifdef OF_HAVE_CUDA
-  if (have_gpu()) {
-    void* memory = nullptr;
-    OF_CUDA_CHECK(cudaMallocManaged(&memory, bytes == 0 ? 1 : bytes));
-    return {static_cast<std::byte*>(memory), FreeShared{true}};
-  }
+  if (have_gpu()) return {static_cast<std::byte*>(cuda::allocate_managed(bytes)), FreeShared{true}};
 #endif
   const std::align_val_t align{alignment};
   return {static_cast<std::byte*>(::operator new(bytes, align)), FreeShared{false, align}};
