@@ -6,11 +6,13 @@
 #include <cmath>
 #include <cstdint>
 
+#include "kernels/core/host_device.h"
+
 namespace orthofed {
 
 // exp: x = n ln2 + f with |f| <= ln2/2, e^f by a degree-6 polynomial. Error below 2 ulp on
 // [-87.3, 88.7]; below it underflows to 0, above it is infinite, NaN stays NaN.
-inline float exp_(float x) {
+OF_HOST_DEVICE inline float exp_(float x) {
   const float clamped = x < -87.336544f ? -87.336544f : (x > 88.722839f ? 88.722839f : x);
   const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   const float shifted = clamped * 1.44269504088896f + magic;
@@ -31,14 +33,14 @@ inline float exp_(float x) {
   const float y = p * s1 * s2;
   return x < -87.336544f ? 0.0f : (x > 88.722839f ? INFINITY : y);
 }
-inline double exp_(double x) {
+OF_HOST_DEVICE inline double exp_(double x) {
   return std::exp(x);
 }
 
 // erf: x + x P(x^2) below 0.93; above, 1 - e^(-x Q(x)), where the exponential is below 0.19 and its
 // error shrinks with it. P and Q are minimax fits (relative error of erf 1.7e-8 and 3.1e-9); beyond
 // 4 erf is 1 in float. Error below 2 ulp everywhere, odd, NaN stays NaN.
-inline float erf_(float x) {
+OF_HOST_DEVICE inline float erf_(float x) {
   const float a = std::fabs(x), s = x * x;
   float p = -5.953741847e-4f;
   p = p * s + 4.985940634e-3f;
@@ -57,14 +59,14 @@ inline float erf_(float x) {
   const float outer = std::copysign(1.0f - exp_(-t * q), x);
   return a < 0.93f ? inner : outer;
 }
-inline double erf_(double x) {
+OF_HOST_DEVICE inline double erf_(double x) {
   return std::erf(x);
 }
 
 // tanh: x + x^3 P(x^2) below 0.625 (minimax, relative error 4.4e-9); above, 1 - 2/(e^2x + 1), which
 // needs no clamp: an infinite exponential gives 1. Error below 2 ulp everywhere, odd, NaN stays
 // NaN.
-inline float tanh_(float x) {
+OF_HOST_DEVICE inline float tanh_(float x) {
   const float a = std::fabs(x), s = x * x;
   float p = -5.708790492e-3f;
   p = p * s + 2.064235160e-2f;
@@ -75,7 +77,7 @@ inline float tanh_(float x) {
   const float outer = std::copysign(1.0f - 2.0f / (exp_(2.0f * a) + 1.0f), x);
   return a < 0.625f ? inner : outer;
 }
-inline double tanh_(double x) {
+OF_HOST_DEVICE inline double tanh_(double x) {
   return std::tanh(x);
 }
 

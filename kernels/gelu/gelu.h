@@ -29,3 +29,15 @@ void gelu_backward(const T* dy, int64_t lddy, const T* x, int64_t ldx, T* dx, in
                    int64_t rows, int64_t cols, GeluKind kind);
 
 }  // namespace orthofed::cpu
+
+namespace orthofed::gpu {
+
+template <class T, class Stream>
+void gelu_forward(const T* x, int64_t ldx, T* y, int64_t ldy, int64_t rows, int64_t cols,
+                  GeluKind kind, const Stream& stream);
+
+template <class T, class Stream>
+void gelu_backward(const T* dy, int64_t lddy, const T* x, int64_t ldx, T* dx, int64_t lddx,
+                   int64_t rows, int64_t cols, GeluKind kind, const Stream& stream);
+
+}  // namespace orthofed::gpu

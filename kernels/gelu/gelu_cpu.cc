@@ -1,41 +1,10 @@
 #include "kernels/gelu/gelu.h"
 
-#include "kernels/core/math.h"
 #include "kernels/core/rows.h"
+#include "kernels/gelu/gelu_form.h"
 
 namespace orthofed::cpu {
 namespace {
-
-// Phi and d(x Phi)/dx = Phi + x Phi' of each form.
-struct ErfForm {
-  template <class A>
-  static A phi(A x) {
-    return A(0.5) + A(0.5) * erf_(x * A(0.70710678118654752440));  // 1/sqrt(2)
-  }
-  template <class A>
-  static A derivative(A x) {
-    const A density = A(0.39894228040143267794) * exp_(A(-0.5) * x * x);  // 1/sqrt(2 pi)
-    return phi(x) + x * density;
-  }
-};
-
-struct TanhForm {
-  static constexpr double kScale = 0.79788456080286535588, kCubic = 0.044715;  // sqrt(2/pi)
-  template <class A>
-  static A tanh_term(A x) {
-    return tanh_(A(kScale) * x * (A(1) + A(kCubic) * x * x));
-  }
-  template <class A>
-  static A phi(A x) {
-    return A(0.5) + A(0.5) * tanh_term(x);
-  }
-  template <class A>
-  static A derivative(A x) {
-    const A t = tanh_term(x);
-    const A inner = A(kScale) * (A(1) + A(3 * kCubic) * x * x);
-    return A(0.5) + A(0.5) * t + A(0.5) * x * (A(1) - t * t) * inner;
-  }
-};
 
 template <class Form, class T>
 void forward(const T* x, int64_t ldx, T* y, int64_t ldy, int64_t rows, int64_t cols) {
@@ -71,18 +40,18 @@ template <class T>
 void gelu_forward(const T* x, int64_t ldx, T* y, int64_t ldy, int64_t rows, int64_t cols,
                   GeluKind kind) {
   if (kind == GeluKind::erf)
-    forward<ErfForm>(x, ldx, y, ldy, rows, cols);
+    forward<GeluErf>(x, ldx, y, ldy, rows, cols);
   else
-    forward<TanhForm>(x, ldx, y, ldy, rows, cols);
+    forward<GeluTanh>(x, ldx, y, ldy, rows, cols);
 }
 
 template <class T>
 void gelu_backward(const T* dy, int64_t lddy, const T* x, int64_t ldx, T* dx, int64_t lddx,
                    int64_t rows, int64_t cols, GeluKind kind) {
   if (kind == GeluKind::erf)
-    backward<ErfForm>(dy, lddy, x, ldx, dx, lddx, rows, cols);
+    backward<GeluErf>(dy, lddy, x, ldx, dx, lddx, rows, cols);
   else
-    backward<TanhForm>(dy, lddy, x, ldx, dx, lddx, rows, cols);
+    backward<GeluTanh>(dy, lddy, x, ldx, dx, lddx, rows, cols);
 }
 
 #define OF_INSTANTIATE(T)                                                                    \

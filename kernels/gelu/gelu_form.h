@@ -1,0 +1,40 @@
+// The two forms of GELU as functions of one element, for every kernel that applies it: the plain
+// ones here and the epilogues of matrix products. Formulas: gelu.h.
+#pragma once
+#include "kernels/core/math.h"
+
+namespace orthofed {
+
+struct GeluErf {
+  // Phi(x); GELU is x Phi(x).
+  template <class A>
+  OF_HOST_DEVICE static A phi(A x) {
+    return A(0.5) + A(0.5) * erf_(x * A(0.70710678118654752440));  // 1/sqrt(2)
+  }
+  // d(x Phi(x))/dx = Phi(x) + x Phi'(x)
+  template <class A>
+  OF_HOST_DEVICE static A derivative(A x) {
+    const A density = A(0.39894228040143267794) * exp_(A(-0.5) * x * x);  // 1/sqrt(2 pi)
+    return phi(x) + x * density;
+  }
+};
+
+struct GeluTanh {
+  static constexpr double kScale = 0.79788456080286535588, kCubic = 0.044715;  // sqrt(2/pi)
+  template <class A>
+  OF_HOST_DEVICE static A tanh_term(A x) {
+    return tanh_(A(kScale) * x * (A(1) + A(kCubic) * x * x));
+  }
+  template <class A>
+  OF_HOST_DEVICE static A phi(A x) {
+    return A(0.5) + A(0.5) * tanh_term(x);
+  }
+  template <class A>
+  OF_HOST_DEVICE static A derivative(A x) {
+    const A t = tanh_term(x);
+    const A inner = A(kScale) * (A(1) + A(3 * kCubic) * x * x);
+    return A(0.5) + A(0.5) * t + A(0.5) * x * (A(1) - t * t) * inner;
+  }
+};
+
+}  // namespace orthofed
