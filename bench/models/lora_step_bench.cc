@@ -95,9 +95,9 @@ int run(const std::string& name, const std::string& precision, int threads, int6
     norm = r.norm;
   });
   const double peak = peak_mib();
-  const int64_t before = allocator_stats().heap_allocations;
+  const int64_t before = allocator_stats(Device::cpu).heap_allocations;
   tuner.step({&b}, 0.5, 1, Phase::joint, 99);
-  const int64_t allocations = allocator_stats().heap_allocations - before;
+  const int64_t allocations = allocator_stats(Device::cpu).heap_allocations - before;
   const std::vector<double> infer =
       milliseconds(1, steps, [&](int) { tuner.logits(b.patches, batch); });
   if (!(std::isfinite(loss) && norm > 0)) throw Error("the step did no work: no gradient");

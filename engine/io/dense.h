@@ -10,9 +10,9 @@ namespace orthofed {
 
 inline Tensor dense_tensor(const Shape& shape, DType dtype) {
   const size_t bytes = static_cast<size_t>(shape.size()) * size_of(dtype);
-  void* block = allocate(bytes);
+  void* block = allocate(bytes, Device::cpu);
   std::shared_ptr<const void> owner(
-      block, [bytes](const void* p) { release(const_cast<void*>(p), bytes); });
+      block, [bytes](const void* p) { release(const_cast<void*>(p), bytes, Device::cpu); });
   return Tensor::view(std::move(owner), block, shape, dtype);
 }
 

@@ -10,6 +10,8 @@
 #include <vector>
 
 #include "kernels/core/check.h"
+#include "kernels/core/cuda_device.h"
+#include "kernels/simt/memory.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -37,16 +39,54 @@ struct Cache {
 };
 
 // Never destroyed: tensors with static lifetime may be freed after any static here.
-Cache& cache() {
-  static Cache* instance = new Cache;
-  return *instance;
+Cache& cache(Device device) {
+  static Cache* instances = new Cache[3];
+  return instances[int(device)];
+}
+
+// Null or Error where there is no more.
+void* ask(size_t bytes, Device device) {
+  switch (device) {
+    case Device::cpu:
+      return std::aligned_alloc(kAlignment, bytes);
+    case Device::simt:
+      return simt::allocate(bytes);
+    case Device::cuda:
+#ifdef OF_HAVE_CUDA
+      return cuda::allocate(bytes);
+#endif
+      break;
+  }
+  return nullptr;
+}
+
+void give_back(void* block, size_t bytes, Device device) noexcept {
+  switch (device) {
+    case Device::cpu:
+      return std::free(block);
+    case Device::simt:
+      return simt::release(block, bytes);
+    case Device::cuda:
+#ifdef OF_HAVE_CUDA
+      return cuda::release(block);
+#endif
+      break;
+  }
+}
+
+// AddressSanitizer knows no GPU's addresses.
+void poison(Device device, const void* block, size_t bytes) {
+  if (device != Device::cuda) ASAN_POISON_MEMORY_REGION(block, bytes);
+}
+void unpoison(Device device, const void* block, size_t bytes) {
+  if (device != Device::cuda) ASAN_UNPOISON_MEMORY_REGION(block, bytes);
 }
 
 }  // namespace
 
-void* allocate(size_t bytes) {
+void* allocate(size_t bytes, Device device) {
   const size_t size = size_class(bytes);
-  Cache& c = cache();
+  Cache& c = cache(device);
   std::lock_guard lock(c.mutex);
   void* block = nullptr;
   auto& list = c.free[size];
@@ -54,7 +94,7 @@ void* allocate(size_t bytes) {
     block = list.back();
     list.pop_back();
   } else {
-    block = std::aligned_alloc(kAlignment, size);
+    block = ask(size, device);
     if (block == nullptr)
       throw Error(
           fmt::format("out of memory: {} MiB more were needed, {} MiB are in use; a smaller "
@@ -65,43 +105,45 @@ void* allocate(size_t bytes) {
   }
   c.stats.bytes_in_use += int64_t(size);
   c.stats.peak_bytes_in_use = std::max(c.stats.peak_bytes_in_use, c.stats.bytes_in_use);
-  ASAN_UNPOISON_MEMORY_REGION(block, bytes);
-  ASAN_POISON_MEMORY_REGION(static_cast<char*>(block) + bytes, size - bytes);
+  unpoison(device, block, bytes);
+  poison(device, static_cast<char*>(block) + bytes, size - bytes);
   return block;
 }
 
-void release(void* block, size_t bytes) noexcept {
+void release(void* block, size_t bytes, Device device) noexcept {
   if (block == nullptr) return;
   const size_t size = size_class(bytes);
-  ASAN_POISON_MEMORY_REGION(block, size);
-  Cache& c = cache();
+  poison(device, block, size);
+  Cache& c = cache(device);
   std::lock_guard lock(c.mutex);
   c.free[size].push_back(block);
   c.stats.bytes_in_use -= int64_t(size);
 }
 
-AllocatorStats allocator_stats() {
-  Cache& c = cache();
+AllocatorStats allocator_stats(Device device) {
+  Cache& c = cache(device);
   std::lock_guard lock(c.mutex);
   return c.stats;
 }
 
-void reset_peak() {
-  Cache& c = cache();
+void reset_peak(Device device) {
+  Cache& c = cache(device);
   std::lock_guard lock(c.mutex);
   c.stats.peak_bytes_in_use = c.stats.bytes_in_use;
 }
 
 void release_cached() {
-  Cache& c = cache();
-  std::lock_guard lock(c.mutex);
-  for (auto& [size, blocks] : c.free) {
-    for (void* block : blocks) {
-      ASAN_UNPOISON_MEMORY_REGION(block, size);
-      std::free(block);
-      c.stats.bytes_reserved -= int64_t(size);
+  for (const Device device : {Device::cpu, Device::cuda, Device::simt}) {
+    Cache& c = cache(device);
+    std::lock_guard lock(c.mutex);
+    for (auto& [size, blocks] : c.free) {
+      for (void* block : blocks) {
+        unpoison(device, block, size);
+        give_back(block, size, device);
+        c.stats.bytes_reserved -= int64_t(size);
+      }
+      blocks.clear();
     }
-    blocks.clear();
   }
 }
 

@@ -5,22 +5,26 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/core/device.h"
+
 namespace orthofed {
 
 struct AllocatorStats {
-  int64_t heap_allocations = 0;  // blocks ever asked from the heap
+  int64_t heap_allocations = 0;  // blocks ever asked from the heap or the driver
   int64_t bytes_in_use = 0;      // handed out now
   int64_t peak_bytes_in_use = 0;
   int64_t bytes_reserved = 0;  // held from the heap, in use or cached
 };
 
-// Memory aligned to 64 bytes, uninitialised; 0 bytes give a valid pointer. Thread-safe. Throws
-// Error naming the size when the heap has no more.
-void* allocate(size_t bytes);
-void release(void* block, size_t bytes) noexcept;  // `bytes` as given to allocate
+// Memory of a device, aligned to 64 bytes (256 on a GPU), uninitialised; 0 bytes give a valid
+// pointer. Thread-safe. A GPU's block may be handed out again while kernels that read it are still
+// queued: whatever uses it next must be queued behind them, on the same stream. Throws Error naming
+// the size when there is no more.
+void* allocate(size_t bytes, Device device);
+void release(void* block, size_t bytes, Device device) noexcept;  // as given to allocate
 
-AllocatorStats allocator_stats();
-void reset_peak();
-void release_cached();  // give cached blocks back to the heap
+AllocatorStats allocator_stats(Device device);
+void reset_peak(Device device);
+void release_cached();  // give cached blocks back, on every device
 
 }  // namespace orthofed

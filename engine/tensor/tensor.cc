@@ -67,27 +67,28 @@ std::string Tensor::wrong_dtype(DType wanted) const {
   return fmt::format("tensor is {}, asked for as {}", name_of(dtype_), name_of(wanted));
 }
 
-Tensor Tensor::empty(const Shape& shape, DType dtype) {
+Tensor Tensor::empty(const Shape& shape, DType dtype, Device device) {
   Tensor t;
   t.shape_ = shape;
   t.dtype_ = dtype;
+  t.device_ = device;
   t.pitch_ = padded(shape.cols(), dtype);
-  const size_t element = size_of(dtype);
-  const size_t bytes = size_t(shape.rows() * t.pitch_) * element;
-  t.data_ = allocate(bytes);
+  const size_t bytes = size_t(shape.rows() * t.pitch_) * size_of(dtype);
+  t.data_ = allocate(bytes, device);
   t.owner_ = std::shared_ptr<const void>(
-      t.data_, [bytes](const void* p) { release(const_cast<void*>(p), bytes); });
+      t.data_, [bytes, device](const void* p) { release(const_cast<void*>(p), bytes, device); });
   if (const int64_t slack = t.pitch_ - shape.cols(); slack > 0) {
-    char* base = static_cast<char*>(t.data_);
-    for (int64_t r = 0; r < shape.rows(); ++r)
-      std::memset(base + size_t(r * t.pitch_ + shape.cols()) * element, 0, size_t(slack) * element);
+    const size_t element = size_of(dtype), pitch = size_t(t.pitch_) * element;
+    zero_rows(static_cast<char*>(t.data_) + size_t(shape.cols()) * element, device, pitch,
+              size_t(slack) * element, size_t(shape.rows()));
   }
   return t;
 }
 
 Tensor Tensor::zeros(const Shape& shape, DType dtype) {
   Tensor t = empty(shape, dtype);
-  std::memset(t.data_, 0, size_t(t.rows() * t.pitch_) * size_of(dtype));
+  const size_t bytes = size_t(t.rows() * t.pitch_) * size_of(dtype);
+  zero_rows(t.data_, t.device_, bytes, bytes, 1);
   return t;
 }
 
@@ -105,9 +106,9 @@ template <class T>
 Tensor Tensor::of(std::span<const T> values, const Shape& shape) {
   OF_CHECK(int64_t(values.size()) == shape.size(), "as many values as elements");
   Tensor t = empty(shape, DTypeOf<T>::value);
-  if (values.empty()) return t;  // memcpy takes no null pointer, not even for 0 bytes
-  for (int64_t r = 0; r < t.rows(); ++r)
-    std::memcpy(t.row<T>(r), values.data() + r * t.cols(), size_t(t.cols()) * sizeof(T));
+  const size_t width = size_t(t.cols()) * sizeof(T);
+  copy_rows(t.data_, t.device_, size_t(t.pitch_) * sizeof(T), values.data(), Device::cpu, width,
+            width, size_t(t.rows()));
   return t;
 }
 template Tensor Tensor::of<double>(std::span<const double>, const Shape&);
@@ -118,8 +119,9 @@ template Tensor Tensor::of<int32_t>(std::span<const int32_t>, const Shape&);
 template Tensor Tensor::of<uint8_t>(std::span<const uint8_t>, const Shape&);
 
 Tensor Tensor::view(std::shared_ptr<const void> owner, void* data, const Shape& shape, DType dtype,
-                    int64_t pitch) {
+                    int64_t pitch, Device device) {
   Tensor t;
+  t.device_ = device;
   t.owner_ = std::move(owner);
   t.data_ = data;
   t.shape_ = shape;
@@ -161,21 +163,28 @@ Tensor Tensor::reshape(const Shape& shape) const {
 }
 
 Tensor Tensor::clone() const {
-  Tensor t = empty(shape_, dtype_);
+  Tensor t = empty(shape_, dtype_, device_);
   t.copy_from(*this);
   return t;
 }
 
 Tensor Tensor::contiguous() const {
   if (dense()) return *this;
-  Tensor t = empty({size()}, dtype_).reshape(shape_);
+  Tensor t = empty({size()}, dtype_, device_).reshape(shape_);
   t.copy_from(*this);
   return t;
 }
 
 Tensor Tensor::to(DType dtype) const {
   if (dtype == dtype_) return *this;
-  Tensor t = empty(shape_, dtype);
+  Tensor t = empty(shape_, dtype, device_);
+  t.copy_from(*this);
+  return t;
+}
+
+Tensor Tensor::on(Device device) const {
+  if (device == device_) return *this;
+  Tensor t = empty(shape_, dtype_, device);
   t.copy_from(*this);
   return t;
 }
@@ -183,17 +192,14 @@ Tensor Tensor::to(DType dtype) const {
 void Tensor::copy_from(const Tensor& source) const {
   OF_CHECK(source.rows() == rows() && source.cols() == cols(),
            fmt::format("cannot copy {} to {}", source.shape().str(), shape_.str()));
-  const int64_t grain = std::max<int64_t>(1, (1 << 16) / std::max<int64_t>(1, cols()));
   if (source.dtype() == dtype_) {
-    const size_t bytes = size_t(cols()) * size_of(dtype_), element = size_of(dtype_);
-    cpu::parallel_for(rows(), grain, [&](int64_t begin, int64_t end) {
-      for (int64_t r = begin; r < end; ++r)
-        std::memcpy(static_cast<char*>(data_) + size_t(r * pitch_) * element,
-                    static_cast<const char*>(source.raw()) + size_t(r * source.pitch()) * element,
-                    bytes);
-    });
-    return;
+    const size_t element = size_of(dtype_);
+    return copy_rows(data_, device_, size_t(pitch_) * element, source.raw(), source.device(),
+                     size_t(source.pitch()) * element, size_t(cols()) * element, size_t(rows()));
   }
+  if (source.device() != Device::cpu) return copy_from(source.on(Device::cpu));
+  if (device_ != Device::cpu) return copy_from(source.to(dtype_));
+  const int64_t grain = std::max<int64_t>(1, (1 << 16) / std::max<int64_t>(1, cols()));
   dispatch_any(dtype_, [&]<class To>(Tag<To>) {
     dispatch_any(source.dtype(), [&]<class From>(Tag<From>) {
       cpu::parallel_for(rows(), grain, [&](int64_t begin, int64_t end) {
@@ -208,6 +214,11 @@ void Tensor::copy_from(const Tensor& source) const {
 }
 
 void Tensor::fill(double value) const {
+  if (device_ != Device::cpu) {
+    const Tensor host = empty(shape_, dtype_, Device::cpu);
+    host.fill(value);
+    return copy_from(host);
+  }
   dispatch_any(dtype_, [&]<class T>(Tag<T>) {
     for (int64_t r = 0; r < rows(); ++r) std::fill_n(row<T>(r), cols(), convert<T>(value));
   });
@@ -216,6 +227,11 @@ void Tensor::fill(double value) const {
 void Tensor::add(const Tensor& other) const {
   OF_CHECK(other.rows() == rows() && other.cols() == cols() && other.dtype() == dtype_,
            fmt::format("cannot add {} to {}", other.shape().str(), shape_.str()));
+  if (device_ != Device::cpu) {
+    const Tensor host = on(Device::cpu);
+    host.add(other.on(Device::cpu));
+    return copy_from(host);
+  }
   const int64_t grain = std::max<int64_t>(1, (1 << 16) / std::max<int64_t>(1, cols()));
   dispatch(dtype_, [&]<class T>(Tag<T>) {
     cpu::parallel_for(rows(), grain, [&](int64_t begin, int64_t end) {
@@ -230,10 +246,12 @@ void Tensor::add(const Tensor& other) const {
 
 double Tensor::item() const {
   OF_CHECK(size() == 1, "item() of a tensor with one element");
+  if (device_ != Device::cpu) return on(Device::cpu).item();
   return dispatch_any(dtype_, [&]<class T>(Tag<T>) { return convert<double>(*data<T>()); });
 }
 
 std::vector<double> Tensor::to_vector() const {
+  if (device_ != Device::cpu) return on(Device::cpu).to_vector();
   std::vector<double> values;
   values.reserve(size_t(size()));
   dispatch_any(dtype_, [&]<class T>(Tag<T>) {
@@ -244,6 +262,7 @@ std::vector<double> Tensor::to_vector() const {
 }
 
 bool Tensor::all_finite() const {
+  if (device_ != Device::cpu) return on(Device::cpu).all_finite();
   return dispatch_any(dtype_, [&]<class T>(Tag<T>) {
     for (int64_t r = 0; r < rows(); ++r)
       for (int64_t c = 0; c < cols(); ++c)

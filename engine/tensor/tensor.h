@@ -3,7 +3,9 @@
 // Row-major; the last dimension is contiguous, and consecutive rows (all leading dimensions
 // collapsed) are `pitch` elements apart. Rows start on 16 bytes, so pitch may exceed cols; padding
 // columns are zero. Copying a Tensor copies the handle, as a view; clone() copies the elements.
-// Column views share storage: q, k and v are columns of one packed qkv.
+// Column views share storage: q, k and v are columns of one packed qkv. New tensors go to the
+// thread's device (engine/tensor/device.h); what takes or gives host values copies. Elements are
+// the kernels' to touch: host code reads data<T>() on Device::cpu only.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -11,18 +13,18 @@
 #include <string>
 #include <vector>
 
+#include "engine/tensor/device.h"
 #include "engine/tensor/shape.h"
 #include "kernels/core/types.h"
 
 namespace orthofed {
 
-enum class Device : uint8_t { cpu };
-
 class Tensor {
  public:
   Tensor() = default;
 
-  static Tensor empty(const Shape& shape, DType dtype);  // elements uninitialised, padding zero
+  // Elements uninitialised, padding zero.
+  static Tensor empty(const Shape& shape, DType dtype, Device device = queue().device);
   static Tensor zeros(const Shape& shape, DType dtype);
   static Tensor full(const Shape& shape, DType dtype, double value);
   static Tensor dense_zeros(const Shape& shape, DType dtype);  // no row padding
@@ -34,7 +36,7 @@ class Tensor {
   }
   // A view of memory that `owner` keeps alive (a mapped file). Dense unless pitch is given.
   static Tensor view(std::shared_ptr<const void> owner, void* data, const Shape& shape, DType dtype,
-                     int64_t pitch = 0);
+                     int64_t pitch = 0, Device device = Device::cpu);
 
   bool defined() const { return data_ != nullptr; }
   const Shape& shape() const { return shape_; }
@@ -45,7 +47,7 @@ class Tensor {
   int64_t size() const { return shape_.size(); }
   int64_t pitch() const { return pitch_; }
   DType dtype() const { return dtype_; }
-  Device device() const { return Device::cpu; }
+  Device device() const { return device_; }
   bool dense() const { return pitch_ == cols() || rows() <= 1; }
 
   // Throws where T is not the dtype. Constness is shallow, as for a span.
@@ -65,9 +67,10 @@ class Tensor {
   Tensor reshape(const Shape& shape) const;  // same elements; a new last dimension needs dense rows
 
   Tensor clone() const;
-  Tensor contiguous() const;     // dense rows: this tensor itself where they are
-  Tensor to(DType dtype) const;  // this tensor itself where the dtype is already right
-  void copy_from(const Tensor& source) const;  // same shape; converts
+  Tensor contiguous() const;       // dense rows: this tensor itself where they are
+  Tensor to(DType dtype) const;    // this tensor itself where the dtype is already right
+  Tensor on(Device device) const;  // this tensor itself where it is there already
+  void copy_from(const Tensor& source) const;  // same shape; converts; from any device
   void fill(double value) const;
   void add(const Tensor& other) const;  // this += other, same shape and floating dtype
 
@@ -83,6 +86,7 @@ class Tensor {
   Shape shape_;
   int64_t pitch_ = 0;
   DType dtype_ = DType::f32;
+  Device device_ = Device::cpu;
 };
 
 // The dtype of sums and of the residual stream for activations of dtype t.

@@ -30,6 +30,12 @@ int device_count() noexcept {
   return 0;
 }
 
+void* allocate(size_t bytes) {
+  void* memory = nullptr;
+  OF_CUDA_CHECK(cudaMalloc(&memory, bytes == 0 ? 1 : bytes));
+  return memory;
+}
+
 void* allocate_managed(size_t bytes) {
   void* memory = nullptr;
   OF_CUDA_CHECK(cudaMallocManaged(&memory, bytes == 0 ? 1 : bytes));
@@ -38,6 +44,20 @@ void* allocate_managed(size_t bytes) {
 
 void release(void* memory) noexcept {
   (void)cudaFree(memory);
+}
+
+void copy_rows(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width,
+               size_t rows, const Stream& stream) {
+  if (width == 0 || rows == 0) return;
+  OF_CUDA_CHECK(cudaMemcpy2DAsync(to, to_pitch, from, from_pitch, width, rows, cudaMemcpyDefault,
+                                  static_cast<cudaStream_t>(stream.handle)));
+  synchronize(stream);
+}
+
+void zero_rows(void* data, size_t pitch, size_t width, size_t rows, const Stream& stream) {
+  if (width == 0 || rows == 0) return;
+  OF_CUDA_CHECK(
+      cudaMemset2DAsync(data, pitch, 0, width, rows, static_cast<cudaStream_t>(stream.handle)));
 }
 
 void synchronize(const Stream& stream) {

@@ -72,6 +72,7 @@ __device__ T* dynamic_shared() {
 
 #else
 
+#include "kernels/simt/memory.h"
 #include "kernels/simt/simt.h"
 
 #define OF_STREAM ::orthofed::simt::Stream
@@ -88,6 +89,7 @@ void launch(void (*kernel)(P...), const LaunchShape& shape, const simt::Stream& 
 
 template <class Stream>
 void fill_bytes(void* data, int value, size_t bytes, const Stream&) {
+  const simt::OpenMemory open;
   if (bytes > 0) std::memset(data, value, bytes);
 }
 

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "kernels/simt/fiber.h"
+#include "kernels/simt/memory.h"
 
 #if defined(OF_TSAN_FIBERS)
 #include <sanitizer/tsan_interface.h>
@@ -211,6 +212,7 @@ void run(Size grid, Size shape, size_t shared_bytes, const Stream& stream,
          const std::function<void()>& body) {
   static std::mutex mutex;  // threadIdx, static __shared__ and the fibers exist once
   std::lock_guard lock(mutex);
+  const OpenMemory open;
   const uint64_t threads = uint64_t{shape.x} * shape.y * shape.z;
   if (threads == 0 || threads > kMaxThreads || shape.z > 64)
     throw Fault("a block of " + std::to_string(threads) + " threads: devices run 1 to 1024");

@@ -86,24 +86,24 @@ TEST(Tensor, EmptyOnes) {
 
 TEST(Allocator, ReusesBlocksOfTheSameSize) {
   { const Tensor warm = Tensor::empty({1000, 33}, DType::f32); }
-  const AllocatorStats before = allocator_stats();
+  const AllocatorStats before = allocator_stats(Device::cpu);
   for (int i = 0; i < 10; ++i) {
     const Tensor t = Tensor::empty({1000, 33}, DType::f32);
     EXPECT_EQ(reinterpret_cast<uintptr_t>(t.raw()) % 64, 0u);
   }
-  EXPECT_EQ(allocator_stats().heap_allocations, before.heap_allocations);
-  EXPECT_EQ(allocator_stats().bytes_in_use, before.bytes_in_use);
+  EXPECT_EQ(allocator_stats(Device::cpu).heap_allocations, before.heap_allocations);
+  EXPECT_EQ(allocator_stats(Device::cpu).bytes_in_use, before.bytes_in_use);
   release_cached();
   { const Tensor t = Tensor::empty({1000, 33}, DType::f32); }
-  EXPECT_EQ(allocator_stats().heap_allocations, before.heap_allocations + 1);
+  EXPECT_EQ(allocator_stats(Device::cpu).heap_allocations, before.heap_allocations + 1);
 }
 
 TEST(Allocator, KeepsCountOfThePeak) {
-  reset_peak();
-  const int64_t base = allocator_stats().peak_bytes_in_use;
+  reset_peak(Device::cpu);
+  const int64_t base = allocator_stats(Device::cpu).peak_bytes_in_use;
   { const Tensor t = Tensor::empty({1 << 20}, DType::u8); }
-  EXPECT_GE(allocator_stats().peak_bytes_in_use, base + (1 << 20));
-  EXPECT_LE(allocator_stats().bytes_in_use, base);
+  EXPECT_GE(allocator_stats(Device::cpu).peak_bytes_in_use, base + (1 << 20));
+  EXPECT_LE(allocator_stats(Device::cpu).bytes_in_use, base);
 }
 
 }  // namespace

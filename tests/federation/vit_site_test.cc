@@ -265,12 +265,12 @@ TEST_F(Federation, AWarmStepAllocatesNothing) {
   loader.start(0);
   const Batch* batch = loader.next();
   for (uint64_t i = 0; i < 3; ++i) trainer.tuner().step({batch}, 0.5, 1, Phase::joint, i);
-  const int64_t before = allocator_stats().heap_allocations;
+  const int64_t before = allocator_stats(Device::cpu).heap_allocations;
   for (uint64_t i = 3; i < 8; ++i) trainer.tuner().step({batch}, 0.5, 1, Phase::joint, i);
-  EXPECT_EQ(allocator_stats().heap_allocations, before);
+  EXPECT_EQ(allocator_stats(Device::cpu).heap_allocations, before);
   // The counter counts: something new does allocate.
   const Tensor huge = Tensor::empty({12345, 77}, DType::f32);
-  EXPECT_GT(allocator_stats().heap_allocations, before);
+  EXPECT_GT(allocator_stats(Device::cpu).heap_allocations, before);
 }
 
 TEST_F(Federation, PooledAndLocalRunAlone) {

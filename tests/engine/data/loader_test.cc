@@ -279,9 +279,9 @@ TEST(Loader, ABatchStaysUntilTheNextIsAskedFor) {
 
 TEST(Loader, AllocatesNothingAfterConstruction) {
   Loader loader(cache_of(20), training(2));
-  const int64_t before = allocator_stats().heap_allocations;
+  const int64_t before = allocator_stats(Device::cpu).heap_allocations;
   for (int64_t epoch = 0; epoch < 3; ++epoch) epoch_of(loader, epoch);
-  EXPECT_EQ(allocator_stats().heap_allocations, before);
+  EXPECT_EQ(allocator_stats(Device::cpu).heap_allocations, before);
 }
 
 TEST(Loader, BrokenContractsAreRefused) {

@@ -1,0 +1,37 @@
+// The device of the calling thread: where its new tensors go and its kernels run.
+//
+//   OnDevice scope(Device::simt);
+//   const Tensor x = Tensor::zeros({4, 8}, DType::f32);   // on the emulated device
+//
+// A tensor stays where it was made; an op runs on its inputs' device, which must be the thread's.
+#pragma once
+#include "kernels/core/device.h"
+
+namespace orthofed {
+
+const Queue& queue();
+// The same with scratch memory of at least `bytes`, which is the thread's own and grows.
+const Queue& queue_with_scratch(size_t bytes);
+
+class OnDevice {
+ public:
+  explicit OnDevice(Device device);  // throws UserError where the device is not at hand
+  ~OnDevice();
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+
+ private:
+  Device before_;
+};
+
+// Is the device in this build and on this machine?
+bool available(Device device);
+
+// Copies rows of `width` bytes, `pitch` bytes apart, between any two devices.
+void copy_rows(void* to, Device to_device, size_t to_pitch, const void* from, Device from_device,
+               size_t from_pitch, size_t width, size_t rows);
+
+// Zeroes rows likewise.
+void zero_rows(void* data, Device device, size_t pitch, size_t width, size_t rows);
+
+}  // namespace orthofed

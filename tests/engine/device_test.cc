@@ -1,0 +1,96 @@
+// Tensors on another device: what host code may do with them, and what stops it from doing more.
+#include "engine/tensor/device.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <thread>
+
+#include "engine/tensor/allocator.h"
+#include "engine/tensor/tensor.h"
+#include "kernels/simt/memory.h"
+#include "tests/support/files.h"
+
+namespace orthofed {
+namespace {
+
+// Host code that looks into the emulated device's memory stops the program from here on.
+[[maybe_unused]] const bool guarded = [] {
+  simt::guard_memory();
+  return true;
+}();
+
+TEST(OnDevice, GovernsWhereTensorsGo) {
+  EXPECT_EQ(Tensor::zeros({2, 3}, DType::f32).device(), Device::cpu);
+  {
+    const OnDevice scope(Device::simt);
+    const Tensor t = Tensor::zeros({2, 3}, DType::f32);
+    EXPECT_EQ(t.device(), Device::simt);
+    EXPECT_EQ(t.clone().device(), Device::simt);
+    {
+      const OnDevice inner(Device::cpu);
+      EXPECT_EQ(Tensor::zeros({1}, DType::f32).device(), Device::cpu);
+    }
+    std::thread([] { EXPECT_EQ(queue().device, Device::cpu); }).join();
+    EXPECT_EQ(queue().device, Device::simt);
+  }
+  EXPECT_EQ(queue().device, Device::cpu);
+}
+
+TEST(OnDevice, RefusesADeviceThatIsNotThere) {
+  if (available(Device::cuda)) GTEST_SKIP() << "a GPU is here";
+  EXPECT_TRUE(test::user_error([] { OnDevice scope(Device::cuda); }, {"cuda", "device cpu"}));
+}
+
+TEST(DeviceTensor, ValuesGoThereAndBack) {
+  const OnDevice scope(Device::simt);
+  for (const DType dtype : {DType::f32, DType::bf16, DType::i32, DType::u8}) {
+    SCOPED_TRACE(name_of(dtype));
+    const Tensor t = Tensor::of(std::vector<float>{1, 2, 3, 4, 5, 6}, {2, 3}).to(dtype);
+    EXPECT_EQ(t.device(), Device::simt);
+    EXPECT_EQ(t.to_vector(), (std::vector<double>{1, 2, 3, 4, 5, 6}));
+    EXPECT_EQ(t.columns(1, 3).to_vector(), (std::vector<double>{2, 3, 5, 6}));
+    EXPECT_EQ(t.on(Device::cpu).on(Device::simt).to_vector(), t.to_vector());
+    t.row_range(1, 2).fill(7);
+    EXPECT_EQ(t.contiguous().to_vector(), (std::vector<double>{1, 2, 3, 7, 7, 7}));
+    EXPECT_EQ(t.row_range(0, 1).columns(1, 2).item(), 2);
+  }
+  const Tensor a = Tensor::full({2, 3}, DType::f32, 2), b = Tensor::full({2, 3}, DType::f32, 0.5);
+  a.add(b);
+  EXPECT_EQ(a.to_vector(), std::vector<double>(6, 2.5));
+  EXPECT_TRUE(a.all_finite());
+  a.fill(INFINITY);
+  EXPECT_FALSE(a.all_finite());
+}
+
+TEST(DeviceTensor, PaddingIsZero) {
+  const OnDevice scope(Device::simt);
+  const Tensor t = Tensor::empty({3, 5}, DType::f32);
+  const Tensor whole = Tensor::view(nullptr, t.raw(), {3, t.pitch()}, DType::f32, 0, Device::simt);
+  EXPECT_EQ(whole.columns(5, 8).to_vector(), std::vector<double>(9, 0));
+}
+
+TEST(DeviceTensor, BlocksAreReused) {
+  const OnDevice scope(Device::simt);
+  { const Tensor t = Tensor::zeros({100, 100}, DType::f32); }
+  const int64_t before = allocator_stats(Device::simt).heap_allocations;
+  { const Tensor t = Tensor::zeros({100, 100}, DType::f32); }
+  EXPECT_EQ(allocator_stats(Device::simt).heap_allocations, before);
+}
+
+TEST(DeviceTensor, ScratchGrowsAndStays) {
+  const OnDevice scope(Device::simt);
+  const Scratch small = queue_with_scratch(1000).simt.scratch;
+  EXPECT_GE(small.bytes, 1000u);
+  EXPECT_EQ(queue_with_scratch(10).simt.scratch.data, small.data);
+  EXPECT_GE(queue_with_scratch(1 << 20).simt.scratch.bytes, size_t{1} << 20);
+}
+
+TEST(DeviceTensorDeathTest, HostCodeMayNotLookInside) {
+  const OnDevice scope(Device::simt);
+  const Tensor t = Tensor::zeros({4}, DType::f32);
+  EXPECT_DEATH(std::printf("%f\n", double(t.data<float>()[0])), "");
+}
+
+}  // namespace
+}  // namespace orthofed
