@@ -19,9 +19,8 @@ endif()
 if(NOT CMAKE_CUDA_ARCHITECTURES)
   set(CMAKE_CUDA_ARCHITECTURES 80-real 90a-real 80-virtual)
 endif()
-if(OF_CCACHE)
-  set(CMAKE_CUDA_COMPILER_LAUNCHER ${CMAKE_CXX_COMPILER_LAUNCHER})
-endif()
+# Registers, spills and shared memory of every kernel are kept beside its object.
+set(CMAKE_CUDA_COMPILER_LAUNCHER ${CMAKE_SOURCE_DIR}/cmake/ptxas_log.sh ${CMAKE_CXX_COMPILER_LAUNCHER})
 enable_language(CUDA)
 if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.8)
   message(FATAL_ERROR "nvcc ${CMAKE_CUDA_COMPILER_VERSION} is too old (12.8 or newer); -DOF_CUDA=OFF "
@@ -31,7 +30,7 @@ find_package(CUDAToolkit REQUIRED)
 
 # CMake 3.25 knows no C++20 for nvcc 13: the flag is ours, and CMake is told not to set one.
 set(CMAKE_CUDA_STANDARD_DEFAULT "")
-string(APPEND CMAKE_CUDA_FLAGS " -std=c++20 --expt-relaxed-constexpr --extended-lambda -lineinfo"
+string(APPEND CMAKE_CUDA_FLAGS " -std=c++20 --expt-relaxed-constexpr --extended-lambda -lineinfo -Xptxas=-v"
                                " -Xcompiler=-Wall,-Wextra,-Wno-unknown-pragmas,-Wno-psabi")
 if(OF_WERROR)
   string(APPEND CMAKE_CUDA_FLAGS " -Werror=all-warnings -Xcompiler=-Werror")

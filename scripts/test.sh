@@ -9,12 +9,14 @@ usage: scripts/test.sh [--fast | --all] [--asan] [--tsan] [--ci]
 Installs what is missing (scripts/setup.sh), builds under build/<preset>, and runs these stages:
 
   release   every test, optimised                                        always, unless only
-  format    clang-format 14 on every source; skipped where it is absent  --asan or --tsan is given
+  cuda      every .cu compiled (by the release build) without spilled    --asan or --tsan is given
+            registers; skipped where nvcc is absent
+  format    clang-format 14 on every source; skipped where it is absent
   asan      AddressSanitizer and UBSan, without the tests labelled slow  default, --all, --asan
   tsan      ThreadSanitizer on the engine's and federation's threads     --all, --tsan
 
-  --fast    release and format
-  --all     all four
+  --fast    release, cuda and format
+  --all     all five
   --asan    asan alone; with --tsan both
   --tsan    tsan alone
   --ci      warnings are errors; set by the environment variable CI as well
@@ -29,8 +31,8 @@ werror=OFF
 [[ -n ${CI-} ]] && werror=ON
 for option in "$@"; do
   case "$option" in
-    --fast) stages+=(release format) ;;
-    --all) stages+=(release format asan tsan) ;;
+    --fast) stages+=(release cuda format) ;;
+    --all) stages+=(release cuda format asan tsan) ;;
     --asan) stages+=(asan) ;;
     --tsan) stages+=(tsan) ;;
     --ci) werror=ON ;;
@@ -38,7 +40,7 @@ for option in "$@"; do
     *) echo "test: unknown option '$option' (see scripts/test.sh --help)" >&2; exit 2 ;;
   esac
 done
-((${#stages[@]} > 0)) || stages=(release format asan)
+((${#stages[@]} > 0)) || stages=(release cuda format asan)
 wanted() { [[ " ${stages[*]} " == *" $1 "* ]]; }
 
 passed=0 failed=0 skipped=0 failures=()
@@ -88,6 +90,17 @@ export CTEST_PARALLEL_LEVEL="${CTEST_PARALLEL_LEVEL-$(nproc)}"
 launcher=()
 
 wanted release && run_preset release
+if wanted cuda; then
+  echo "== cuda"
+  if ! grep -qE '^CMAKE_CUDA_COMPILER:[A-Z]+=/' build/release/CMakeCache.txt 2>/dev/null; then
+    echo "cuda: skipped, nvcc is not installed"
+    skipped=$((skipped + 1))
+  elif scripts/kernel_resources.sh build/release; then
+    passed=$((passed + 1))
+  else
+    fail "cuda: scripts/kernel_resources.sh"
+  fi
+fi
 if wanted format; then
   echo "== format"
   if ! output="$(scripts/format.sh --check 2>&1)"; then
