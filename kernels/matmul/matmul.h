@@ -16,8 +16,10 @@
 #pragma once
 #include <cstdint>
 #include <memory>
+#include <span>
 
 #include "kernels/core/types.h"
+#include "kernels/core/version.h"
 
 namespace orthofed {
 
@@ -39,11 +41,16 @@ template <class T, class C>
 void matmul(const T* a, const T* b, C* c, const Accum<T>* bias, bool accumulate,
             const MatmulShape& shape);
 
-// The readable blocked loop, whatever is built in. Also {bf16, float, bf16}: activations times an
-// adapter, which stays in fp32.
+// The readable blocked loop, whatever is built in. Also {bf16, float, bf16}.
 template <class T, class B, class C>
 void matmul_blocked(const T* a, const B* b, C* c, const Accum<T>* bias, bool accumulate,
                     const MatmulShape& shape);
+
+// Activations times an adapter, which stays in fp32 beside bf16: A and C of T, B of Accum<T>. Its
+// products are exact in fp32, as those of two bf16 are.
+template <class T>
+void matmul_by_adapter(const T* a, const Accum<T>* b, T* c, const Accum<T>* bias, bool accumulate,
+                       const MatmulShape& shape);
 
 // A frozen B, rearranged once into the order that the product reads. It keeps its own copy; the
 // source may be freed. Copying shares the packed storage.
@@ -74,3 +81,23 @@ bool native_bf16();            // does this processor multiply bf16 in hardware?
 const char* matmul_backend();  // "oneDNN 3.7.1" or "blocked loop", for doctor
 
 }  // namespace orthofed::cpu
+
+namespace orthofed::gpu {
+
+// T, C in {float, float}, {bf16, bf16}, {bf16, float}.
+template <class T, class C, class Stream>
+void matmul(const T* a, const T* b, C* c, const Accum<T>* bias, bool accumulate,
+            const MatmulShape& shape, const Stream& stream);
+
+// Every version of it, the naive one first.
+template <class T, class C, class Stream>
+using MatmulRun = void(const T* a, const T* b, C* c, const Accum<T>* bias, bool accumulate,
+                       const MatmulShape& shape, const Stream& stream);
+template <class T, class C, class Stream>
+std::span<const Version<MatmulRun<T, C, Stream>>> matmul_versions();
+
+template <class T, class Stream>
+void matmul_by_adapter(const T* a, const Accum<T>* b, T* c, const Accum<T>* bias, bool accumulate,
+                       const MatmulShape& shape, const Stream& stream);
+
+}  // namespace orthofed::gpu

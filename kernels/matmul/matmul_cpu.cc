@@ -129,6 +129,17 @@ void matmul(const T* a, const T* b, C* c, const Accum<T>* bias, bool accumulate,
   matmul_blocked(a, b, c, bias, accumulate, s);
 }
 
+template <class T>
+void matmul_by_adapter(const T* a, const Accum<T>* b, T* c, const Accum<T>* bias, bool accumulate,
+                       const MatmulShape& s) {
+  if constexpr (std::is_same_v<T, Accum<T>>) {
+    matmul(a, b, c, bias, accumulate, s);
+  } else {
+    check(s);
+    matmul_blocked(a, b, c, bias, accumulate, s);
+  }
+}
+
 // Packed by oneDNN, or a dense copy [k, n], whose rows the loop above copies fastest.
 template <class T>
 struct PackedMatrix<T>::Impl {
@@ -220,5 +231,11 @@ template void PackedMatrix<bf16>::multiply(const bf16*, int64_t, float*, int64_t
                                            bool, int64_t) const;
 template void matmul_blocked(const bf16*, const float*, bf16*, const float*, bool,
                              const MatmulShape&);
+template void matmul_by_adapter(const double*, const double*, double*, const double*, bool,
+                                const MatmulShape&);
+template void matmul_by_adapter(const float*, const float*, float*, const float*, bool,
+                                const MatmulShape&);
+template void matmul_by_adapter(const bf16*, const float*, bf16*, const float*, bool,
+                                const MatmulShape&);
 
 }  // namespace orthofed::cpu

@@ -13,7 +13,7 @@
 #include "kernels/core/parallel.h"
 #include "tests/support/buffer.h"
 #include "tests/support/compare.h"
-#include "tests/support/isa.h"
+#include "tests/support/device.h"
 #include "tests/support/random.h"
 
 namespace orthofed {
@@ -62,6 +62,34 @@ std::vector<Case> cases() {
   return list;
 }
 
+// The same for the GPU's kernels, whose tiles are 16, 64 and 128 wide and end in steps of 8, 16 and
+// 32 along k; small, because the emulator runs them. Rows that are a multiple of 16 bytes apart are
+// read in packs, others are not.
+std::vector<Case> gpu_cases() {
+  std::vector<Case> list;
+  const auto add = [&](const std::array<int64_t, 3>& size, int options, int64_t padding) {
+    list.push_back({size[0], size[1], size[2], options & 1 ? Op::transpose : Op::none,
+                    options & 2 ? Op::transpose : Op::none, (options & 4) != 0, (options & 8) != 0,
+                    padding});
+  };
+  for (int options = 0; options < 16; ++options) {
+    add({1, 1, 1}, options, 0);
+    add({7, 17, 5}, options, 3);
+    add({17, 20, 41}, options, options % 3);
+    add({24, 40, 64}, options, options % 2 * 8);
+  }
+  for (const int options : {0, 3, 5, 10}) {
+    add({129, 67, 34}, options, 1);
+    add({65, 131, 9}, options, 0);
+    add({64, 128, 96}, options, 8);
+    add({16, 136, 200}, options, 0);
+    add({0, 5, 3}, options, 1);
+    add({5, 0, 3}, options, 1);
+    add({5, 3, 0}, options, 1);
+  }
+  return list;
+}
+
 template <class T, class C, class B = T>
 struct Operands {
   Buffer<T> a;
@@ -83,36 +111,48 @@ struct Operands {
   }
 };
 
-// The product in double, and the error it may have: a sum of k products in any order errs by at
-// most k * eps/2 * sum |a b| (Higham, Accuracy and Stability, 3.1), and C is rounded once.
-template <class T, class C, class B>
-testing::AssertionResult check(const Operands<T, C, B>& in, const Case& t, const Buffer<C>& out) {
-  std::vector<double> want(size_t(t.m * t.n)), size(want.size());
-  for (int64_t i = 0; i < t.m; ++i) {
-    for (int64_t j = 0; j < t.n; ++j) {
-      double sum = 0, magnitude = 0;
-      const auto add = [&](double v) {
-        sum += v;
-        magnitude += std::abs(v);
-      };
-      for (int64_t p = 0; p < t.k; ++p) {
-        const double x = t.op_a == Op::none ? in.a(i, p) : in.a(p, i);
-        const double y = t.op_b == Op::none ? in.b(p, j) : in.b(j, p);
-        add(x * y);
+// The product in double, and sum |a b| with it.
+struct Reference {
+  std::vector<double> want, size;  // [m, n]
+
+  template <class T, class C, class B>
+  Reference(const Operands<T, C, B>& in, const Case& t) {
+    for (int64_t i = 0; i < t.m; ++i) {
+      for (int64_t j = 0; j < t.n; ++j) {
+        double sum = 0, magnitude = 0;
+        const auto add = [&](double v) {
+          sum += v;
+          magnitude += std::abs(v);
+        };
+        for (int64_t p = 0; p < t.k; ++p) {
+          const double x = t.op_a == Op::none ? in.a(i, p) : in.a(p, i);
+          const double y = t.op_b == Op::none ? in.b(p, j) : in.b(j, p);
+          add(x * y);
+        }
+        if (t.bias) add(in.bias(0, j));
+        if (t.accumulate) add(in.c(i, j));
+        want.push_back(sum);
+        size.push_back(magnitude);
       }
-      if (t.bias) add(in.bias(0, j));
-      if (t.accumulate) add(in.c(i, j));
-      want[size_t(i * t.n + j)] = sum;
-      size[size_t(i * t.n + j)] = magnitude;
     }
   }
+};
+
+// The error that a product may have: a sum of k products in any order errs by at most
+// k * eps/2 * sum |a b| (Higham, Accuracy and Stability, 3.1), and C is rounded once.
+template <class T, class C>
+testing::AssertionResult check(const Reference& reference, const Case& t, const Buffer<C>& out) {
   const double sums = 0.5 * epsilon<Accum<T>> * double(t.k + 2);
-  return close(out, want, [&](int64_t i, int64_t j) -> double {
+  return close(out, reference.want, [&](int64_t i, int64_t j) -> double {
     const auto at = size_t(i * t.n + j);
     // The reference itself sums in double: twice the bound for T = double.
-    return (std::is_same_v<T, double> ? 2 : 1) * sums * size[at] +
-           0.5 * epsilon<C> * (std::abs(want[at]) + sums * size[at]);
+    return (std::is_same_v<T, double> ? 2 : 1) * sums * reference.size[at] +
+           0.5 * epsilon<C> * (std::abs(reference.want[at]) + sums * reference.size[at]);
   });
+}
+template <class T, class C, class B>
+testing::AssertionResult check(const Operands<T, C, B>& in, const Case& t, const Buffer<C>& out) {
+  return check<T>(Reference(in, t), t, out);
 }
 
 template <class T, class C>
@@ -162,18 +202,64 @@ TYPED_TEST(Matmul, Dispatch) {
   run_cases<T, C>(/*blocked=*/false);
 }
 
-// Activations in bf16 times an adapter in fp32.
-TEST(MatmulMixed, BlockedLoop) {
-  for_each_isa([] {
-    for (const Case& t : cases()) {
+// A product on a GPU, twice: within its budget, and the same bits.
+template <class T, class C, class B, class Run>
+void check_run(const Operands<T, C, B>& in, const Reference& reference, const Case& t,
+               const Queue& queue, const Run& run) {
+  Buffer<C> first = in.c, second = in.c;
+  const Accum<T>* bias = t.bias ? in.bias.data() : nullptr;
+  run(in.a.data(), in.b.data(), first.data(), bias, t.accumulate, in.shape);
+  run(in.a.data(), in.b.data(), second.data(), bias, t.accumulate, in.shape);
+  finish(queue);
+  ASSERT_TRUE(check<T>(reference, t, first));
+  ASSERT_TRUE(identical(first, second));
+}
+
+TYPED_TEST(Matmul, EveryVersion) {
+  using T = typename TypeParam::first_type;
+  using C = typename TypeParam::second_type;
+  if constexpr (gpu_computes<T>) {
+    for (const Case& t : gpu_cases()) {
       SCOPED_TRACE(t.name());
-      const Operands<bf16, bf16, float> in(t);
-      Buffer<bf16> out = in.c;
-      cpu::matmul_blocked(in.a.data(), in.b.data(), out.data(), t.bias ? in.bias.data() : nullptr,
-                          t.accumulate, in.shape);
-      ASSERT_TRUE(check(in, t, out));
+      const Operands<T, C> in(t);
+      const Reference reference(in, t);
+      for_each_gpu([&](const Queue& queue) {
+        const auto walk = [&]<class Stream>(const Stream& stream) {
+          for (const auto& version : gpu::matmul_versions<T, C, Stream>()) {
+            SCOPED_TRACE(version.name);
+            check_run(in, reference, t, queue,
+                      [&](auto... arguments) { version.run(arguments..., stream); });
+          }
+        };
+        on_device<T>(
+            queue, [] {}, walk);
+        check_run(in, reference, t, queue, [&](auto... arguments) {
+          OF_ON(queue, matmul, T, C)(arguments...);
+        });
+      });
+      if (this->HasFatalFailure()) return;
     }
-  });
+  }
+}
+
+template <class T>
+class MatmulByAdapter : public testing::Test {};
+using Activations = testing::Types<double, float, bf16>;
+TYPED_TEST_SUITE(MatmulByAdapter, Activations);
+
+TYPED_TEST(MatmulByAdapter, EveryDevice) {
+  using T = TypeParam;
+  for (const Case& t : gpu_cases()) {
+    SCOPED_TRACE(t.name());
+    const Operands<T, T, Accum<T>> in(t);
+    const Reference reference(in, t);
+    for_each_device<T>([&](const Queue& queue) {
+      check_run(in, reference, t, queue, [&](auto... arguments) {
+        OF_ON(queue, matmul_by_adapter, T)(arguments...);
+      });
+    });
+    if (this->HasFatalFailure()) return;
+  }
 }
 
 // The blocked loop's sums do not depend on the number of threads; oneDNN's may, but must repeat at
