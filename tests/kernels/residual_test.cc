@@ -4,8 +4,8 @@
 #include <cmath>
 
 #include "tests/support/compare.h"
+#include "tests/support/device.h"
 #include "tests/support/gradcheck.h"
-#include "tests/support/isa.h"
 #include "tests/support/random.h"
 
 namespace orthofed::test {
@@ -14,9 +14,20 @@ namespace {
 struct Shape {
   int64_t rows, cols, padding;
 };
-// Around the 32 columns and 128 rows of a column sum's blocks, too.
-constexpr Shape kShapes[] = {{0, 4, 0},    {1, 1, 0},    {2, 31, 1},   {127, 32, 0},
-                             {128, 33, 2}, {129, 64, 0}, {394, 65, 3}, {5, 768, 0}};
+// Pitches that 16-byte packs can use and others; rows that end within a pack.
+constexpr Shape kShapes[] = {{0, 4, 0},  {1, 1, 0},   {2, 31, 1},
+                             {9, 33, 3}, {17, 64, 2}, {5, 260, 0}};
+// Around the 32 columns and 128 rows of a column sum's blocks.
+constexpr Shape kSumShapes[] = {{0, 4, 0},    {1, 1, 0},   {2, 31, 1},
+                                {127, 32, 0}, {128, 3, 3}, {259, 33, 3}};
+
+template <class T>
+void bias_backward(const Queue& queue, const Buffer<T>& dy, Buffer<Accum<T>>& db, bool accumulate) {
+  const WithScratch at(queue, gpu::bias_backward_scratch(dy.rows(), dy.cols()));
+  OF_ON(at, bias_backward, T)
+  (dy.data(), dy.ld(), db.data(), accumulate, dy.rows(), dy.cols());
+  finish(at);
+}
 
 template <class T>
 class Residual : public testing::Test {
@@ -29,7 +40,7 @@ TYPED_TEST_SUITE(Residual, Types);
 TYPED_TEST(Residual, ForwardAndInPlace) {
   using T = TypeParam;
   using A = Accum<T>;
-  for_each_isa([] {
+  for_each_device<TypeParam>([](const Queue& queue) {
     for (const Shape s : kShapes) {
       for (bool scaled : {false, true}) {
         SCOPED_TRACE(testing::Message() << s.rows << " x " << s.cols << " scaled " << scaled);
@@ -46,13 +57,15 @@ TYPED_TEST(Residual, ForwardAndInPlace) {
             size.push_back(std::abs(double(x(i, j))) + 2 * std::abs(branch));
           }
         const A* scale = scaled ? gamma.data() : nullptr;
-        cpu::residual_forward<T>(x.data(), x.ld(), z.data(), z.ld(), scale, y.data(), y.ld(),
-                                 s.rows, s.cols);
+        OF_ON(queue, residual_forward, T)
+        (x.data(), x.ld(), z.data(), z.ld(), scale, y.data(), y.ld(), s.rows, s.cols);
+        finish(queue);
         EXPECT_TRUE(close(y, want, [&](int64_t i, int64_t j) -> double {
           return TestFixture::kUnit / 2 * size[size_t(i * s.cols + j)] * 1.01;
         }));
-        cpu::residual_forward<T>(x.data(), x.ld(), z.data(), z.ld(), scale, x.data(), x.ld(),
-                                 s.rows, s.cols);
+        OF_ON(queue, residual_forward, T)
+        (x.data(), x.ld(), z.data(), z.ld(), scale, x.data(), x.ld(), s.rows, s.cols);
+        finish(queue);
         EXPECT_TRUE(identical(x, y));
         EXPECT_TRUE(x.verify());
       }
@@ -63,7 +76,7 @@ TYPED_TEST(Residual, ForwardAndInPlace) {
 TYPED_TEST(Residual, Backward) {
   using T = TypeParam;
   using A = Accum<T>;
-  for_each_isa([] {
+  for_each_device<TypeParam>([](const Queue& queue) {
     for (const Shape s : kShapes) {
       for (bool scaled : {false, true}) {
         SCOPED_TRACE(testing::Message() << s.rows << " x " << s.cols << " scaled " << scaled);
@@ -75,8 +88,10 @@ TYPED_TEST(Residual, Backward) {
         for (int64_t i = 0; i < s.rows; ++i)
           for (int64_t j = 0; j < s.cols; ++j)
             want.push_back((scaled ? double(gamma(0, j)) : 1) * double(dy(i, j)));
-        cpu::residual_backward<T>(dy.data(), dy.ld(), scaled ? gamma.data() : nullptr, dz.data(),
-                                  dz.ld(), s.rows, s.cols);
+        const A* scale = scaled ? gamma.data() : nullptr;
+        OF_ON(queue, residual_backward, T)
+        (dy.data(), dy.ld(), scale, dz.data(), dz.ld(), s.rows, s.cols);
+        finish(queue);
         EXPECT_TRUE(close(dz, want, Budget{0.505 * epsilon<T> + 0.5 * epsilon<A>, 1e-37}));
       }
     }
@@ -87,8 +102,8 @@ TYPED_TEST(Residual, ColumnSums) {
   using T = TypeParam;
   using A = Accum<T>;
   const int threads = cpu::threads();
-  for_each_isa([] {
-    for (const Shape s : kShapes) {
+  for_each_device<TypeParam>([](const Queue& queue) {
+    for (const Shape s : kSumShapes) {
       SCOPED_TRACE(testing::Message() << s.rows << " x " << s.cols);
       Buffer<A> dy(s.rows, s.cols, s.padding);
       Buffer<T> z(s.rows, s.cols, s.padding + 1);
@@ -106,9 +121,13 @@ TYPED_TEST(Residual, ColumnSums) {
       const double k = TestFixture::kUnit * (double(std::min<int64_t>(s.rows, 128)) / 2 + 2);
       Buffer<A> got_dgamma(1, s.cols), got_db(1, s.cols);
       for (int times : {1, 2}) {  // written, then added to
-        cpu::residual_backward_gamma<T>(dy.data(), dy.ld(), z.data(), z.ld(), got_dgamma.data(),
-                                        times == 2, s.rows, s.cols);
-        cpu::bias_backward<T>(z.data(), z.ld(), got_db.data(), times == 2, s.rows, s.cols);
+        {
+          const WithScratch at(queue, gpu::residual_backward_gamma_scratch(s.rows, s.cols));
+          OF_ON(at, residual_backward_gamma, T)
+          (dy.data(), dy.ld(), z.data(), z.ld(), got_dgamma.data(), times == 2, s.rows, s.cols);
+          finish(at);
+        }
+        bias_backward(queue, z, got_db, times == 2);
         std::vector<double> want_dgamma = dgamma, want_db = db;
         for (double& v : want_dgamma) v *= times;
         for (double& v : want_db) v *= times;
@@ -121,9 +140,9 @@ TYPED_TEST(Residual, ColumnSums) {
       }
       Buffer<A> one_thread(1, s.cols), two_threads(1, s.cols);
       cpu::set_threads(1);
-      cpu::bias_backward<T>(z.data(), z.ld(), one_thread.data(), false, s.rows, s.cols);
+      bias_backward(queue, z, one_thread, false);
       cpu::set_threads(2);
-      cpu::bias_backward<T>(z.data(), z.ld(), two_threads.data(), false, s.rows, s.cols);
+      bias_backward(queue, z, two_threads, false);
       EXPECT_TRUE(identical(one_thread, two_threads));
     }
   });
