@@ -64,4 +64,16 @@ void synchronize(const Stream& stream) {
   OF_CUDA_CHECK(cudaStreamSynchronize(static_cast<cudaStream_t>(stream.handle)));
 }
 
+double seconds_of(const Stream& stream, const std::function<void()>& work) {
+  const auto queued_on = static_cast<cudaStream_t>(stream.handle);
+  const EventHandle begin = make_event(), end = make_event();
+  OF_CUDA_CHECK(cudaEventRecord(begin.get(), queued_on));
+  work();
+  OF_CUDA_CHECK(cudaEventRecord(end.get(), queued_on));
+  OF_CUDA_CHECK(cudaEventSynchronize(end.get()));
+  float milliseconds = 0;
+  OF_CUDA_CHECK(cudaEventElapsedTime(&milliseconds, begin.get(), end.get()));
+  return 1e-3 * double(milliseconds);
+}
+
 }  // namespace orthofed::cuda
