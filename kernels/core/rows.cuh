@@ -1,5 +1,4 @@
-// Elementwise kernels over matrices whose rows have a pitch, in packs of N elements: 16 bytes an
-// instruction where base and pitch allow it, N = 1 elsewhere.
+// Elementwise kernels over matrices whose rows have a pitch, in packs of N elements.
 //
 // A block is 8 warps, and a warp 32 neighbouring packs of one row, so that what it reads and writes
 // is one contiguous piece of memory. Each thread moves one pack: the many threads of an SM keep
@@ -31,20 +30,28 @@ __device__ void for_each_pack(int64_t rows, int64_t cols, const Body& body) {
   if (i < rows && j < cols) body(i, j);
 }
 
-// The pack at `from`, of whose elements only the first `count` exist; the others read as `fill`.
+// Any address is right: a whole pack at an address that is a multiple of its size moves in one
+// instruction, what is left element by element. So who holds which element, and with it the order
+// of every sum, depends on the shape alone. (The engine's rows are aligned.)
 template <int N, class T>
-__device__ Pack<T, N> load_part(const T* from, int64_t count, T fill) {
-  if (count >= N) return load_pack<N>(from);
+__device__ bool whole(const T* address, int64_t count) {
+  return count >= N && reinterpret_cast<uintptr_t>(address) % sizeof(Pack<T, N>) == 0;
+}
+
+// The pack at `from`, of whose elements only the first `count` exist; the others are 0.
+template <int N, class T>
+__device__ Pack<T, N> load_part(const T* from, int64_t count) {
+  if (whole<N>(from, count)) return load_pack<N>(from);
   Pack<T, N> pack;
 #pragma unroll
-  for (int e = 0; e < N; ++e) pack[e] = e < count ? from[e] : fill;
+  for (int e = 0; e < N; ++e) pack[e] = e < count ? from[e] : T(0.0f);
   return pack;
 }
 
 // Writes the first `count` elements of the pack.
 template <int N, class T>
 __device__ void store_part(T* to, const Pack<T, N>& pack, int64_t count) {
-  if (count >= N) return store_pack(to, pack);
+  if (whole<N>(to, count)) return store_pack(to, pack);
 #pragma unroll
   for (int e = 0; e < N; ++e)
     if (e < count) to[e] = pack[e];

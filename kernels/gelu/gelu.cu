@@ -12,41 +12,32 @@
 namespace orthofed::gpu {
 namespace {
 
-template <class T, int N, class Form>
+template <class T>
+constexpr int kPack = 16 / sizeof(T);  // elements an instruction moves
+
+template <class T, class Form>
 __global__ void forward_kernel(const T* x, int64_t ldx, T* y, int64_t ldy, int64_t rows,
                                int64_t cols) {
+  constexpr int N = kPack<T>;
   for_each_pack<N>(rows, cols, [&](int64_t i, int64_t j) {
-    Pack<T, N> v = load_part<N>(x + i * ldx + j, cols - j, T(0.0f));  // [N]
+    Pack<T, N> v = load_part<N>(x + i * ldx + j, cols - j);  // [N]
 #pragma unroll
     for (int e = 0; e < N; ++e) v[e] = T(float(v[e]) * Form::phi(float(v[e])));
     store_part(y + i * ldy + j, v, cols - j);
   });
 }
 
-template <class T, int N, class Form>
+template <class T, class Form>
 __global__ void backward_kernel(const T* dy, int64_t lddy, const T* x, int64_t ldx, T* dx,
                                 int64_t lddx, int64_t rows, int64_t cols) {
+  constexpr int N = kPack<T>;
   for_each_pack<N>(rows, cols, [&](int64_t i, int64_t j) {
-    Pack<T, N> d = load_part<N>(dy + i * lddy + j, cols - j, T(0.0f));      // [N]
-    const Pack<T, N> v = load_part<N>(x + i * ldx + j, cols - j, T(0.0f));  // [N]
+    Pack<T, N> d = load_part<N>(dy + i * lddy + j, cols - j);      // [N]
+    const Pack<T, N> v = load_part<N>(x + i * ldx + j, cols - j);  // [N]
 #pragma unroll
     for (int e = 0; e < N; ++e) d[e] = T(float(d[e]) * Form::derivative(float(v[e])));
     store_part(dx + i * lddx + j, d, cols - j);
   });
-}
-
-template <class T, int N, class Stream>
-void forward(const T* x, int64_t ldx, T* y, int64_t ldy, int64_t rows, int64_t cols, GeluKind kind,
-             const Stream& stream) {
-  launch(kind == GeluKind::erf ? forward_kernel<T, N, GeluErf> : forward_kernel<T, N, GeluTanh>,
-         map_shape<N>(rows, cols), stream, x, ldx, y, ldy, rows, cols);
-}
-
-template <class T, int N, class Stream>
-void backward(const T* dy, int64_t lddy, const T* x, int64_t ldx, T* dx, int64_t lddx, int64_t rows,
-              int64_t cols, GeluKind kind, const Stream& stream) {
-  launch(kind == GeluKind::erf ? backward_kernel<T, N, GeluErf> : backward_kernel<T, N, GeluTanh>,
-         map_shape<N>(rows, cols), stream, dy, lddy, x, ldx, dx, lddx, rows, cols);
 }
 
 }  // namespace
@@ -54,21 +45,15 @@ void backward(const T* dy, int64_t lddy, const T* x, int64_t ldx, T* dx, int64_t
 template <class T, class Stream>
 void gelu_forward(const T* x, int64_t ldx, T* y, int64_t ldy, int64_t rows, int64_t cols,
                   GeluKind kind, const Stream& stream) {
-  constexpr int N = 16 / sizeof(T);
-  if (packable<N>(x, ldx) && packable<N>(y, ldy))
-    forward<T, N>(x, ldx, y, ldy, rows, cols, kind, stream);
-  else
-    forward<T, 1>(x, ldx, y, ldy, rows, cols, kind, stream);
+  launch(kind == GeluKind::erf ? forward_kernel<T, GeluErf> : forward_kernel<T, GeluTanh>,
+         map_shape<kPack<T>>(rows, cols), stream, x, ldx, y, ldy, rows, cols);
 }
 
 template <class T, class Stream>
 void gelu_backward(const T* dy, int64_t lddy, const T* x, int64_t ldx, T* dx, int64_t lddx,
                    int64_t rows, int64_t cols, GeluKind kind, const Stream& stream) {
-  constexpr int N = 16 / sizeof(T);
-  if (packable<N>(dy, lddy) && packable<N>(x, ldx) && packable<N>(dx, lddx))
-    backward<T, N>(dy, lddy, x, ldx, dx, lddx, rows, cols, kind, stream);
-  else
-    backward<T, 1>(dy, lddy, x, ldx, dx, lddx, rows, cols, kind, stream);
+  launch(kind == GeluKind::erf ? backward_kernel<T, GeluErf> : backward_kernel<T, GeluTanh>,
+         map_shape<kPack<T>>(rows, cols), stream, dy, lddy, x, ldx, dx, lddx, rows, cols);
 }
 
 #define OF_INSTANTIATE(T)                                                                    \

@@ -9,20 +9,20 @@
 namespace orthofed::gpu {
 namespace {
 
-constexpr int kPack = 4;  // 16 bytes of the residual stream
+constexpr int N = 4;  // elements of a pack: 16 bytes of the residual stream
 
-template <class T, int N>
+template <class T>
 __global__ void forward_kernel(const float* x, int64_t ldx, const T* z, int64_t ldz,
                                const float* gamma, float* y, int64_t ldy, int64_t rows,
                                int64_t cols) {
   for_each_pack<N>(rows, cols, [&](int64_t i, int64_t j) {
-    Pack<float, N> sum = load_part<N>(x + i * ldx + j, cols - j, 0.0f);          // [N]
-    const Pack<T, N> branch = load_part<N>(z + i * ldz + j, cols - j, T(0.0f));  // [N]
+    Pack<float, N> sum = load_part<N>(x + i * ldx + j, cols - j);       // [N]
+    const Pack<T, N> branch = load_part<N>(z + i * ldz + j, cols - j);  // [N]
     if (gamma == nullptr) {
 #pragma unroll
       for (int e = 0; e < N; ++e) sum[e] += float(branch[e]);
     } else {
-      const Pack<float, N> scale = load_part<N>(gamma + j, cols - j, 0.0f);  // [N]
+      const Pack<float, N> scale = load_part<N>(gamma + j, cols - j);  // [N]
 #pragma unroll
       for (int e = 0; e < N; ++e) sum[e] += scale[e] * float(branch[e]);
     }
@@ -30,14 +30,14 @@ __global__ void forward_kernel(const float* x, int64_t ldx, const T* z, int64_t 
   });
 }
 
-template <class T, int N>
+template <class T>
 __global__ void backward_kernel(const float* dy, int64_t lddy, const float* gamma, T* dz,
                                 int64_t lddz, int64_t rows, int64_t cols) {
   for_each_pack<N>(rows, cols, [&](int64_t i, int64_t j) {
-    const Pack<float, N> d = load_part<N>(dy + i * lddy + j, cols - j, 0.0f);  // [N]
+    const Pack<float, N> d = load_part<N>(dy + i * lddy + j, cols - j);  // [N]
     const Pack<float, N> scale =
-        gamma == nullptr ? Pack<float, N>{} : load_part<N>(gamma + j, cols - j, 0.0f);  // [N]
-    Pack<T, N> out;                                                                     // [N]
+        gamma == nullptr ? Pack<float, N>{} : load_part<N>(gamma + j, cols - j);  // [N]
+    Pack<T, N> out;                                                               // [N]
 #pragma unroll
     for (int e = 0; e < N; ++e) out[e] = T(gamma == nullptr ? d[e] : scale[e] * d[e]);
     store_part(dz + i * lddz + j, out, cols - j);
@@ -64,21 +64,15 @@ template <class T, class Stream>
 void residual_forward(const Accum<T>* x, int64_t ldx, const T* z, int64_t ldz,
                       const Accum<T>* gamma, Accum<T>* y, int64_t ldy, int64_t rows, int64_t cols,
                       const Stream& stream) {
-  const bool packs = packable<kPack>(x, ldx) && packable<kPack>(z, ldz) &&
-                     packable<kPack>(gamma, 0) && packable<kPack>(y, ldy);
-  launch(packs ? forward_kernel<T, kPack> : forward_kernel<T, 1>,
-         packs ? map_shape<kPack>(rows, cols) : map_shape<1>(rows, cols), stream, x, ldx, z, ldz,
-         gamma, y, ldy, rows, cols);
+  launch(forward_kernel<T>, map_shape<N>(rows, cols), stream, x, ldx, z, ldz, gamma, y, ldy, rows,
+         cols);
 }
 
 template <class T, class Stream>
 void residual_backward(const Accum<T>* dy, int64_t lddy, const Accum<T>* gamma, T* dz, int64_t lddz,
                        int64_t rows, int64_t cols, const Stream& stream) {
-  const bool packs =
-      packable<kPack>(dy, lddy) && packable<kPack>(gamma, 0) && packable<kPack>(dz, lddz);
-  launch(packs ? backward_kernel<T, kPack> : backward_kernel<T, 1>,
-         packs ? map_shape<kPack>(rows, cols) : map_shape<1>(rows, cols), stream, dy, lddy, gamma,
-         dz, lddz, rows, cols);
+  launch(backward_kernel<T>, map_shape<N>(rows, cols), stream, dy, lddy, gamma, dz, lddz, rows,
+         cols);
 }
 
 template <class T, class Stream>

@@ -2,7 +2,7 @@
 // Instantiated for double, float and bf16. A logit of -infinity has probability 0; a NaN, or a row
 // of nothing but -infinity, makes the whole row NaN. cols >= 1.
 //
-// Error, with e = eps of Accum<T>: forward (e (cols/16 + max_j |x_j - max x|) + eps(T)/2) y;
+// Error, with e = eps of Accum<T>: forward (e (cols/16 + 8 + max_j |x_j - max x|) + eps(T)/2) y;
 // backward e (cols/16 + 8) y (|dy| + sum_j |dy_j y_j|) + eps(T)/2 |dx|.
 // Per element: forward 2 sizeof(T) bytes, about 45 flops (two exponentials); backward 3 sizeof(T)
 // bytes, 4 flops.
@@ -23,3 +23,15 @@ void softmax_backward(const T* dy, int64_t lddy, const T* y, int64_t ldy, T* dx,
                       int64_t rows, int64_t cols);
 
 }  // namespace orthofed::cpu
+
+namespace orthofed::gpu {
+
+template <class T, class Stream>
+void softmax_forward(const T* x, int64_t ldx, T* y, int64_t ldy, int64_t rows, int64_t cols,
+                     const Stream& stream);
+
+template <class T, class Stream>
+void softmax_backward(const T* dy, int64_t lddy, const T* y, int64_t ldy, T* dx, int64_t lddx,
+                      int64_t rows, int64_t cols, const Stream& stream);
+
+}  // namespace orthofed::gpu

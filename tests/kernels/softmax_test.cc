@@ -4,8 +4,8 @@
 #include <cmath>
 
 #include "tests/support/compare.h"
+#include "tests/support/device.h"
 #include "tests/support/gradcheck.h"
-#include "tests/support/isa.h"
 #include "tests/support/random.h"
 
 namespace orthofed::test {
@@ -14,8 +14,11 @@ namespace {
 struct Shape {
   int64_t rows, cols, padding;
 };
-constexpr Shape kShapes[] = {{0, 4, 0},  {3, 1, 0},    {2, 15, 1},  {1, 16, 0},
-                             {3, 17, 2}, {33, 197, 3}, {2, 1000, 0}};
+// Pitches that 16-byte packs can use and others; rows around the 256, 768 and 1,536 columns that
+// warps hold in registers.
+constexpr Shape kShapes[] = {{0, 4, 0},    {3, 1, 0},    {2, 15, 1},  {1, 16, 0},  {3, 17, 2},
+                             {33, 197, 3}, {5, 256, 0},  {2, 257, 0}, {3, 765, 3}, {2, 1000, 0},
+                             {1, 1536, 0}, {1, 1537, 0}, {2, 1541, 3}};
 
 template <class T>
 std::vector<double> softmax(const Buffer<T>& x) {
@@ -39,19 +42,23 @@ using Types = testing::Types<double, float, bf16>;
 TYPED_TEST_SUITE(Softmax, Types);
 
 TYPED_TEST(Softmax, ForwardAndInPlace) {
-  for_each_isa([] {
+  for_each_device<TypeParam>([](const Queue& queue) {
     for (const Shape s : kShapes) {
       SCOPED_TRACE(testing::Message() << s.rows << " x " << s.cols);
       Buffer<TypeParam> x(s.rows, s.cols, s.padding), y(s.rows, s.cols, s.padding + 1);
       fill_normal(x, 1, 0, 4);
       const std::vector<double> want = softmax(x);
-      cpu::softmax_forward(x.data(), x.ld(), y.data(), y.ld(), s.rows, s.cols);
+      OF_ON(queue, softmax_forward, TypeParam)
+      (x.data(), x.ld(), y.data(), y.ld(), s.rows, s.cols);
+      finish(queue);
       // x - max rounds once at its own size (up to 40 here); the sum and the exponential add to it.
       EXPECT_TRUE(
           close(y, want,
                 Budget{TestFixture::kUnit * (double(s.cols) / 16 + 40) + 0.505 * epsilon<TypeParam>,
                        1e-37}));
-      cpu::softmax_forward(x.data(), x.ld(), x.data(), x.ld(), s.rows, s.cols);
+      OF_ON(queue, softmax_forward, TypeParam)
+      (x.data(), x.ld(), x.data(), x.ld(), s.rows, s.cols);
+      finish(queue);
       EXPECT_TRUE(identical(x, y));
       EXPECT_TRUE(x.verify());
     }
@@ -59,14 +66,16 @@ TYPED_TEST(Softmax, ForwardAndInPlace) {
 }
 
 TYPED_TEST(Softmax, BackwardAndInPlace) {
-  for_each_isa([] {
+  for_each_device<TypeParam>([](const Queue& queue) {
     for (const Shape s : kShapes) {
       SCOPED_TRACE(testing::Message() << s.rows << " x " << s.cols);
       Buffer<TypeParam> x(s.rows, s.cols), y(s.rows, s.cols, s.padding), dy(s.rows, s.cols, 1),
           dx(s.rows, s.cols, 2);
       fill_normal(x, 1);
       fill_normal(dy, 2);
-      cpu::softmax_forward(x.data(), x.ld(), y.data(), y.ld(), s.rows, s.cols);
+      OF_ON(queue, softmax_forward, TypeParam)
+      (x.data(), x.ld(), y.data(), y.ld(), s.rows, s.cols);
+      finish(queue);
       std::vector<double> want, size;
       for (int64_t i = 0; i < s.rows; ++i) {
         double dot = 0, dot_size = 0;
@@ -79,15 +88,17 @@ TYPED_TEST(Softmax, BackwardAndInPlace) {
           size.push_back(double(y(i, j)) * (std::abs(double(dy(i, j))) + dot_size));
         }
       }
-      cpu::softmax_backward(dy.data(), dy.ld(), y.data(), y.ld(), dx.data(), dx.ld(), s.rows,
-                            s.cols);
+      OF_ON(queue, softmax_backward, TypeParam)
+      (dy.data(), dy.ld(), y.data(), y.ld(), dx.data(), dx.ld(), s.rows, s.cols);
+      finish(queue);
       EXPECT_TRUE(close(dx, want, [&](int64_t i, int64_t j) -> double {
         const size_t e = size_t(i * s.cols + j);
         return TestFixture::kUnit * (double(s.cols) / 16 + 8) * size[e] +
                0.505 * epsilon<TypeParam> * std::abs(want[e]) + 1e-37;
       }));
-      cpu::softmax_backward(dy.data(), dy.ld(), y.data(), y.ld(), dy.data(), dy.ld(), s.rows,
-                            s.cols);
+      OF_ON(queue, softmax_backward, TypeParam)
+      (dy.data(), dy.ld(), y.data(), y.ld(), dy.data(), dy.ld(), s.rows, s.cols);
+      finish(queue);
       EXPECT_TRUE(identical(dx, dy));
       EXPECT_TRUE(dy.verify());
     }
@@ -109,13 +120,16 @@ TEST(SoftmaxGradient, AgreesWithFiniteDifferences) {
 
 // Large logits do not overflow, a masked class has probability 0, NaN spoils its row alone.
 TEST(SoftmaxForward, Extremes) {
-  Buffer<float> x(3, 3), y(3, 3);
-  const float values[] = {1e30f, 1e30f, -1e30f, 0.0f, -INFINITY, 0.0f, 1.0f, NAN, 2.0f};
-  std::copy(std::begin(values), std::end(values), x.data());
-  cpu::softmax_forward(x.data(), 3, y.data(), 3, 3, 3);
-  const float want[] = {0.5f, 0.5f, 0.0f, 0.5f, 0.0f, 0.5f};
-  for (int64_t e = 0; e < 6; ++e) EXPECT_EQ(y.data()[e], want[e]);
-  for (int64_t j = 0; j < 3; ++j) EXPECT_TRUE(std::isnan(y(2, j)));
+  for_each_device<float>([](const Queue& queue) {
+    Buffer<float> x(3, 3), y(3, 3);
+    const float values[] = {1e30f, 1e30f, -1e30f, 0.0f, -INFINITY, 0.0f, 1.0f, NAN, 2.0f};
+    std::copy(std::begin(values), std::end(values), x.data());
+    OF_ON(queue, softmax_forward, float)(x.data(), 3, y.data(), 3, 3, 3);
+    finish(queue);
+    const float want[] = {0.5f, 0.5f, 0.0f, 0.5f, 0.0f, 0.5f};
+    for (int64_t e = 0; e < 6; ++e) EXPECT_EQ(y.data()[e], want[e]);
+    for (int64_t j = 0; j < 3; ++j) EXPECT_TRUE(std::isnan(y(2, j)));
+  });
 }
 
 }  // namespace
