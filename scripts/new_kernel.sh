@@ -13,8 +13,8 @@ case "${1-}" in
     cat <<'HELP'
 usage: scripts/new_kernel.sh NAME
 Writes the contract, CPU reference, CUDA source, test and benchmark of the kernel NAME (snake_case), and
-adds of_add_kernel(NAME) to kernels/CMakeLists.txt. They compute y = x * x, forward and backward: they build
-and pass as they are, on cpu and simt. Replace the formula everywhere; docs/add_a_kernel.md goes through it.
+adds of_add_kernel(NAME) to kernels/CMakeLists.txt and a row to docs/kernels.md. They compute y = x * x, forward
+and backward: they build and pass as they are, on cpu and simt. Replace the formula everywhere; docs/add_a_kernel.md goes through it.
 HELP
     exit 0 ;;
 esac
@@ -326,6 +326,8 @@ EOF
 last=$(grep -nE '^(endfunction|of_add_kernel)\(' kernels/CMakeLists.txt | tail -n 1 | cut -d : -f 1)
 sed -i "${last}a of_add_kernel($name)" kernels/CMakeLists.txt
 
+scripts/kernels_table.sh
+
 # The length of the name decides where lines break.
 for clang_format in clang-format-14 clang-format; do
   if "$clang_format" --version 2>/dev/null | grep -q 'version 14\.'; then
@@ -334,6 +336,7 @@ for clang_format in clang-format-14 clang-format; do
   fi
 done
 
-printf '%s\n' "${files[@]}" "kernels/CMakeLists.txt: of_add_kernel($name)"
+printf '%s\n' "${files[@]}" "kernels/CMakeLists.txt: of_add_kernel($name)" \
+  "docs/kernels.md: its row"
 echo "next: cmake --preset release && cmake --build --preset release --target ${name}_test &&"
 echo "      build/release/bin/${name}_test; then put your formula in (docs/add_a_kernel.md)"

@@ -11,7 +11,8 @@ Installs what is missing (scripts/setup.sh), builds under build/<preset>, and ru
   release   every test, optimised                                        always, unless only
   cuda      every .cu compiled (by the release build) without spilled    --asan or --tsan is given
             registers; skipped where nvcc is absent
-  format    clang-format 14 on every source; skipped where it is absent
+  format    clang-format 14 on every source, skipped where it is absent;
+            the tables of docs/kernels.md
   asan      AddressSanitizer and UBSan, without the tests labelled slow  default, --all, --asan
   tsan      ThreadSanitizer on the engine's and federation's threads     --all, --tsan
 
@@ -109,6 +110,11 @@ if wanted format; then
     passed=$((passed + 1))
   fi
   [[ -z $output ]] || echo "$output"
+  if scripts/kernels_table.sh --check; then
+    passed=$((passed + 1))
+  else
+    fail "format: run scripts/kernels_table.sh"
+  fi
 fi
 wanted asan && run_preset asan -LE slow
 if wanted tsan; then

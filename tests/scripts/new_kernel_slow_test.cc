@@ -19,7 +19,8 @@ class NewKernel : public testing::Test {
       fs::copy(fs::path(OF_SOURCE_DIR) / folder, root_ / folder, fs::copy_options::recursive);
     }
     for (const char* file : {"CMakeLists.txt", "kernels/CMakeLists.txt", "tests/CMakeLists.txt",
-                             "bench/CMakeLists.txt", "scripts/new_kernel.sh"})
+                             "bench/CMakeLists.txt", "scripts/new_kernel.sh",
+                             "scripts/kernels_table.sh", "docs/kernels.md"})
       copy_source(file, root_.path());
     // No other kernel, no other layer.
     ASSERT_EQ(in_tree("sed -i '/^of_add_kernel/ d' kernels/CMakeLists.txt").status, 0);
@@ -38,6 +39,10 @@ class NewKernel : public testing::Test {
 TEST_F(NewKernel, BuildsAndPasses) {
   Outcome outcome = in_tree("scripts/new_kernel.sh soft_step");
   ASSERT_EQ(outcome.status, 0) << outcome.output;
+  EXPECT_EQ(in_tree("grep -c '^| .soft_step.*| forward, backward | soft_step_test | yes |' "
+                    "docs/kernels.md")
+                .output,
+            "1\n");
   outcome = in_tree(
       "cmake -S . -B build -G Ninja -DCMAKE_BUILD_TYPE=Debug -DOF_CUDA=OFF -DOF_ONEDNN=OFF "
       "-DOF_WERROR=ON && nice cmake --build build && build/bin/soft_step_test");
