@@ -31,3 +31,17 @@ void patch_embed_backward(const Accum<T>* dx, int64_t lddx, T* dz, int64_t lddz,
                           int64_t patches, int64_t dim);
 
 }  // namespace orthofed::cpu
+
+namespace orthofed::gpu {
+
+template <class T, class Stream>
+void patch_embed_forward(const T* z, int64_t ldz, const Accum<T>* cls, const Accum<T>* pos,
+                         Accum<T>* x, int64_t ldx, int64_t batch, int64_t patches, int64_t dim,
+                         const Stream& stream);
+
+template <class T, class Stream>
+void patch_embed_backward(const Accum<T>* dx, int64_t lddx, T* dz, int64_t lddz, Accum<T>* dcls,
+                          Accum<T>* dpos, bool accumulate, bool class_token, int64_t batch,
+                          int64_t patches, int64_t dim, const Stream& stream);
+
+}  // namespace orthofed::gpu

@@ -8,8 +8,8 @@
 #include "kernels/core/check.h"
 #include "tests/support/buffer.h"
 #include "tests/support/compare.h"
+#include "tests/support/device.h"
 #include "tests/support/gradcheck.h"
-#include "tests/support/isa.h"
 #include "tests/support/random.h"
 
 namespace orthofed {
@@ -24,7 +24,8 @@ struct Case {
 };
 const std::vector<Case> cases = {{1, 1, 1, true, 0},    {2, 4, 3, true, 1},    {3, 63, 17, true, 0},
                                  {2, 64, 96, false, 3}, {1, 196, 33, true, 5}, {5, 13, 8, false, 0},
-                                 {0, 4, 8, true, 0},    {2, 0, 8, true, 0}};
+                                 {0, 4, 8, true, 0},    {2, 0, 8, true, 0},    {9, 3, 132, true, 4},
+                                 {17, 2, 5, false, 1}};
 
 template <class T>
 struct Operands {
@@ -51,10 +52,12 @@ struct Operands {
 };
 
 template <class T>
-Buffer<Accum<T>> forward(const Operands<T>& in, const Case& t) {
+Buffer<Accum<T>> forward(const Operands<T>& in, const Case& t, const Queue& queue = {}) {
   Buffer<Accum<T>> x(t.batch * in.tokens, t.dim, t.padding);
-  cpu::patch_embed_forward<T>(in.z.data(), in.z.ld(), t.class_token ? in.cls.data() : nullptr,
-                              in.pos.data(), x.data(), x.ld(), t.batch, t.patches, t.dim);
+  OF_ON(queue, patch_embed_forward, T)
+  (in.z.data(), in.z.ld(), t.class_token ? in.cls.data() : nullptr, in.pos.data(), x.data(), x.ld(),
+   t.batch, t.patches, t.dim);
+  finish(queue);
   return x;
 }
 
@@ -64,16 +67,18 @@ struct Gradients {
   Buffer<Accum<T>> dcls, dpos;
 };
 template <class T>
-Gradients<T> backward(const Operands<T>& in, const Case& t, bool accumulate) {
+Gradients<T> backward(const Operands<T>& in, const Case& t, bool accumulate,
+                      const Queue& queue = {}) {
   Gradients<T> g{Buffer<T>(t.batch * t.patches, t.dim, t.padding), Buffer<Accum<T>>(1, t.dim),
                  Buffer<Accum<T>>(in.tokens, t.dim)};
   if (accumulate) {
     g.dcls = in.dcls;
     g.dpos = in.dpos;
   }
-  cpu::patch_embed_backward<T>(in.dx.data(), in.dx.ld(), g.dz.data(), g.dz.ld(),
-                               t.class_token ? g.dcls.data() : nullptr, g.dpos.data(), accumulate,
-                               t.class_token, t.batch, t.patches, t.dim);
+  OF_ON(queue, patch_embed_backward, T)
+  (in.dx.data(), in.dx.ld(), g.dz.data(), g.dz.ld(), t.class_token ? g.dcls.data() : nullptr,
+   g.dpos.data(), accumulate, t.class_token, t.batch, t.patches, t.dim);
+  finish(queue);
   return g;
 }
 
@@ -97,10 +102,10 @@ TYPED_TEST(PatchEmbed, Forward) {
         }
       }
     }
-    for_each_isa([&] {
-      const Buffer<Accum<T>> x = forward(in, t);
+    for_each_device<T>([&](const Queue& queue) {
+      const Buffer<Accum<T>> x = forward(in, t, queue);
       EXPECT_TRUE(close(x, want, Budget{0.5 * epsilon<Accum<T>>, 0}));
-      EXPECT_TRUE(identical(x, forward(in, t)));
+      EXPECT_TRUE(identical(x, forward(in, t, queue)));
     });
   }
 }
@@ -137,8 +142,9 @@ TYPED_TEST(PatchEmbed, Backward) {
       const auto allowed = [&](int64_t i, int64_t j) -> double {
         return sums * size[size_t(i * t.dim + j)];
       };
-      for_each_isa([&] {
-        const Gradients<T> g = backward(in, t, accumulate), again = backward(in, t, accumulate);
+      for_each_device<T>([&](const Queue& queue) {
+        const Gradients<T> g = backward(in, t, accumulate, queue);
+        const Gradients<T> again = backward(in, t, accumulate, queue);
         EXPECT_TRUE(close(g.dz, dz, Budget{0.5 * epsilon<T>, 0}));
         EXPECT_TRUE(close(g.dpos, dpos, allowed));
         EXPECT_TRUE(identical(g.dz, again.dz));
@@ -163,24 +169,34 @@ TEST(PatchEmbedGradient, AgreesWithFiniteDifferences) {
 
 // Frozen tokens: only dz is written, from the rows after the class token.
 TEST(PatchEmbedGradient, FrozenTokensAreNotTouched) {
-  const Case t{2, 3, 4, true, 0};
-  const Operands<float> in(t);
-  const Gradients<float> all = backward(in, t, false);
-  Buffer<float> dz(t.batch * t.patches, t.dim);
-  cpu::patch_embed_backward<float>(in.dx.data(), in.dx.ld(), dz.data(), dz.ld(), nullptr, nullptr,
-                                   false, true, t.batch, t.patches, t.dim);
-  EXPECT_TRUE(identical(dz, all.dz));
-  cpu::patch_embed_backward<float>(in.dx.data(), in.dx.ld(), nullptr, 0, nullptr, nullptr, false,
-                                   true, t.batch, t.patches, t.dim);
+  for (const Case t : {Case{2, 3, 4, true, 0}, Case{19, 5, 7, true, 0}}) {
+    const Operands<float> in(t);
+    for_each_device<float>([&](const Queue& queue) {
+      const Gradients<float> all = backward(in, t, false, queue);
+      Buffer<float> dz(t.batch * t.patches, t.dim);
+      OF_ON(queue, patch_embed_backward, float)
+      (in.dx.data(), in.dx.ld(), dz.data(), dz.ld(), nullptr, nullptr, false, true, t.batch,
+       t.patches, t.dim);
+      finish(queue);
+      EXPECT_TRUE(identical(dz, all.dz));
+      OF_ON(queue, patch_embed_backward, float)
+      (in.dx.data(), in.dx.ld(), nullptr, 0, nullptr, nullptr, false, true, t.batch, t.patches,
+       t.dim);
+      finish(queue);
+    });
+  }
 }
 
 TEST(PatchEmbedContract, RefusesAClassGradientWithoutAClassToken) {
   const Case t{1, 2, 4, false, 0};
   const Operands<float> in(t);
   Buffer<float> dcls(1, t.dim);
-  EXPECT_THROW(cpu::patch_embed_backward<float>(in.dx.data(), in.dx.ld(), nullptr, 0, dcls.data(),
-                                                nullptr, false, false, 1, 2, 4),
-               Error);
+  for_each_device<float>([&](const Queue& queue) {
+    EXPECT_THROW(
+        (OF_ON(queue, patch_embed_backward, float)(in.dx.data(), in.dx.ld(), nullptr, 0,
+                                                   dcls.data(), nullptr, false, false, 1, 2, 4)),
+        Error);
+  });
 }
 
 }  // namespace
