@@ -75,6 +75,7 @@ struct Block {
   Barrier barriers[kBarriers];
   std::vector<Warp> warps;
   unsigned current = 0;  // the running thread
+  size_t returned = 0;   // threads that are done
   std::exception_ptr error;
   const std::function<void()>* body = nullptr;
   void* shared = nullptr;
@@ -184,7 +185,8 @@ void run_block(std::vector<unsigned>& order) {
     b.waiting.clear();
   }
   __tsan_release(&block->start);
-  for (size_t returned = 0; returned < threads.size();) {
+  block->returned = 0;
+  while (block->returned < threads.size()) {
     if (block->random) std::shuffle(order.begin(), order.end(), block->rng);
     bool moved = false;
     for (const unsigned i : order) {
@@ -195,7 +197,7 @@ void run_block(std::vector<unsigned>& order) {
       threadIdx = t.index;
       fibers()[i]->resume();
       if (block->error) std::rethrow_exception(block->error);
-      if (t.state == State::returned) ++returned;
+      if (t.state == State::returned) ++block->returned;
     }
     if (!moved) fail("the block hangs: not everybody who is waited for arrives");
   }
@@ -340,16 +342,15 @@ bool arrive(int id, unsigned count, int value, const char* name, const Site& sit
   if (b.arrived > 0 && b.count != expected) fault("threads disagree about a barrier's count");
   // Barrier 0 of the whole block is __syncthreads: all call it in one place, and nobody is gone.
   if (count == 0) {
-    for (const unsigned other : b.waiting)
-      if (!same(block->threads[other].site, site)) {
-        t.state = State::at_barrier;
-        fail("threads meet in different barriers");
-      }
-    for (const Thread& other : block->threads)
-      if (other.state == State::returned) {
-        t.state = State::at_barrier;
-        fail("a barrier of the whole block, but a thread has returned");
-      }
+    // Whoever waits already agrees with the first of them.
+    if (!b.waiting.empty() && !same(block->threads[b.waiting.front()].site, site)) {
+      t.state = State::at_barrier;
+      fail("threads meet in different barriers");
+    }
+    if (block->returned > 0) {
+      t.state = State::at_barrier;
+      fail("a barrier of the whole block, but a thread has returned");
+    }
   }
   b.count = expected;
   b.sum += value;
