@@ -48,16 +48,16 @@ __global__ void forward_kernel(const T* __restrict__ z, int64_t ldz, const float
   const auto [t, j, group] = place_of_thread<N>(tokens, dim);
   if (t >= tokens || j >= dim) return;
   const int64_t count = dim - j;                                          // columns left
-  const Pack<float, N> p = load_part<N>(pos + t * dim + j, count, 0.0f);  // [N]
+  const Pack<float, N> p = load_part<N>(pos + t * dim + j, count);  // [N]
   Pack<float, N> c{};                                                     // [N]
-  if (t < first) c = load_part<N>(cls + j, count, 0.0f);
+  if (t < first) c = load_part<N>(cls + j, count);
   const int64_t begin = group * kImages, end = begin + kImages < batch ? begin + kImages : batch;
 #pragma unroll 4
   for (int64_t image = begin; image < end; ++image) {
     Pack<float, N> sum = c;  // [N]
     if (t >= first) {
       const Pack<T, N> v =
-          load_part<N>(z + (image * patches + t - first) * ldz + j, count, T(0.0f));
+          load_part<N>(z + (image * patches + t - first) * ldz + j, count);
 #pragma unroll
       for (int e = 0; e < N; ++e) sum[e] = float(v[e]);
     }
@@ -80,13 +80,13 @@ __global__ void backward_kernel(const float* __restrict__ dx, int64_t lddx, T* _
   float* to_cls = dcls != nullptr && t < first ? dcls + j : nullptr;
   T* to_z = dz != nullptr && t >= first ? dz + (t - first) * lddz + j : nullptr;
   Pack<float, N> sum_pos{}, sum_cls{};  // [N]
-  if (accumulate && to_pos != nullptr) sum_pos = load_part<N>(to_pos, count, 0.0f);
-  if (accumulate && to_cls != nullptr) sum_cls = load_part<N>(to_cls, count, 0.0f);
+  if (accumulate && to_pos != nullptr) sum_pos = load_part<N>(to_pos, count);
+  if (accumulate && to_cls != nullptr) sum_cls = load_part<N>(to_cls, count);
   const int64_t begin = group * images_per_group;
   const int64_t end = begin + images_per_group < batch ? begin + images_per_group : batch;
 #pragma unroll 4
   for (int64_t image = begin; image < end; ++image) {
-    const Pack<float, N> d = load_part<N>(dx + (image * tokens + t) * lddx + j, count, 0.0f);
+    const Pack<float, N> d = load_part<N>(dx + (image * tokens + t) * lddx + j, count);
     Pack<T, N> rounded;
 #pragma unroll
     for (int e = 0; e < N; ++e) {
