@@ -7,17 +7,15 @@
 // backward with sums has tokens * dim / 4 threads, no more, because one thread owns each sum.
 #include "kernels/patch_embed/patch_embed.h"
 
-#include <algorithm>
-
 #include "kernels/core/rows.cuh"
 
 namespace orthofed::gpu {
 namespace {
 
+constexpr int N = 4;            // columns of a thread
 constexpr int kTokens = 4;      // a block's warps, one token each
 constexpr int64_t kImages = 8;  // that a thread walks down where it owns no sum
 
-template <int N>
 LaunchShape shape_of(int64_t tokens, int64_t dim, int64_t image_groups) {
   return {
       .grid_x = unsigned(ceil_div(dim, 32 * N) * ceil_div(tokens, kTokens) * image_groups),
@@ -31,8 +29,7 @@ LaunchShape shape_of(int64_t tokens, int64_t dim, int64_t image_groups) {
 struct Place {
   int64_t t, j, group;
 };
-template <int N>
-__device__ Place place_of_thread(int64_t tokens, int64_t dim) {
+__device__ inline Place place_of_thread(int64_t tokens, int64_t dim) {
   const auto across = unsigned(ceil_div(dim, 32 * N));
   const auto down = unsigned(ceil_div(tokens, kTokens));
   const unsigned block = blockIdx.x / across;
@@ -40,24 +37,23 @@ __device__ Place place_of_thread(int64_t tokens, int64_t dim) {
           (int64_t{blockIdx.x % across} * 32 + threadIdx.x) * N, block / down};
 }
 
-template <class T, int N>
+template <class T>
 __global__ void forward_kernel(const T* __restrict__ z, int64_t ldz, const float* cls,
                                const float* pos, float* __restrict__ x, int64_t ldx, int64_t batch,
                                int64_t patches, int64_t dim) {
   const int64_t first = cls != nullptr ? 1 : 0, tokens = patches + first;
-  const auto [t, j, group] = place_of_thread<N>(tokens, dim);
+  const auto [t, j, group] = place_of_thread(tokens, dim);
   if (t >= tokens || j >= dim) return;
-  const int64_t count = dim - j;                                          // columns left
+  const int64_t count = dim - j;                                    // columns left
   const Pack<float, N> p = load_part<N>(pos + t * dim + j, count);  // [N]
-  Pack<float, N> c{};                                                     // [N]
+  Pack<float, N> c{};                                               // [N]
   if (t < first) c = load_part<N>(cls + j, count);
   const int64_t begin = group * kImages, end = begin + kImages < batch ? begin + kImages : batch;
 #pragma unroll 4
   for (int64_t image = begin; image < end; ++image) {
     Pack<float, N> sum = c;  // [N]
     if (t >= first) {
-      const Pack<T, N> v =
-          load_part<N>(z + (image * patches + t - first) * ldz + j, count);
+      const Pack<T, N> v = load_part<N>(z + (image * patches + t - first) * ldz + j, count);
 #pragma unroll
       for (int e = 0; e < N; ++e) sum[e] = float(v[e]);
     }
@@ -67,13 +63,13 @@ __global__ void forward_kernel(const T* __restrict__ z, int64_t ldz, const float
   }
 }
 
-template <class T, int N>
+template <class T>
 __global__ void backward_kernel(const float* __restrict__ dx, int64_t lddx, T* __restrict__ dz,
                                 int64_t lddz, float* dcls, float* dpos, bool accumulate,
                                 bool class_token, int64_t batch, int64_t patches, int64_t dim,
                                 int64_t images_per_group) {
   const int64_t first = class_token ? 1 : 0, tokens = patches + first;
-  const auto [t, j, group] = place_of_thread<N>(tokens, dim);
+  const auto [t, j, group] = place_of_thread(tokens, dim);
   if (t >= tokens || j >= dim) return;
   const int64_t count = dim - j;
   float* to_pos = dpos != nullptr ? dpos + t * dim + j : nullptr;
@@ -100,24 +96,6 @@ __global__ void backward_kernel(const float* __restrict__ dx, int64_t lddx, T* _
   if (to_cls != nullptr) store_part(to_cls, sum_cls, count);
 }
 
-template <class T, int N, class Stream>
-void forward(const T* z, int64_t ldz, const float* cls, const float* pos, float* x, int64_t ldx,
-             int64_t batch, int64_t patches, int64_t dim, const Stream& stream) {
-  launch(forward_kernel<T, N>,
-         shape_of<N>(patches + (cls != nullptr), dim, ceil_div(batch, kImages)), stream, z, ldz,
-         cls, pos, x, ldx, batch, patches, dim);
-}
-
-template <class T, int N, class Stream>
-void backward(const float* dx, int64_t lddx, T* dz, int64_t lddz, float* dcls, float* dpos,
-              bool accumulate, bool class_token, int64_t batch, int64_t patches, int64_t dim,
-              const Stream& stream) {
-  const bool sums = dcls != nullptr || dpos != nullptr;
-  const int64_t images = sums ? batch : kImages, groups = sums ? 1 : ceil_div(batch, images);
-  launch(backward_kernel<T, N>, shape_of<N>(patches + class_token, dim, groups), stream, dx, lddx,
-         dz, lddz, dcls, dpos, accumulate, class_token, batch, patches, dim, images);
-}
-
 }  // namespace
 
 template <class T, class Stream>
@@ -125,11 +103,8 @@ void patch_embed_forward(const T* z, int64_t ldz, const Accum<T>* cls, const Acc
                          Accum<T>* x, int64_t ldx, int64_t batch, int64_t patches, int64_t dim,
                          const Stream& stream) {
   OF_CHECK(ldz >= dim && ldx >= dim, "patch_embed: a pitch is smaller than its row");
-  constexpr int N = 4;
-  if (packable<N>(z, ldz) && packable<N>(cls, dim) && packable<N>(pos, dim) && packable<N>(x, ldx))
-    forward<T, N>(z, ldz, cls, pos, x, ldx, batch, patches, dim, stream);
-  else
-    forward<T, 1>(z, ldz, cls, pos, x, ldx, batch, patches, dim, stream);
+  launch(forward_kernel<T>, shape_of(patches + (cls != nullptr), dim, ceil_div(batch, kImages)),
+         stream, z, ldz, cls, pos, x, ldx, batch, patches, dim);
 }
 
 template <class T, class Stream>
@@ -140,14 +115,10 @@ void patch_embed_backward(const Accum<T>* dx, int64_t lddx, T* dz, int64_t lddz,
            "patch_embed: a pitch is smaller than its row");
   OF_CHECK(class_token || dcls == nullptr, "patch_embed: dcls without a class token");
   if (dz == nullptr && dcls == nullptr && dpos == nullptr) return;
-  constexpr int N = 4;
-  if (packable<N>(dx, lddx) && packable<N>(dz, lddz) && packable<N>(dcls, dim) &&
-      packable<N>(dpos, dim))
-    backward<T, N>(dx, lddx, dz, lddz, dcls, dpos, accumulate, class_token, batch, patches, dim,
-                   stream);
-  else
-    backward<T, 1>(dx, lddx, dz, lddz, dcls, dpos, accumulate, class_token, batch, patches, dim,
-                   stream);
+  const bool sums = dcls != nullptr || dpos != nullptr;
+  const int64_t images = sums ? batch : kImages, groups = sums ? 1 : ceil_div(batch, images);
+  launch(backward_kernel<T>, shape_of(patches + class_token, dim, groups), stream, dx, lddx, dz,
+         lddz, dcls, dpos, accumulate, class_token, batch, patches, dim, images);
 }
 
 #define OF_INSTANTIATE(T)                                                                         \
