@@ -14,8 +14,11 @@
 // (forward), qkv, out, dout in and dqkv out (backward), tokens^2 nowhere.
 #pragma once
 #include <cstdint>
+#include <span>
 
+#include "kernels/core/check.h"
 #include "kernels/core/types.h"
+#include "kernels/core/version.h"
 
 namespace orthofed {
 
@@ -26,6 +29,13 @@ struct AttentionShape {
   int64_t ld_qkv = 0;  // row pitch of qkv and dqkv, in elements
   int64_t ld_out = 0;  // row pitch of out and dout
 };
+
+inline void check(const AttentionShape& s) {
+  OF_CHECK(s.batch >= 0 && s.tokens >= 0 && s.heads >= 0, "attention: negative size");
+  OF_CHECK(s.head_dim > 0 && s.head_dim <= 256, "attention: head_dim must be 1..256");
+  OF_CHECK(s.ld_qkv >= 3 * s.heads * s.head_dim && s.ld_out >= s.heads * s.head_dim,
+           "attention: a pitch is smaller than its row");
+}
 
 }  // namespace orthofed
 
@@ -44,3 +54,29 @@ void attention_backward(const T* qkv, const T* out, const T* dout, const Accum<T
                         const AttentionShape& shape, double scale);
 
 }  // namespace orthofed::cpu
+
+namespace orthofed::gpu {
+
+template <class T, class Stream>
+using AttentionForward = void(const T* qkv, T* out, Accum<T>* lse, const AttentionShape& shape,
+                              double scale, const Stream& stream);
+template <class T, class Stream>
+using AttentionBackward = void(const T* qkv, const T* out, const T* dout, const Accum<T>* lse,
+                               T* dqkv, const AttentionShape& shape, double scale,
+                               const Stream& stream);
+
+template <class T, class Stream>
+void attention_forward(const T* qkv, T* out, Accum<T>* lse, const AttentionShape& shape,
+                       double scale, const Stream& stream);
+template <class T, class Stream>
+void attention_backward(const T* qkv, const T* out, const T* dout, const Accum<T>* lse, T* dqkv,
+                        const AttentionShape& shape, double scale, const Stream& stream);
+
+// Every version of them, the naive one first. The others take head_dim up to kMaxTiledHeadDim.
+inline constexpr int64_t kMaxTiledHeadDim = 128;
+template <class T, class Stream>
+std::span<const Version<AttentionForward<T, Stream>>> attention_forward_versions();
+template <class T, class Stream>
+std::span<const Version<AttentionBackward<T, Stream>>> attention_backward_versions();
+
+}  // namespace orthofed::gpu

@@ -16,17 +16,9 @@ namespace {
 
 // Tiles on the stack, in elements of Accum<T>: 1 MB at most in double. For 197 tokens of 64 in
 // float they stay in a second-level cache of 512 KB, and K and V are copied once.
-constexpr int64_t max_head_dim = 256;
 constexpr int64_t kv_elements = 18 * 1024;          // of K, of V, of dK and of dV at a time
 constexpr int64_t q_elements = 264 * 32;            // of Q, and of each of its kind
 constexpr int64_t max_queries = 64, max_keys = 96;  // of S^T at a time
-
-void check(const AttentionShape& s) {
-  OF_CHECK(s.batch >= 0 && s.tokens >= 0 && s.heads >= 0, "attention: negative size");
-  OF_CHECK(s.head_dim > 0 && s.head_dim <= max_head_dim, "attention: head_dim must be 1..256");
-  OF_CHECK(s.ld_qkv >= 3 * s.heads * s.head_dim && s.ld_out >= s.heads * s.head_dim,
-           "attention: a pitch is smaller than its row");
-}
 
 // How the tokens are cut. The parts are nearly equal, so that no small one is left over.
 struct Blocks {

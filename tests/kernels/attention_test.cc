@@ -12,6 +12,7 @@
 #include "kernels/core/parallel.h"
 #include "tests/support/buffer.h"
 #include "tests/support/compare.h"
+#include "tests/support/device.h"
 #include "tests/support/gradcheck.h"
 #include "tests/support/isa.h"
 #include "tests/support/random.h"
@@ -40,6 +41,16 @@ const std::vector<Case> cases = {
     {1, 281, 1, 64, 1}, {1, 67, 1, 256, 1}, {1, 50, 2, 64, 0, 40}, {3, 0, 2, 8},
     {0, 7, 2, 8},
 };
+
+// The emulator takes its time, so these are small: around the tiles (16 queries, 16 and 64 keys),
+// all head sizes of the versions, rows that allow 16-byte packs and rows that do not.
+const std::vector<Case> gpu_cases = {
+    {1, 1, 1, 1, 1},       {2, 7, 2, 3, 3},   {1, 16, 2, 32}, {1, 17, 1, 72, 8},
+    {2, 50, 2, 64, 8},     {1, 65, 1, 80, 1}, {1, 33, 1, 96}, {1, 34, 1, 128, 2},
+    {1, 17, 1, 64, 0, 40}, {1, 9, 1, 256, 1}, {3, 0, 2, 8},   {0, 7, 2, 8},
+};
+// In one schedule: the geometries of ViT-B/16 and ViT-L/14.
+const std::vector<Case> large_gpu_cases = {{1, 197, 1, 64}, {1, 257, 1, 64}};
 
 template <class T>
 struct Operands {
@@ -75,8 +86,11 @@ struct Reference {
   Result out, lse, dqkv;
 };
 
+//
+// p_rounding: the error of rounding P and dS before the products that read them (tensor cores read
+// bf16), relatively.
 template <class T>
-Reference reference(const Operands<T>& in) {
+Reference reference(const Operands<T>& in, double p_rounding = 0) {
   const AttentionShape& s = in.shape;
   const int64_t n = s.tokens, d = s.head_dim, dim = s.heads * d;
   const double half = 0.5 * epsilon<Accum<T>>, rounding = 0.5 * epsilon<T>;
@@ -139,7 +153,8 @@ Reference reference(const Operands<T>& in) {
         for (int64_t j = 0; j < n; ++j) {
           const auto at = size_t(i * n + j);
           value += p[at] * v(j, c);
-          error += (2 * p_error[at] + (half * double(n) + few) * p[at]) * std::abs(v(j, c));
+          error +=
+              (2 * p_error[at] + (half * double(n) + few + p_rounding) * p[at]) * std::abs(v(j, c));
         }
         set(r.out, (row0 + i) * dim + col0 + c, value, error, rounding);
       }
@@ -147,7 +162,7 @@ Reference reference(const Operands<T>& in) {
     for (int64_t i = 0; i < n; ++i) {
       for (int64_t c = 0; c < d; ++c) {
         double dq = 0, dk = 0, dv = 0, dq_error = 0, dk_error = 0, dv_error = 0, dq_peak = 0;
-        const double sums = half * double(n) + few;
+        const double sums = half * double(n) + few + p_rounding;
         for (int64_t j = 0; j < n; ++j) {
           const auto ij = size_t(i * n + j), ji = size_t(j * n + i);
           dq += in.scale * ds[ij] * k(j, c);
@@ -218,6 +233,97 @@ TYPED_TEST(Attention, AgreesWithDenseAttentionInDouble) {
       ASSERT_TRUE(check(dqkv, want.dqkv));
       EXPECT_TRUE(identical(dqkv, backward(in)));
     });
+  }
+}
+
+// One version's forward, twice: within its budget, the same bits, and without lse as well.
+template <class T, class Run>
+void check_forward(const Operands<T>& in, const Reference& want, const Queue& queue,
+                   const Run& run) {
+  Buffer<T> out(in.out.rows(), in.out.cols(), in.out.ld() - in.out.cols()), again = out;
+  Buffer<float> lse(in.lse.rows(), in.lse.cols());
+  run(in.qkv.data(), out.data(), lse.data(), in.shape, in.scale);
+  run(in.qkv.data(), again.data(), nullptr, in.shape, in.scale);
+  finish(queue);
+  ASSERT_TRUE(check(out, want.out));
+  ASSERT_TRUE(check(lse, want.lse));
+  ASSERT_TRUE(identical(out, again));
+}
+template <class T, class Run>
+void check_backward(const Operands<T>& in, const Reference& want, const Queue& queue,
+                    const Run& run) {
+  Buffer<T> dqkv(in.qkv.rows(), in.qkv.cols(), in.qkv.ld() - in.qkv.cols()), again = dqkv;
+  for (Buffer<T>* to : {&dqkv, &again})
+    run(in.qkv.data(), in.out.data(), in.dout.data(), in.lse.data(), to->data(), in.shape,
+        in.scale);
+  finish(queue);
+  ASSERT_TRUE(check(dqkv, want.dqkv));
+  ASSERT_TRUE(identical(dqkv, again));
+}
+
+// Every version from `first` on that takes the head size.
+template <class T>
+void check_versions(const Case& t, const Queue& queue, int first = 1) {
+  SCOPED_TRACE(t.name());
+  Operands<T> in(t);
+  forward(in, in.out, in.lse);
+  const Reference want = reference(in, std::is_same_v<T, bf16> ? epsilon<bf16> / 2 : 0);
+  const auto walk = [&]<class Stream>(const Stream& stream) {
+    const auto check_all = [&](const auto& versions, const auto& check_one) {
+      for (const auto& version : versions) {
+        if (version.number < first) continue;
+        if (version.number > 1 && t.head_dim > gpu::kMaxTiledHeadDim) continue;
+        SCOPED_TRACE(version.name);
+        check_one([&](auto... arguments) { version.run(arguments..., stream); });
+      }
+    };
+    check_all(gpu::attention_forward_versions<T, Stream>(),
+              [&](const auto& run) { check_forward(in, want, queue, run); });
+    check_all(gpu::attention_backward_versions<T, Stream>(),
+              [&](const auto& run) { check_backward(in, want, queue, run); });
+  };
+  on_device<T>(
+      queue, [] {}, walk);
+}
+
+TYPED_TEST(Attention, EveryVersion) {
+  using T = TypeParam;
+  if constexpr (gpu_computes<T>) {
+    for_each_gpu([](const Queue& queue) {
+      for (const Case& t : gpu_cases) check_versions<T>(t, queue);
+    });
+  }
+}
+
+#if !defined(__SANITIZE_THREAD__)  // for which this is too much
+TYPED_TEST(Attention, EveryVersionOnRealGeometries) {
+  using T = TypeParam;
+  if constexpr (gpu_computes<T>) {
+    Queue queue;
+    queue.device = have_gpu() ? Device::cuda : Device::simt;
+    for (const Case& t : large_gpu_cases) check_versions<T>(t, queue, 2);
+  }
+}
+#endif
+
+// Whichever version it takes.
+TYPED_TEST(Attention, Dispatch) {
+  using T = TypeParam;
+  if constexpr (gpu_computes<T>) {
+    for (const Case& t : gpu_cases) {
+      SCOPED_TRACE(t.name());
+      Operands<T> in(t);
+      forward(in, in.out, in.lse);
+      const Reference want = reference(in, std::is_same_v<T, bf16> ? epsilon<bf16> / 2 : 0);
+      Queue queue;
+      queue.device = have_gpu() ? Device::cuda : Device::simt;
+      check_forward(in, want, queue, [&](auto... arguments) {
+        OF_ON(queue, attention_forward, T)(arguments...);
+      });
+      check_backward(in, want, queue, [&](auto... arguments) {
+        OF_ON(queue, attention_backward, T)(arguments...);
+      });
+    }
   }
 }
 

@@ -1,0 +1,66 @@
+// Attention on a GPU: a ladder of versions, and the choice of the rung that production takes.
+#include "kernels/attention/attention.h"
+
+#include "kernels/attention/01_naive.cuh"
+
+namespace orthofed::gpu {
+namespace {
+
+template <class Rung, class T, class Stream>
+void run_forward(const T* qkv, T* out, Accum<T>* lse, const AttentionShape& shape, double scale,
+                 const Stream& stream) {
+  check(shape);
+  Rung::run(ForwardArguments<T>{qkv, out, lse, shape, float(scale)}, stream);
+}
+
+template <class Rung, class T, class Stream>
+void run_backward(const T* qkv, const T* out, const T* dout, const Accum<T>* lse, T* dqkv,
+                  const AttentionShape& shape, double scale, const Stream& stream) {
+  check(shape);
+  Rung::run(BackwardArguments<T>{qkv, out, dout, lse, dqkv, shape, float(scale)}, stream);
+}
+
+}  // namespace
+
+template <class T, class Stream>
+std::span<const Version<AttentionForward<T, Stream>>> attention_forward_versions() {
+  static const Version<AttentionForward<T, Stream>> versions[] = {
+      {1, "naive", "one warp a token", 80, run_forward<Naive, T, Stream>},
+  };
+  return versions;
+}
+
+template <class T, class Stream>
+std::span<const Version<AttentionBackward<T, Stream>>> attention_backward_versions() {
+  static const Version<AttentionBackward<T, Stream>> versions[] = {
+      {1, "naive", "one warp a token", 80, run_backward<Naive, T, Stream>},
+  };
+  return versions;
+}
+
+template <class T, class Stream>
+void attention_forward(const T* qkv, T* out, Accum<T>* lse, const AttentionShape& shape,
+                       double scale, const Stream& stream) {
+  run_forward<Naive>(qkv, out, lse, shape, scale, stream);
+}
+
+template <class T, class Stream>
+void attention_backward(const T* qkv, const T* out, const T* dout, const Accum<T>* lse, T* dqkv,
+                        const AttentionShape& shape, double scale, const Stream& stream) {
+  run_backward<Naive>(qkv, out, dout, lse, dqkv, shape, scale, stream);
+}
+
+#define OF_INSTANTIATE(T)                                                                 \
+  template void attention_forward<T>(const T*, T*, float*, const AttentionShape&, double, \
+                                     const OF_STREAM&);                                   \
+  template void attention_backward<T>(const T*, const T*, const T*, const float*, T*,     \
+                                      const AttentionShape&, double, const OF_STREAM&);   \
+  template std::span<const Version<AttentionForward<T, OF_STREAM>>>                       \
+  attention_forward_versions<T, OF_STREAM>();                                             \
+  template std::span<const Version<AttentionBackward<T, OF_STREAM>>>                      \
+  attention_backward_versions<T, OF_STREAM>();
+OF_INSTANTIATE(float)
+OF_INSTANTIATE(bf16)
+#undef OF_INSTANTIATE
+
+}  // namespace orthofed::gpu
