@@ -7,17 +7,21 @@
 // Instantiated for double, float and bf16. cols >= 1. A NaN or infinity spoils its own row alone.
 //
 // Error, with e = eps of Accum<T> (its spacing at 1), k = cols/16 + 8 (additions that one value
-// passes through) and X = max_j |x_j| rstd of the row:
+// passes through; cols in the naive GPU version) and X = max_j |x_j| rstd of the row:
 //   forward          e (k X |gamma| + 2 |beta|) + eps(T)/2 |y|
 //   backward         4 e k rstd max_j |g_j| (1 + X^2) + e |residual|
 //   backward_affine  2 e (min(rows, 128) + 1 + k) sum_rows |dy| (|h| + 1)
 //
 // Per element: forward reads Accum<T> and writes T (6 bytes in bf16), 8 flops; backward reads T and
-// twice Accum<T> and writes Accum<T> (14 bytes in bf16), 13 flops. A row is read again from cache.
+// twice Accum<T> and writes Accum<T> (14 bytes in bf16), 13 flops. On the CPU a row is
+// read again from cache.
 #pragma once
 #include <cstdint>
+#include <span>
 
+#include "kernels/core/column_sum.h"
 #include "kernels/core/types.h"
+#include "kernels/core/version.h"
 
 namespace orthofed::cpu {
 
@@ -53,5 +57,38 @@ template <class T, class Stream>
 void layer_norm_forward(const Accum<T>* x, int64_t ldx, const Accum<T>* gamma, const Accum<T>* beta,
                         T* y, int64_t ldy, Accum<T>* mean, Accum<T>* rstd, int64_t rows,
                         int64_t cols, double eps, const Stream& stream);
+
+template <class T, class Stream>
+void layer_norm_backward(const T* dy, int64_t lddy, const Accum<T>* x, int64_t ldx,
+                         const Accum<T>* gamma, const Accum<T>* mean, const Accum<T>* rstd,
+                         const Accum<T>* residual, int64_t ldr, Accum<T>* dx, int64_t lddx,
+                         int64_t rows, int64_t cols, const Stream& stream);
+
+// Scratch: layer_norm_backward_affine_scratch(rows, cols) bytes.
+template <class T, class Stream>
+void layer_norm_backward_affine(const T* dy, int64_t lddy, const Accum<T>* x, int64_t ldx,
+                                const Accum<T>* mean, const Accum<T>* rstd, Accum<T>* dgamma,
+                                Accum<T>* dbeta, bool accumulate, int64_t rows, int64_t cols,
+                                const Stream& stream);
+inline size_t layer_norm_backward_affine_scratch(int64_t rows, int64_t cols) {
+  return column_sum_scratch(rows, cols, 2);
+}
+
+// Every version of the first two, the naive one first.
+template <class T, class Stream>
+using LayerNormForwardRun = void(const Accum<T>* x, int64_t ldx, const Accum<T>* gamma,
+                                 const Accum<T>* beta, T* y, int64_t ldy, Accum<T>* mean,
+                                 Accum<T>* rstd, int64_t rows, int64_t cols, double eps,
+                                 const Stream& stream);
+template <class T, class Stream>
+std::span<const Version<LayerNormForwardRun<T, Stream>>> layer_norm_forward_versions();
+
+template <class T, class Stream>
+using LayerNormBackwardRun = void(const T* dy, int64_t lddy, const Accum<T>* x, int64_t ldx,
+                                  const Accum<T>* gamma, const Accum<T>* mean, const Accum<T>* rstd,
+                                  const Accum<T>* residual, int64_t ldr, Accum<T>* dx, int64_t lddx,
+                                  int64_t rows, int64_t cols, const Stream& stream);
+template <class T, class Stream>
+std::span<const Version<LayerNormBackwardRun<T, Stream>>> layer_norm_backward_versions();
 
 }  // namespace orthofed::gpu

@@ -16,8 +16,13 @@ constexpr double kEps = 1e-6;
 struct Shape {
   int64_t rows, cols, padding;
 };
-constexpr Shape kShapes[] = {{0, 8, 0},  {1, 1, 0},    {1, 15, 1},  {3, 16, 0},  {2, 17, 3},
-                             {5, 33, 2}, {197, 64, 0}, {7, 192, 8}, {3, 197, 1}, {2, 768, 0}};
+// Pitches that 16-byte packs can use and others; rows around the 256, 768 and 1,536 columns that
+// warps hold in registers.
+constexpr Shape kShapes[] = {{0, 8, 0},   {1, 1, 0},   {1, 15, 1},   {3, 16, 0},  {2, 17, 3},
+                             {5, 33, 2},  {67, 24, 0}, {3, 197, 1},  {2, 257, 0}, {2, 768, 0},
+                             {2, 769, 3}, {5, 192, 8}, {1, 1536, 0}, {1, 1541, 3}};
+// Around the 32 columns and 128 rows of a column sum's blocks.
+constexpr Shape kSumShapes[] = {{0, 8, 0}, {1, 1, 0}, {2, 31, 3}, {129, 33, 0}, {259, 8, 2}};
 
 template <class T>
 struct Case {
@@ -37,21 +42,38 @@ struct Case {
     fill_normal(dy, 4);
     fill_normal(residual, 5);
   }
+  // run: layer_norm_forward, or a version of it.
+  template <class Run>
+  void forward_by(const Run& run) {
+    run(x.data(), x.ld(), gamma.data(), beta.data(), y.data(), y.ld(), mean.data(), rstd.data(),
+        x.rows(), x.cols(), kEps);
+  }
+  template <class Run>
+  void backward_by(const Run& run, const Buffer<A>* bypass, Buffer<A>& dx) {
+    run(dy.data(), dy.ld(), x.data(), x.ld(), gamma.data(), mean.data(), rstd.data(),
+        bypass ? bypass->data() : nullptr, bypass ? bypass->ld() : 0, dx.data(), dx.ld(), x.rows(),
+        x.cols());
+  }
   void forward(const Queue& queue = {}) {
-    OF_ON(queue, layer_norm_forward, T)
-    (x.data(), x.ld(), gamma.data(), beta.data(), y.data(), y.ld(), mean.data(), rstd.data(),
-     x.rows(), x.cols(), kEps);
+    forward_by([&](auto... arguments) { OF_ON(queue, layer_norm_forward, T)(arguments...); });
     finish(queue);
   }
-  void backward(const Buffer<A>* bypass, Buffer<A>& dx) {
-    cpu::layer_norm_backward<T>(dy.data(), dy.ld(), x.data(), x.ld(), gamma.data(), mean.data(),
-                                rstd.data(), bypass ? bypass->data() : nullptr,
-                                bypass ? bypass->ld() : 0, dx.data(), dx.ld(), x.rows(), x.cols());
+  void backward(const Buffer<A>* bypass, Buffer<A>& dx, const Queue& queue = {}) {
+    backward_by(
+        [&](auto... arguments) {
+          OF_ON(queue, layer_norm_backward, T)
+          (arguments...);
+        },
+        bypass, dx);
+    finish(queue);
   }
-  void backward_affine(Buffer<A>& dgamma, Buffer<A>& dbeta, bool accumulate) {
-    cpu::layer_norm_backward_affine<T>(dy.data(), dy.ld(), x.data(), x.ld(), mean.data(),
-                                       rstd.data(), dgamma.data(), dbeta.data(), accumulate,
-                                       x.rows(), x.cols());
+  void backward_affine(Buffer<A>& dgamma, Buffer<A>& dbeta, bool accumulate,
+                       const Queue& queue = {}) {
+    const WithScratch at(queue, gpu::layer_norm_backward_affine_scratch(x.rows(), x.cols()));
+    OF_ON(at, layer_norm_backward_affine, T)
+    (dy.data(), dy.ld(), x.data(), x.ld(), mean.data(), rstd.data(), dgamma.data(), dbeta.data(),
+     accumulate, x.rows(), x.cols());
+    finish(at);
   }
   Buffer<A> x, gamma, beta;
   Buffer<T> dy;
@@ -97,37 +119,71 @@ struct Reference {
   std::vector<double> dgamma, dbeta, dgamma_size, dbeta_size;  // [cols]
 };
 
+// The reference is in double and errs by some of its own roundings.
 template <class T>
-class LayerNorm : public testing::Test {
- protected:
-  // The reference is in double and errs by some of its own roundings.
-  static constexpr double kUnit = std::max(epsilon<Accum<T>>, 0x1p-48);
-  static constexpr double kRounding = epsilon<T> / 2;
-};
+constexpr double kUnit = std::max(epsilon<Accum<T>>, 0x1p-48);
+
+template <class T>
+class LayerNorm : public testing::Test {};
 using Types = testing::Types<double, float, bf16>;
 TYPED_TEST_SUITE(LayerNorm, Types);
+
+// What forward wrote. k: additions that one value passes through.
+template <class T>
+void check_forward(const Case<T>& c, double k) {
+  constexpr double unit = kUnit<T>, rounding = epsilon<T> / 2;
+  const Reference want(c);
+  EXPECT_TRUE(close(c.y, want.y, [&](int64_t i, int64_t j) -> double {
+    const double gamma = std::abs(double(c.gamma(0, j)));
+    return unit * (k * gamma * want.size[size_t(i)] + 2 * std::abs(double(c.beta(0, j)))) +
+           rounding * 1.01 * std::abs(want.y[size_t(i * c.x.cols() + j)]);
+  }));
+  EXPECT_TRUE(close(c.mean, want.mean, [&](int64_t, int64_t i) -> double {
+    return unit * k * want.size[size_t(i)] / want.rstd[size_t(i)];
+  }));
+  EXPECT_TRUE(close(c.rstd, want.rstd, [&](int64_t, int64_t i) -> double {
+    return unit * k * want.rstd[size_t(i)] * (1 + want.size[size_t(i)]);
+  }));
+}
+
+// backward(bypass, dx), with and without a bypass, apart and in place.
+template <class T, class Backward>
+void check_backward(const Case<T>& c, double k, const Backward& backward) {
+  using A = Accum<T>;
+  constexpr double unit = kUnit<T>;
+  const Reference want(c);
+  const int64_t rows = c.x.rows(), cols = c.x.cols();
+  const auto budget = [&](int64_t i, int64_t j) -> double {
+    return 4 * unit * k * want.dx_size[size_t(i)] *
+               (1 + want.size[size_t(i)] * want.size[size_t(i)]) +
+           unit * std::abs(double(c.residual(i, j)));
+  };
+  Buffer<A> dx(rows, cols, 5);
+  backward(nullptr, dx);
+  EXPECT_TRUE(close(dx, want.dx, budget));
+  std::vector<double> with_bypass = want.dx;
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = 0; j < cols; ++j)
+      with_bypass[size_t(i * cols + j)] += double(c.residual(i, j));
+  backward(&c.residual, dx);
+  EXPECT_TRUE(close(dx, with_bypass, budget));
+  Buffer<A> in_place = c.residual;
+  backward(&in_place, in_place);
+  EXPECT_TRUE(identical(dx, in_place));
+  EXPECT_TRUE(in_place.verify());
+}
+
+double additions(const Shape& s) {
+  return double(s.cols) / 16 + 8;
+}
 
 TYPED_TEST(LayerNorm, Forward) {
   for_each_device<TypeParam>([](const Queue& queue) {
     for (const Shape s : kShapes) {
       SCOPED_TRACE(testing::Message() << s.rows << " x " << s.cols);
-      Case<TypeParam> c(s);
+      Case<TypeParam> c(s), again(s);
       c.forward(queue);
-      const Reference want(c);
-      const double k = double(s.cols) / 16 + 8;  // additions one value passes through
-      EXPECT_TRUE(close(c.y, want.y, [&](int64_t i, int64_t j) -> double {
-        const double gamma = std::abs(double(c.gamma(0, j)));
-        return TestFixture::kUnit *
-                   (k * gamma * want.size[size_t(i)] + 2 * std::abs(double(c.beta(0, j)))) +
-               TestFixture::kRounding * 1.01 * std::abs(want.y[size_t(i * s.cols + j)]);
-      }));
-      EXPECT_TRUE(close(c.mean, want.mean, [&](int64_t, int64_t i) -> double {
-        return TestFixture::kUnit * k * want.size[size_t(i)] / want.rstd[size_t(i)];
-      }));
-      EXPECT_TRUE(close(c.rstd, want.rstd, [&](int64_t, int64_t i) -> double {
-        return TestFixture::kUnit * k * want.rstd[size_t(i)] * (1 + want.size[size_t(i)]);
-      }));
-      Case<TypeParam> again(s);
+      check_forward(c, additions(s));
       again.forward(queue);
       EXPECT_TRUE(identical(c.y, again.y));
     }
@@ -135,47 +191,67 @@ TYPED_TEST(LayerNorm, Forward) {
 }
 
 TYPED_TEST(LayerNorm, BackwardWithAndWithoutBypass) {
-  using A = Accum<TypeParam>;
-  for_each_isa([] {
+  for_each_device<TypeParam>([](const Queue& queue) {
     for (const Shape s : kShapes) {
       SCOPED_TRACE(testing::Message() << s.rows << " x " << s.cols);
       Case<TypeParam> c(s);
       c.forward();
-      const Reference want(c);
-      const double k = double(s.cols) / 16 + 8;
-      const auto budget = [&](int64_t i, int64_t j) -> double {
-        return 4 * TestFixture::kUnit * k * want.dx_size[size_t(i)] *
-                   (1 + want.size[size_t(i)] * want.size[size_t(i)]) +
-               TestFixture::kUnit * std::abs(double(c.residual(i, j)));
-      };
-      Buffer<A> dx(s.rows, s.cols, 5);
-      c.backward(nullptr, dx);
-      EXPECT_TRUE(close(dx, want.dx, budget));
-      std::vector<double> with_bypass = want.dx;
-      for (int64_t i = 0; i < s.rows; ++i)
-        for (int64_t j = 0; j < s.cols; ++j)
-          with_bypass[size_t(i * s.cols + j)] += double(c.residual(i, j));
-      c.backward(&c.residual, dx);
-      EXPECT_TRUE(close(dx, with_bypass, budget));
-      Buffer<A> in_place = c.residual;
-      c.backward(&in_place, in_place);
-      EXPECT_TRUE(identical(dx, in_place));
-      EXPECT_TRUE(in_place.verify());
+      check_backward(c, additions(s), [&](const Buffer<Accum<TypeParam>>* bypass, auto& dx) {
+        c.backward(bypass, dx, queue);
+      });
     }
   });
 }
 
+TYPED_TEST(LayerNorm, EveryVersion) {
+  using T = TypeParam;
+  if constexpr (gpu_computes<T>) {
+    for_each_gpu([](const Queue& queue) {
+      const auto walk = [&]<class Stream>(const Stream& stream) {
+        const auto forwards = gpu::layer_norm_forward_versions<T, Stream>();
+        const auto backwards = gpu::layer_norm_backward_versions<T, Stream>();
+        for (const Shape s : kShapes) {
+          SCOPED_TRACE(testing::Message() << s.rows << " x " << s.cols);
+          for (const auto& version : forwards) {
+            SCOPED_TRACE(version.name);
+            const auto run = [&](auto... arguments) { version.run(arguments..., stream); };
+            Case<T> c(s), again(s);
+            c.forward_by(run);
+            again.forward_by(run);
+            finish(queue);
+            check_forward(c, version.number == 1 ? double(s.cols) + 8 : additions(s));
+            EXPECT_TRUE(identical(c.y, again.y));
+          }
+          for (const auto& version : backwards) {
+            SCOPED_TRACE(version.name);
+            const auto run = [&](auto... arguments) { version.run(arguments..., stream); };
+            Case<T> c(s);
+            c.forward();
+            check_backward(c, version.number == 1 ? double(s.cols) + 8 : additions(s),
+                           [&](const Buffer<Accum<TypeParam>>* bypass, auto& dx) {
+                             c.backward_by(run, bypass, dx);
+                             finish(queue);
+                           });
+          }
+        }
+      };
+      on_device<T>(
+          queue, [] {}, walk);
+    });
+  }
+}
+
 TYPED_TEST(LayerNorm, BackwardAffine) {
   using A = Accum<TypeParam>;
-  for_each_isa([] {
-    for (const Shape s : kShapes) {
+  for_each_device<TypeParam>([](const Queue& queue) {
+    for (const Shape s : kSumShapes) {
       SCOPED_TRACE(testing::Message() << s.rows << " x " << s.cols);
       Case<TypeParam> c(s);
       c.forward();
       Reference want(c);
       Buffer<A> dgamma(1, s.cols), dbeta(1, s.cols);
       for (bool accumulate : {false, true}) {
-        c.backward_affine(dgamma, dbeta, accumulate);
+        c.backward_affine(dgamma, dbeta, accumulate, queue);
         const double times = accumulate ? 2 : 1;
         const double k =
             2 * times * (double(std::min<int64_t>(s.rows, 128)) + 1 + double(s.cols) / 16 + 8);
@@ -184,10 +260,10 @@ TYPED_TEST(LayerNorm, BackwardAffine) {
           want.dbeta[j] *= 2;
         }
         EXPECT_TRUE(close(dgamma, want.dgamma, [&](int64_t, int64_t j) -> double {
-          return TestFixture::kUnit * k * want.dgamma_size[size_t(j)];
+          return kUnit<TypeParam> * k * want.dgamma_size[size_t(j)];
         }));
         EXPECT_TRUE(close(dbeta, want.dbeta, [&](int64_t, int64_t j) -> double {
-          return TestFixture::kUnit * k * want.dbeta_size[size_t(j)];
+          return kUnit<TypeParam> * k * want.dbeta_size[size_t(j)];
         }));
       }
     }
@@ -214,22 +290,26 @@ TEST(LayerNormGradient, AgreesWithFiniteDifferences) {
 
 // Small deviations on a large mean: sum(x^2)/n - mean^2 would lose every digit of the variance.
 TEST(LayerNormForward, KeepsTheVarianceOfALargeMean) {
-  Case<float> c({2, 64, 0});
-  for (int64_t i = 0; i < 2; ++i)
-    for (int64_t j = 0; j < 64; ++j) c.x(i, j) = 4096.0f + float(j % 2);
-  c.forward();
-  EXPECT_TRUE(
-      close(c.rstd, {1 / std::sqrt(0.25 + kEps), 1 / std::sqrt(0.25 + kEps)}, Budget{1e-6, 0}));
+  for_each_device<float>([](const Queue& queue) {
+    Case<float> c({2, 64, 0});
+    for (int64_t i = 0; i < 2; ++i)
+      for (int64_t j = 0; j < 64; ++j) c.x(i, j) = 4096.0f + float(j % 2);
+    c.forward(queue);
+    EXPECT_TRUE(
+        close(c.rstd, {1 / std::sqrt(0.25 + kEps), 1 / std::sqrt(0.25 + kEps)}, Budget{1e-6, 0}));
+  });
 }
 
 TEST(LayerNormForward, NanStaysInItsRow) {
-  Case<float> c({2, 33, 0});
-  c.x(0, 7) = NAN;
-  c.forward();
-  for (int64_t j = 0; j < 33; ++j) {
-    EXPECT_TRUE(std::isnan(c.y(0, j)));
-    EXPECT_TRUE(std::isfinite(c.y(1, j)));
-  }
+  for_each_device<float>([](const Queue& queue) {
+    Case<float> c({2, 33, 0});
+    c.x(0, 7) = NAN;
+    c.forward(queue);
+    for (int64_t j = 0; j < 33; ++j) {
+      EXPECT_TRUE(std::isnan(c.y(0, j)));
+      EXPECT_TRUE(std::isfinite(c.y(1, j)));
+    }
+  });
 }
 
 }  // namespace
