@@ -67,20 +67,22 @@ double Optimizer::step(const std::vector<ParameterGroup*>& groups, double learni
     if (!g->parameters_.empty()) dtype = g->parameters_.front().value().dtype();
 
   return dispatch_accum(dtype, [&]<class R>(Tag<R>) {
-    std::vector<cpu::GradientSpan<R>> gradients;
+    std::vector<GradientSpan<R>> gradients;
     for (const ParameterGroup* g : groups)
       for (const Var& p : g->parameters_)
         if (p.has_grad()) {
           OF_CHECK(p.grad().pitch() == p.value().pitch(), "gradient and parameter share a layout");
           gradients.push_back({p.grad().data<R>(), extent(p.grad())});
         }
-    const double norm = scale * cpu::grad_norm(gradients.data(), int64_t(gradients.size()));
+    double norm = 0, factor = 0;
+    const int64_t gradient_chunks = number_chunks(gradients.data(), int64_t(gradients.size()));
+    cpu::grad_norm(gradients.data(), int64_t(gradients.size()), gradient_chunks, &scale,
+                   options_.clip, &norm, &factor);
     if (!std::isfinite(norm))
       throw Error(
           fmt::format("the gradient norm is {}: training has diverged; a smaller train.lr "
                       "helps",
                       norm));
-    const double clip = options_.clip > 0 ? std::min(1.0, options_.clip / (norm + 1e-6)) : 1.0;
 
     for (ParameterGroup* g : groups) {
       std::vector<OptimizedTensor<R>> tensors;
@@ -96,19 +98,20 @@ double Optimizer::step(const std::vector<ParameterGroup*>& groups, double learni
       }
       if (tensors.empty()) continue;
       ++g->step_;
+      const int64_t chunks = number_chunks(tensors.data(), int64_t(tensors.size()));
       if (options_.adamw)
-        cpu::adamw(tensors.data(), int64_t(tensors.size()),
-                   AdamWStep{.learning_rate = learning_rate,
+        cpu::adamw(tensors.data(), int64_t(tensors.size()), chunks,
+                   AdamWStep{.learning_rate = &learning_rate,
+                             .gradient_scale = &factor,
+                             .step = &g->step_,
                              .beta1 = options_.beta1,
                              .beta2 = options_.beta2,
-                             .eps = options_.eps,
-                             .step = g->step_,
-                             .gradient_scale = scale * clip});
+                             .eps = options_.eps});
       else
-        cpu::sgd(tensors.data(), int64_t(tensors.size()),
-                 SgdStep{.learning_rate = learning_rate,
-                         .momentum = options_.momentum,
-                         .gradient_scale = scale * clip});
+        cpu::sgd(tensors.data(), int64_t(tensors.size()), chunks,
+                 SgdStep{.learning_rate = &learning_rate,
+                         .gradient_scale = &factor,
+                         .momentum = options_.momentum});
       for (const Var& p : g->parameters_) p.clear_grad();
     }
     return norm;

@@ -1,23 +1,58 @@
-// Global gradient norm over many tensors, for clipping (Pascanu et al., arXiv 1211.5063):
-//   norm = sqrt(sum over all tensors of g^2),   clip factor = min(1, max_norm / (norm + 1e-6)).
-// The 1e-6 is torch.nn.utils.clip_grad_norm_'s. Sums are in double, in fixed chunks.
-// Instantiated for double and float. Chunks are cut by a tensor's size alone, so the norm is the
-// same for any number of threads. Relative error: 2^-53 (chunk/16 + 64), a chunk being max(16384,
-// size/64) elements. Per element: sizeof(T) bytes, 2 flops.
+// Global gradient norm over many tensors, and the factor that clips it (Pascanu et al., arXiv
+// 1211.5063):
+//
+//   norm   = scale sqrt(sum over all tensors of g^2)
+//   factor = scale min(1, max_norm / (norm + 1e-6))          max_norm 0: factor = scale
+//
+// The 1e-6 is torch.nn.utils.clip_grad_norm_'s. A NaN or infinity in any gradient makes the norm
+// NaN or infinite and the factor NaN, with which an optimiser leaves everything as it is
+// (kernels/optimizer). Instantiated for double and float.
+//
+// Squares and sums are in double, in chunks of 4096 elements (kernels/core/chunks.h) and then over
+// the chunks, in an order that the sizes alone fix. Relative error of the norm, of the factor twice
+// that: 2^-53 (chunks/2 + 135). Per element: sizeof(T) bytes, 2 flops.
 #pragma once
+#include <cmath>
+#include <cstddef>
 #include <cstdint>
 
-namespace orthofed::cpu {
+#include "kernels/core/chunks.h"
+
+namespace orthofed {
 
 template <class T>
 struct GradientSpan {
   const T* data = nullptr;
   int64_t size = 0;
+  int64_t first_chunk = 0;  // number_chunks() fills it in
 };
 
-// gradients [count] (count 0: norm 0). A NaN or infinity anywhere makes the norm NaN or infinite:
-// the caller's check.
+// The second formula above.
+OF_HOST_DEVICE inline double gradient_factor(double norm, double scale, double max_norm) {
+  if (!std::isfinite(norm)) return double(NAN);
+  const double clip = max_norm / (norm + 1e-6);
+  return max_norm > 0 && clip < 1 ? scale * clip : scale;
+}
+
+}  // namespace orthofed
+
+namespace orthofed::cpu {
+
+// gradients [count] of `chunks` chunks in all (0: norm 0); scale, norm, factor: one number each.
 template <class T>
-double grad_norm(const GradientSpan<T>* gradients, int64_t count);
+void grad_norm(const GradientSpan<T>* gradients, int64_t count, int64_t chunks, const double* scale,
+               double max_norm, double* norm, double* factor);
 
 }  // namespace orthofed::cpu
+
+namespace orthofed::gpu {
+
+// Scratch: grad_norm_scratch(chunks) bytes.
+template <class T, class Stream>
+void grad_norm(const GradientSpan<T>* gradients, int64_t count, int64_t chunks, const double* scale,
+               double max_norm, double* norm, double* factor, const Stream& stream);
+inline size_t grad_norm_scratch(int64_t chunks) {
+  return size_t(chunks) * sizeof(double);
+}
+
+}  // namespace orthofed::gpu

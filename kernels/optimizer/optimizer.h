@@ -5,48 +5,76 @@
 //           p -= lr * (m / (1-b1^t)) / (sqrt(v / (1-b2^t)) + eps)
 //   SGD:    g += wd * p;  m = mu m + g;  p -= lr m
 //
-// g is the stored gradient times `gradient_scale` (the clip factor, 1/accumulation steps).
-// Instantiated for double and float. m and v are 0 before step 1.
+// g is the stored gradient times the gradient scale (kernels/grad_norm: the clip factor and
+// 1/accumulation steps). A gradient scale that is not finite, from a gradient that is not, changes
+// nothing at all. Instantiated for double and float. m and v are 0 before step 1.
 //
-// Error of p a step: eps (2 |p| + 32 lr), of m and v a few eps. A gradient that is itself wrong by
-// d moves p by up to lr whatever the size of d (g/|g|): compare gradients, not parameters. Per
-// element: AdamW reads p, g, m, v and writes p, m, v (28 bytes in float), 14 flops; SGD reads p, g,
-// m and writes p, m (20 bytes), 6 flops.
+// Error of p a step: eps (2 |p| + 8 lr U), of m and v a few eps. U = mean|g|' / (sqrt(v') + eps),
+// with mean|g| the first moment of |g|, is about 1 and at most (1-b1) / sqrt((1-b2) (1 - b1^2/b2))
+// = 7.3 (Cauchy-Schwarz). Its factor, in eps: 2 from the four roundings of m's terms, 1.5 from half
+// of the six of v's, 3.5 from the root and its scale, the sum, the rate, the product and the
+// quotient, and one more where p is rounded. SGD rounds less. A gradient that is itself wrong by d
+// moves p by up to lr whatever the size of d (g/|g|): compare gradients, not parameters.
+//
+// Per element: AdamW reads p, g, m, v and writes p, m, v (28 bytes in float), 14 flops; SGD reads
+// p, g, m and writes p, m (20 bytes), 6 flops; zeroing g writes 4 bytes more.
 #pragma once
 #include <cstdint>
+
+#include "kernels/core/chunks.h"
 
 namespace orthofed {
 
 template <class T>
 struct OptimizedTensor {
   T* parameter = nullptr;
-  const T* gradient = nullptr;
+  T* gradient = nullptr;
   T* m = nullptr;  // first moment / momentum
   T* v = nullptr;  // second moment (AdamW only)
   int64_t size = 0;
   double weight_decay = 0;
+  int64_t first_chunk = 0;  // number_chunks() fills it in
 };
 
+// The pointers are to what changes from step to step: device memory on a GPU, read when the step
+// runs, so that a recorded one can be replayed.
 struct AdamWStep {
-  double learning_rate = 1e-3, beta1 = 0.9, beta2 = 0.999, eps = 1e-8;
-  int64_t step = 1;  // t, from 1
-  double gradient_scale = 1;
+  const double* learning_rate = nullptr;
+  const double* gradient_scale = nullptr;
+  const int64_t* step = nullptr;  // t, from 1
+  double beta1 = 0.9, beta2 = 0.999, eps = 1e-8;
+  bool zero_gradients = false;  // once they have been used
 };
 
 struct SgdStep {
-  double learning_rate = 1e-2, momentum = 0.9;
-  double gradient_scale = 1;
+  const double* learning_rate = nullptr;
+  const double* gradient_scale = nullptr;
+  double momentum = 0.9;
+  bool zero_gradients = false;
 };
 
 }  // namespace orthofed
 
 namespace orthofed::cpu {
 
-// tensors [count], each of its own size (0 is fine) and weight decay; the buffers must not overlap.
+// tensors [count] of `chunks` chunks in all (kernels/core/chunks.h), each of its own size (0 is
+// fine) and weight decay; the buffers must not overlap.
 template <class T>
-void adamw(const OptimizedTensor<T>* tensors, int64_t count, const AdamWStep& step);
+void adamw(const OptimizedTensor<T>* tensors, int64_t count, int64_t chunks, const AdamWStep& step);
 
 template <class T>
-void sgd(const OptimizedTensor<T>* tensors, int64_t count, const SgdStep& step);
+void sgd(const OptimizedTensor<T>* tensors, int64_t count, int64_t chunks, const SgdStep& step);
 
 }  // namespace orthofed::cpu
+
+namespace orthofed::gpu {
+
+template <class T, class Stream>
+void adamw(const OptimizedTensor<T>* tensors, int64_t count, int64_t chunks, const AdamWStep& step,
+           const Stream& stream);
+
+template <class T, class Stream>
+void sgd(const OptimizedTensor<T>* tensors, int64_t count, int64_t chunks, const SgdStep& step,
+         const Stream& stream);
+
+}  // namespace orthofed::gpu
