@@ -197,9 +197,11 @@ void Parser::add(const Commands& c) {
                            "Of the computation; auto: bf16 where the processor has it")
                 ->type_name("NAME")
                 ->check(CLI::IsMember({"auto", "f32", "bf16"}));
-            app.add_option("--device", o.device, "What computes")
+            app.add_option("--device", o.device,
+                           "What computes; auto: a GPU where there is one; simt: its kernels, "
+                           "emulated")
                 ->type_name("NAME")
-                ->check(CLI::IsMember({"auto", "cpu"}));
+                ->check(CLI::IsMember({"auto", "cpu", "cuda", "simt"}));
           });
   command("check", "Examine a site's data before it joins; sends nothing",
           "orthofed check configs/wbc_sites.toml --client bccd --set data.root=/data/wbc", c.check,

@@ -69,7 +69,7 @@ struct PredictOptions {
   std::vector<std::string> adapters;  // safetensors
   std::string csv;                    // also path, class, probabilities; empty: not written
   std::string precision = "auto";     // auto | f32 | bf16
-  std::string device = "auto";        // auto | cpu
+  std::string device = "auto";        // auto | cpu | cuda | simt
 };
 
 // A dry run at a site before it joins. Sends nothing.

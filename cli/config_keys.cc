@@ -97,7 +97,10 @@ const std::vector<ConfigKey>& config_keys() {
        "pooled: all data in one place, for reference"},
       {KEY(rounds), between(1, 1000000), "communication rounds"},
       {KEY(seed), between(0, kLargestExact), "all random numbers follow from it"},
-      {KEY(device), one_of("auto", "cpu"), "what computes"},
+      {KEY(device), one_of("auto", "cpu", "cuda", "simt"),
+       "what computes; auto: a GPU where there is one, else the CPU; simt: the GPU's kernels, "
+       "emulated "
+       "on the CPU (slow: for tests and for stepping through them)"},
       {KEY(precision), one_of("auto", "f32", "bf16"),
        "of the frozen model; auto: bf16 where the processor multiplies it natively. Adapters are "
        "f32"},

@@ -14,9 +14,10 @@ int eval(const EvalOptions& o) {
   Terminal terminal(o.global);
   const RunConfig config = open_config(o.config, o.set, terminal);
   const std::string client = o.client.empty() ? config.data.client : o.client;
+  const OnDevice scope(device_named(config.device));
   const Predictor predictor(
-      std::make_unique<Vit>(
-          Vit::load(config.model.weights, config.model.config, compute_type(config.precision))),
+      std::make_unique<Vit>(Vit::load(config.model.weights, config.model.config,
+                                      compute_type(config.precision, scope.device()))),
       o.adapters);
   if (!predictor.classes().empty() && predictor.classes() != config.data.classes)
     throw UserError("--adapter: its classes or their order differ from data.classes");

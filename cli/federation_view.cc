@@ -58,11 +58,12 @@ void FederationView::finished(const FederationResult&) {
   progress_.reset();
 }
 
+// Of a configuration that open_config() has completed: device and precision are those in use.
 RunSummary summary_of(const RunConfig& config, const Agreement& agreement,
                       const FederationResult& result) {
   return summarize(config, agreement, result,
-                   std::filesystem::path(config.model.weights).filename().string(), "cpu",
-                   name_of(compute_type(config.precision)));
+                   std::filesystem::path(config.model.weights).filename().string(), config.device,
+                   config.precision);
 }
 
 std::string result_table(const RunSummary& summary) {

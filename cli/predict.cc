@@ -16,11 +16,13 @@ namespace orthofed::cli {
 
 int predict(const PredictOptions& o) {
   Terminal terminal(o.global);
-  if (o.precision == "auto" && !cpu::native_bf16())
+  const OnDevice scope(device_named(o.device));
+  if (o.precision == "auto" && scope.device() == Device::cpu && !cpu::native_bf16())
     terminal.warning("this processor does not multiply bf16 natively: computing in fp32");
   const PredictImages images = open_images(o.input);
-  const Predictor predictor(
-      std::make_unique<Vit>(Vit::load(o.weights, o.config, compute_type(o.precision))), o.adapters);
+  const Predictor predictor(std::make_unique<Vit>(Vit::load(
+                                o.weights, o.config, compute_type(o.precision, scope.device()))),
+                            o.adapters);
   if (!o.csv.empty() && !predictor.has_head())
     throw UserError(
         "--csv: neither the weights nor an adapter has a head, so there are no classes to write; "

@@ -68,6 +68,7 @@ AdapterFile load_adapter(const std::string& path) {
 
 Predictor::Predictor(std::unique_ptr<Vit> model, const std::vector<std::string>& adapters)
     : model_(std::move(model)) {
+  const OnDevice scope(model_->device());
   const DType dtype = accum(model_->compute);
   bool seen[2] = {false, false};
   for (const std::string& path : adapters) {
@@ -98,7 +99,8 @@ Predictor::Predictor(std::unique_ptr<Vit> model, const std::vector<std::string>&
       if (w->second.cols() != model_->config.dim || b->second.size() != w->second.rows())
         throw UserError(fmt::format("{}: its head {} does not fit features of width {}", path,
                                     w->second.shape().str(), model_->config.dim));
-      to = Linear(Var(w->second.to(dtype)), Var(b->second.to(dtype)), dtype);
+      to = Linear(Var(w->second.to(dtype).on(scope.device())),
+                  Var(b->second.to(dtype).on(scope.device())), dtype);
     };
     head("", head_);
     head("personal_", personal_head_);
@@ -110,14 +112,15 @@ Predictor::Predictor(std::unique_ptr<Vit> model, const std::vector<std::string>&
 }
 
 Predictor::Output Predictor::predict(const Tensor& patches, int64_t batch) const {
+  const OnDevice scope(model_->device());
   Tape tape(false);
-  const Var f = model_->features(tape, patches, batch);
-  Output out{f.value().to(DType::f32), {}};
+  const Var f = model_->features(tape, patches.on(scope.device()), batch);
+  Output out{f.value().to(DType::f32).on(Device::cpu), {}};
   if (!has_head()) return out;
   Var z = linear(tape, head_, f);
   if (personal_head_.weight.defined())
     z = residual(tape, z, linear(tape, personal_head_, f), Var());
-  out.logits = z.value().to(DType::f32);
+  out.logits = z.value().to(DType::f32).on(Device::cpu);
   return out;
 }
 

@@ -125,7 +125,7 @@ struct RunConfig {
   std::string method = "opal";  // opal | dual | fedavg | fedavg_ft | local | pooled
   int64_t rounds = 10;
   uint64_t seed = 0;
-  std::string device = "auto";     // auto | cpu
+  std::string device = "auto";     // auto | cpu | cuda | simt
   std::string precision = "auto";  // auto | f32 | bf16
   int64_t threads = 2;             // of each process; a recorded setting, never the core count
   ModelConfig model;

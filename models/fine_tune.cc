@@ -32,8 +32,8 @@ void draw_head(const Linear& head, const Philox& rng) {
 }
 
 void put_head(const Linear& head, TensorMap& to) {
-  to[head.weight.name()] = head.weight.value().clone();
-  to[head.bias.name()] = head.bias.value().clone();
+  to[head.weight.name()] = head.weight.value().host_copy();
+  to[head.bias.name()] = head.bias.value().host_copy();
 }
 
 void take_head(const Linear& head, const TensorMap& from) {
@@ -61,6 +61,7 @@ FineTuner::FineTuner(std::unique_ptr<Vit> model, const FineTuneOptions& options)
       optimizer_({.adamw = options.train.optimizer == "adamw",
                   .momentum = options.train.momentum,
                   .clip = options.train.clip}) {
+  const OnDevice scope(model_->device());
   if (options.general) attach_adapters(*model_, options.lora, AdapterKind::general);
   if (options.personal) attach_adapters(*model_, options.lora, AdapterKind::personal);
   head_ = make_head(*model_, options.classes, "");
@@ -86,12 +87,14 @@ FineTuner::FineTuner(std::unique_ptr<Vit> model, const FineTuneOptions& options)
 }
 
 void FineTuner::draw_general() {
+  const OnDevice scope(model_->device());
   draw_adapters(*model_, options_.lora, AdapterKind::general, options_.seed, "");
   // Every site starts from one head, also where it is never sent.
   draw_head(head_, PhiloxKey(options_.seed).with("head"));
 }
 
 void FineTuner::draw_personal() {
+  const OnDevice scope(model_->device());
   draw_adapters(*model_, options_.lora, AdapterKind::personal, options_.seed, options_.client);
   if (options_.lora.init_orthogonal) orthogonalise_personal(*model_);
   if (personal_head_.weight.defined()) {
@@ -145,6 +148,7 @@ void FineTuner::set_class_counts(const std::vector<int64_t>& counts) {
   OF_CHECK(int64_t(counts.size()) == options_.classes, "one count a class");
   class_weights_ = prior_ = Tensor();
   if (options_.train.class_weights == "none") return;
+  const OnDevice scope(model_->device());
   int64_t total = 0, present = 0;
   for (int64_t n : counts) {
     total += n;
@@ -182,6 +186,7 @@ void FineTuner::set_phase(Phase phase, bool personal_active) {
 
 StepResult FineTuner::gradients(const std::vector<const Batch*>& micro_batches, double ramp,
                                 Phase phase, uint64_t index, bool measure_features) {
+  const OnDevice scope(model_->device());
   const TrainConfig& train = options_.train;
   const bool dropped =
       train.personal_dropout > 0 &&
@@ -203,10 +208,11 @@ StepResult FineTuner::gradients(const std::vector<const Batch*>& micro_batches, 
     FeaturesPenalty features =
         penalties_->features(ramp * weight, batch->valid * model_->config.tokens());
     Tape tape;
-    const Var f = model_->features(tape, batch->patches, batch->labels.size(),
+    const Var f = model_->features(tape, batch->patches.on(scope.device()), batch->labels.size(),
                                    features_wanted ? &features : nullptr);
     const Var z = head_logits(tape, f, personal_active);
-    const Var loss = cross_entropy(tape, z, batch->labels, batch->weights.to(sums), class_weights_,
+    const Var loss = cross_entropy(tape, z, batch->labels.on(scope.device()),
+                                   batch->weights.to(sums).on(scope.device()), class_weights_,
                                    prior_, loss_options);
     const double ce = loss.value().item();
     if (!std::isfinite(ce))
@@ -234,6 +240,7 @@ StepResult FineTuner::gradients(const std::vector<const Batch*>& micro_batches, 
 
 StepResult FineTuner::step(const std::vector<const Batch*>& micro_batches, double progress,
                            double ramp, Phase phase, uint64_t index, bool measure_features) {
+  const OnDevice scope(model_->device());
   StepResult result = gradients(micro_batches, ramp, phase, index, measure_features);
   std::vector<ParameterGroup*> groups;
   if (phase != Phase::personal) groups.push_back(&general_group_);
@@ -246,15 +253,18 @@ StepResult FineTuner::step(const std::vector<const Batch*>& micro_batches, doubl
 }
 
 PenaltyValues FineTuner::penalties() {
+  const OnDevice scope(model_->device());
   PenaltyValues v = penalties_->measure();
   if (features_measured_) v["features"] = last_features_;
   return v;
 }
 
 Tensor FineTuner::logits(const Tensor& patches, int64_t batch, bool personal) {
+  const OnDevice scope(model_->device());
   set_active(*model_, AdapterKind::personal, personal);
   Tape tape(false);
-  return head_logits(tape, model_->features(tape, patches, batch), personal).value();
+  const Var features = model_->features(tape, patches.on(scope.device()), batch);
+  return head_logits(tape, features, personal).value().on(Device::cpu);
 }
 
 }  // namespace orthofed

@@ -96,7 +96,7 @@ void draw_adapters(Vit& model, const LoraConfig& config, AdapterKind kind, uint6
     else
       key.with("personal").with(client).with(slice->name);
     const Philox rng = key;
-    const Tensor& a = adapt.a.value();
+    const Tensor a = Tensor::empty(adapt.a.shape(), adapt.a.value().dtype(), Device::cpu);
     const double bound = 1 / std::sqrt(double(a.cols()));
     dispatch_accum(a.dtype(), [&]<class R>(Tag<R>) {
       for (int64_t r = 0; r < a.rows(); ++r)
@@ -108,6 +108,7 @@ void draw_adapters(Vit& model, const LoraConfig& config, AdapterKind kind, uint6
                                             : bound * normal(rng, counter)));
         }
     });
+    adapt.a.value().copy_from(a);
     adapt.b.value().fill(0);
   }
 }
@@ -180,8 +181,8 @@ TensorMap adapter_tensors(Vit& model, AdapterKind kind) {
   for (AdapterSlice* s : adapter_slices(model)) {
     const Adapter& a = adapter(*s, kind);
     if (!a.present()) continue;
-    t[a.a.name()] = a.a.value().clone();
-    t[a.b.name()] = a.b.value().clone();
+    t[a.a.name()] = a.a.value().host_copy();
+    t[a.b.name()] = a.b.value().host_copy();
   }
   return t;
 }

@@ -17,10 +17,23 @@ Method method_named(const std::string& name) {
       fmt::format("method: '{}' is not one of opal, dual, fedavg, fedavg_ft, local, pooled", name));
 }
 
-DType compute_type(const std::string& precision) {
+Device device_named(const std::string& name) {
+  if (name == "auto") return available(Device::cuda) ? Device::cuda : Device::cpu;
+  for (const Device device : {Device::cpu, Device::cuda, Device::simt})
+    if (name == name_of(device)) {
+      const OnDevice at_hand(device);
+      return device;
+    }
+  throw UserError(fmt::format("device: '{}' is not one of auto, cpu, cuda, simt", name));
+}
+
+DType compute_type(const std::string& precision, Device device) {
   if (precision == "f32") return DType::f32;
   if (precision == "bf16") return DType::bf16;
-  if (precision == "auto") return cpu::native_bf16() ? DType::bf16 : DType::f32;
+  if (precision == "auto") {
+    const bool native = device == Device::cuda || (device == Device::cpu && cpu::native_bf16());
+    return native ? DType::bf16 : DType::f32;
+  }
   throw UserError(fmt::format("precision: '{}' is not one of auto, f32, bf16", precision));
 }
 
@@ -30,8 +43,9 @@ std::unique_ptr<FineTuner> make_fine_tuner(const RunConfig& config, const std::s
     throw UserError("data.classes: name at least two classes, in the federation's order");
   if (config.model.weights.empty())
     throw UserError("model.weights: name the base model's safetensors file");
-  auto model = std::make_unique<Vit>(
-      Vit::load(config.model.weights, config.model.config, compute_type(config.precision)));
+  const OnDevice scope(device_named(config.device));
+  auto model = std::make_unique<Vit>(Vit::load(config.model.weights, config.model.config,
+                                               compute_type(config.precision, scope.device())));
   FineTuneOptions options;
   options.general = method.general;
   options.personal = method.personal;

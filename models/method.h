@@ -19,9 +19,13 @@ struct Method {
 // opal, dual, fedavg, fedavg_ft, local, pooled. Throws UserError for any other name.
 Method method_named(const std::string& name);
 
-// The dtype that `precision` (auto | f32 | bf16) means on this processor: auto takes bf16 only
-// where it is multiplied natively.
-DType compute_type(const std::string& precision);
+// auto | cpu | cuda | simt: auto takes a GPU where there is one. Throws UserError for another name
+// or a device that is not at hand.
+Device device_named(const std::string& name);
+
+// The dtype that `precision` (auto | f32 | bf16) means on the device: auto takes bf16 only where it
+// is multiplied natively.
+DType compute_type(const std::string& precision, Device device);
 
 // The base model with this method's adapters and heads, nothing drawn yet. `client` keys the
 // personal draw; the server passes "".

@@ -30,15 +30,17 @@ Penalties::Penalties(Vit& model, const PenaltyConfig& config)
     const Linear& linear = *layer_of(model, *slice);
     Layer layer{.slice = slice,
                 .w0 = linear.weight.value().row_range(slice->begin, slice->begin + slice->rows)};
-    dispatch_accum(layer.w0.dtype(), [&]<class R>(Tag<R>) {
-      for (int64_t i = 0; i < layer.w0.rows(); ++i)
-        for (int64_t j = 0; j < layer.w0.cols(); ++j)
-          layer.w0_norm2 += double(layer.w0.row<R>(i)[j]) * double(layer.w0.row<R>(i)[j]);
+    const Tensor w0 = layer.w0.on(Device::cpu);
+    dispatch_accum(w0.dtype(), [&]<class R>(Tag<R>) {
+      for (int64_t i = 0; i < w0.rows(); ++i)
+        for (int64_t j = 0; j < w0.cols(); ++j)
+          layer.w0_norm2 += double(w0.row<R>(i)[j]) * double(w0.row<R>(i)[j]);
       if (config.base_subspace > 0) {
         const int64_t k = std::min({config.base_subspace_k, layer.w0.rows(), layer.w0.cols()});
-        layer.v_k = Tensor::dense_zeros({k, layer.w0.cols()}, layer.w0.dtype());
-        cpu::top_right_singular_vectors<R>(layer.w0.data<R>(), layer.w0.pitch(), layer.w0.rows(),
-                                           layer.w0.cols(), k, layer.v_k.data<R>());
+        std::vector<R> v_k(size_t(k * w0.cols()));
+        cpu::top_right_singular_vectors<R>(w0.data<R>(), w0.pitch(), w0.rows(), w0.cols(), k,
+                                           v_k.data());
+        layer.v_k = Tensor::of(v_k, {k * w0.cols()}).reshape({k, w0.cols()});
       }
     });
     layers_.push_back(std::move(layer));

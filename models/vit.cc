@@ -267,7 +267,7 @@ std::vector<Var> Vit::parameters() const {
 TensorMap Vit::tensors() const {
   TensorMap t;
   for (const Var& v : parameters()) {
-    Tensor value = v.value().contiguous();
+    Tensor value = v.value().on(Device::cpu).contiguous();
     if (v.name() == "patch_embed.proj.weight")
       value = value.reshape({config.dim, 3, config.patch, config.patch});
     if (v.name() == "cls_token") value = value.reshape({1, 1, config.dim});

@@ -62,6 +62,7 @@ class Vit {
   Var norm_weight, norm_bias;
   Linear head;  // undefined weight if the file has none
   bool has_head() const { return head.weight.defined(); }
+  Device device() const { return patch_embed.weight.value().device(); }  // where it computes
 };
 
 // config.json beside weights, or `config`. Throws UserError naming the key.

@@ -20,6 +20,7 @@ inline Tensor from_int64(const void* source, const Shape& shape) {
   using Limits = std::numeric_limits<int32_t>;
   const bool fits = std::all_of(values.begin(), values.end(),
                                 [](int64_t v) { return v >= Limits::min() && v <= Limits::max(); });
+  const OnDevice host(Device::cpu);
   if (fits) return Tensor::of(std::vector<int32_t>(values.begin(), values.end()), shape);
   return Tensor::of(std::vector<double>(values.begin(), values.end()), shape);
 }

@@ -228,7 +228,7 @@ class Reader {
                          (e.shape.rows() <= 1 || row_bytes % 16 == 0);
     if (owner_ != nullptr && aligned && e.shape.size() > 0)
       return Tensor::view(owner_, first, e.shape, dtype);
-    Tensor copy = Tensor::empty(e.shape, dtype);
+    Tensor copy = Tensor::empty(e.shape, dtype, Device::cpu);
     auto* to = static_cast<std::byte*>(copy.raw());
     const size_t pitch_bytes = static_cast<size_t>(copy.pitch()) * size_of(dtype);
     if (row_bytes > 0)
@@ -252,7 +252,8 @@ void write_to(const TensorMap& tensors, const std::map<std::string, std::string>
   std::vector<std::pair<const std::string*, const Tensor*>> order;
   for (const auto& [name, tensor] : tensors) {
     OF_CHECK(name != kMetadata, "a tensor cannot be called __metadata__");
-    OF_CHECK(tensor.defined(), "tensor '" + name + "' is empty");
+    OF_CHECK(tensor.defined() && tensor.device() == Device::cpu,
+             "tensor '" + name + "' is empty or on another device");
     order.emplace_back(&name, &tensor);
   }
   std::stable_sort(order.begin(), order.end(), [](const auto& a, const auto& b) {

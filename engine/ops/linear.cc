@@ -9,11 +9,7 @@ namespace orthofed {
 namespace {
 
 Tensor scales_tensor(const std::vector<double>& scales, DType dtype) {
-  Tensor t = Tensor::empty({int64_t(scales.size())}, dtype);
-  dispatch_accum(dtype, [&]<class R>(Tag<R>) {
-    for (size_t i = 0; i < scales.size(); ++i) t.data<R>()[i] = R(scales[i]);
-  });
-  return t;
+  return Tensor::of(scales, {int64_t(scales.size())}).to(dtype);
 }
 
 }  // namespace
@@ -25,11 +21,17 @@ Linear::Linear(Var weight_, Var bias_, DType compute)
 
 template <class T>
 Linear::Packed<T>* Linear::packed() const {
-  // Double is for gradient checks only, where nothing is worth packing.
-  if (weight.requires_grad()) return nullptr;
+  // Double is for gradient checks only, where nothing is worth packing; a GPU reads W as it is.
+  if (weight.requires_grad() || weight.value().device() != Device::cpu) return nullptr;
   if constexpr (std::is_same_v<T, float>) return &packed_f32_;
   if constexpr (std::is_same_v<T, bf16>) return &packed_bf16_;
   return nullptr;
+}
+
+const Tensor& Linear::computed_weight() const {
+  if (weight.value().dtype() == compute_) return weight.value();
+  if (weight.requires_grad() || !frozen_.defined()) frozen_ = weight.value().to(compute_);
+  return frozen_;
 }
 
 void Linear::product(const Tensor& x, const Tensor& y) const {
@@ -45,7 +47,7 @@ void Linear::product(const Tensor& x, const Tensor& y) const {
       }
       return;
     }
-    const Tensor w = weight.value().to(compute_);
+    const Tensor& w = computed_weight();
     cpu::matmul<T, T>(x.data<T>(), w.data<T>(), y.data<T>(), b, false,
                       {.m = x.rows(),
                        .n = out(),
@@ -70,7 +72,7 @@ void Linear::product_transposed(const Tensor& dy, const Tensor& dx) const {
       }
       return;
     }
-    const Tensor w = weight.value().to(compute_);
+    const Tensor& w = computed_weight();
     cpu::matmul<T, T>(dy.data<T>(), w.data<T>(), dx.data<T>(), nullptr, false,
                       {.m = dy.rows(),
                        .n = in(),
@@ -259,6 +261,7 @@ void Linear::merge() {
   });
   weight = Var(w, weight.requires_grad(), weight.name());
   unmerged_ = original;
+  frozen_ = Tensor();
   packed_f32_ = {};
   packed_bf16_ = {};
 }
@@ -267,6 +270,7 @@ void Linear::unmerge() {
   if (!merged()) return;
   weight = Var(unmerged_, weight.requires_grad(), weight.name());
   unmerged_ = Tensor();
+  frozen_ = Tensor();
   packed_f32_ = {};
   packed_bf16_ = {};
 }

@@ -96,6 +96,8 @@ class Linear {
   struct Packed {
     cpu::PackedMatrix<T> forward, backward;
   };
+  const Tensor& computed_weight() const;  // W in the compute type, kept while it is frozen
+  mutable Tensor frozen_;
   mutable Packed<float> packed_f32_;
   mutable Packed<bf16> packed_bf16_;
   template <class T>

@@ -50,13 +50,13 @@ Var select_token(Tape& tape, const Var& x, int64_t batch, int64_t index) {
   OF_CHECK(in.rows() % batch == 0 && 0 <= index && index < tokens, "token out of range");
   const Tensor first = in.row_range(index, in.rows());
   const Tensor view = Tensor::view(std::make_shared<Tensor>(in), first.raw(), {batch, in.cols()},
-                                   in.dtype(), tokens * in.pitch());
+                                   in.dtype(), tokens * in.pitch(), in.device());
   const Var y = tape.output(view, needed);
   if (needed) {
     tape.record({y}, [x, y, batch, tokens, index] {
       const Tensor dx = Tensor::zeros(x.shape(), x.value().dtype());
       Tensor::view(nullptr, dx.row_range(index, dx.rows()).raw(), {batch, dx.cols()}, dx.dtype(),
-                   tokens * dx.pitch())
+                   tokens * dx.pitch(), dx.device())
           .copy_from(y.grad());
       x.give_grad(dx);
     });

@@ -37,8 +37,8 @@ void ParameterGroup::reset() {
 
 void ParameterGroup::save(const std::string& prefix, TensorMap& to) const {
   for (size_t i = 0; i < parameters_.size(); ++i) {
-    to[prefix + "m." + parameters_[i].name()] = m_[i].clone();
-    to[prefix + "v." + parameters_[i].name()] = v_[i].clone();
+    to[prefix + "m." + parameters_[i].name()] = m_[i].host_copy();
+    to[prefix + "v." + parameters_[i].name()] = v_[i].host_copy();
   }
   to[prefix + "step"] = Tensor::of(std::vector<int32_t>{int32_t(step_)}, {1});
 }

@@ -65,7 +65,7 @@ bool available(Device device) {
 #endif
 }
 
-OnDevice::OnDevice(Device device) : before_(mine().current) {
+OnDevice::OnDevice(Device device) : device_(device), before_(mine().current) {
   if (!available(device))
     throw UserError(
         cuda_built_in ? "device cuda: no GPU is here (or no driver for it); device cpu does without"

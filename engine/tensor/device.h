@@ -20,8 +20,10 @@ class OnDevice {
   OnDevice(const OnDevice&) = delete;
   OnDevice& operator=(const OnDevice&) = delete;
 
+  Device device() const { return device_; }
+
  private:
-  Device before_;
+  Device device_, before_;
 };
 
 // Is the device in this build and on this machine?

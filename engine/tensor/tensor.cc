@@ -168,6 +168,10 @@ Tensor Tensor::clone() const {
   return t;
 }
 
+Tensor Tensor::host_copy() const {
+  return device_ == Device::cpu ? clone() : on(Device::cpu);
+}
+
 Tensor Tensor::contiguous() const {
   if (dense()) return *this;
   Tensor t = empty({size()}, dtype_, device_).reshape(shape_);

@@ -67,6 +67,7 @@ class Tensor {
   Tensor reshape(const Shape& shape) const;  // same elements; a new last dimension needs dense rows
 
   Tensor clone() const;
+  Tensor host_copy() const;        // elements of its own on Device::cpu
   Tensor contiguous() const;       // dense rows: this tensor itself where they are
   Tensor to(DType dtype) const;    // this tensor itself where the dtype is already right
   Tensor on(Device device) const;  // this tensor itself where it is there already

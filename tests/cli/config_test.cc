@@ -201,7 +201,7 @@ TEST(Config, WordsAndRanges) {
       "run.toml:2: method: \"opall\" is not one of opal | dual | fedavg | fedavg_ft | local | "
       "pooled; did you mean 'opal'?");
   for (const char* text :
-       {"model.head = \"none\"", "device = \"cuda\"", "precision = \"fp16\"",
+       {"model.head = \"none\"", "device = \"tpu\"", "precision = \"fp16\"",
         "train.schedule = \"linear\"", "train.optimizer = \"adam2\"",
         "train.alternation = \"both\"", "train.state = \"forget\"",
         "train.class_weights = \"balanced\"", "penalty.form = \"cos\"",
