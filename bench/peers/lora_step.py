@@ -6,6 +6,7 @@ AdamW, norm clip 1. Random data. One JSON line for each model and mode:
 
 Modes: fp32, bf16 (autocast; by default only where the CPU multiplies it natively, elsewhere it is a
 hundred times slower than fp32), with --compile also fp32-compile and bf16-compile (torch.compile).
+--device cuda measures on the GPU instead.
 Each runs in a process of its own, so that its peak memory is its own.
 """
 import argparse
@@ -59,15 +60,15 @@ def measure(options, name, mode):
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     imports_mb = peak_rss_mb()
-    model = build(name, options.rank)
+    model = build(name, options.rank).to(options.device)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.01)
-    images = torch.randn(options.batch, 3, 224, 224)
-    labels = torch.randint(0, CLASSES, (options.batch,))
+    images = torch.randn(options.batch, 3, 224, 224, device=options.device)
+    labels = torch.randint(0, CLASSES, (options.batch,), device=options.device)
     forward = torch.compile(model) if mode.endswith("compile") else model
 
     def predict():
-        with torch.autocast("cpu", torch.bfloat16, enabled=mode.startswith("bf16")):
+        with torch.autocast(options.device, torch.bfloat16, enabled=mode.startswith("bf16")):
             return forward(images)
 
     def step():
@@ -83,6 +84,8 @@ def measure(options, name, mode):
         for i in range(options.warmup + options.steps):
             start = time.perf_counter()
             f()
+            if options.device == "cuda":
+                torch.cuda.synchronize()
             times.append(time.perf_counter() - start)
         return times[options.warmup:]
 
@@ -92,6 +95,9 @@ def measure(options, name, mode):
     model.eval()
     with torch.inference_mode():
         inference = seconds(predict)
+    gpu = {"device": torch.cuda.get_device_name(),
+           "peak_gpu_mb": round(torch.cuda.max_memory_allocated() / 2**20)
+           } if options.device == "cuda" else {}
     return {"step_ms": round(1000 * statistics.median(training), 2),
             "step_ms_min": round(1000 * min(training), 2),
             "step_ms_max": round(1000 * max(training), 2),
@@ -100,7 +106,7 @@ def measure(options, name, mode):
             "peak_rss_mb": round(training_mb), "imports_rss_mb": round(imports_mb),
             "load_average": round(os.getloadavg()[0], 2),
             "trained_parameters": sum(p.numel() for p in trained),
-            "versions": ref.versions()}
+            "versions": ref.versions()} | gpu
 
 
 def measure_in_child(options, model, mode):
@@ -130,6 +136,7 @@ def parse():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=positive, default=2)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--models", default="tiny", help="comma separated: tiny, small, base")
     parser.add_argument("--modes", help="default: fp32, and bf16 where it is native")
     parser.add_argument("--compile", action="store_true", help="add the torch.compile modes")
@@ -141,7 +148,8 @@ def parse():
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if not options.modes:
-        options.modes = "fp32,bf16" if has_bf16() else "fp32"
+        native = options.device == "cuda" or has_bf16()
+        options.modes = "fp32,bf16" if native else "fp32"
     options.models, options.modes = options.models.split(","), options.modes.split(",")
     if options.compile:
         options.modes += [f"{mode}-compile" for mode in options.modes]
@@ -159,7 +167,9 @@ def main():
     if options.child:
         print(json.dumps(measure(options, MODELS[options.child[0]], options.child[1])))
         return
-    import reference  # noqa: F401: says what is missing before any child is started
+    import reference  # says what is missing before any child is started
+    if options.device == "cuda" and not reference.torch.cuda.is_available():
+        reference.fail("no GPU that PyTorch can use is here")
     failed = False
     for model in options.models:
         for mode in options.modes:

@@ -6,6 +6,7 @@
 #include "engine/io/safetensors.h"
 #include "engine/ops/cross_entropy.h"
 #include "models/fine_tune.h"
+#include "tests/support/files.h"
 #include "tests/support/graph.h"
 
 namespace orthofed {
@@ -13,7 +14,7 @@ namespace {
 
 using test::relative_norm;
 
-const std::string kFixtures = std::string(OF_SOURCE_DIR) + "/tests/fixtures/";
+const std::string kFixtures = test::source_dir() + "/tests/fixtures/";
 
 const TensorMap& fixture() {
   static const TensorMap tensors = load_safetensors(kFixtures + "vit_step.safetensors").tensors;

@@ -10,6 +10,7 @@
 #pragma once
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <cstring>
 #include <string>
 #include <utility>
@@ -43,9 +44,17 @@ inline void finish([[maybe_unused]] const Queue& queue) {
 #endif
 }
 
+// OF_TEST_DEVICES=cuda leaves cpu and simt out, which what watches a GPU would slow down for
+// nothing.
+inline bool wanted(Device device) {
+  const char* list = std::getenv("OF_TEST_DEVICES");
+  return list == nullptr || std::strstr(list, name_of(device)) != nullptr;
+}
+
 inline std::vector<std::pair<std::string, Queue>> gpu_like_queues() {
   std::vector<std::pair<std::string, Queue>> queues;
   const auto simt = [&](const char* name, simt::Schedule schedule) {
+    if (!wanted(Device::simt)) return;
     Queue queue;
     queue.device = Device::simt;
     queue.simt.schedule = schedule;
@@ -55,7 +64,7 @@ inline std::vector<std::pair<std::string, Queue>> gpu_like_queues() {
   simt("simt, forward", simt::Schedule::forward);
   simt("simt, reverse", simt::Schedule::reverse);
   simt("simt, random", simt::Schedule::random);
-  if (have_gpu()) {
+  if (wanted(Device::cuda) && have_gpu()) {
     Queue queue;
     queue.device = Device::cuda;
     queues.emplace_back("cuda", queue);
@@ -76,7 +85,7 @@ void for_each_gpu(F&& body) {
 // T: the element types of the call; double has no device but cpu.
 template <class... T, class F>
 void for_each_device(F&& body) {
-  for_each_isa([&] { body(Queue{}); });
+  if (wanted(Device::cpu)) for_each_isa([&] { body(Queue{}); });
   if constexpr (gpu_computes<T...>)
     if (!testing::Test::HasFatalFailure()) for_each_gpu(body);
 }

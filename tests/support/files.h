@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <stdlib.h>
 
+#include <cstdlib>
 #include <filesystem>
 #include <initializer_list>
 #include <string>
@@ -11,6 +12,12 @@
 #include "kernels/core/check.h"
 
 namespace orthofed::test {
+
+// The checkout that the test was built from, or where OF_SOURCE_DIR says that a copy of it is.
+inline std::string source_dir() {
+  const char* moved = std::getenv("OF_SOURCE_DIR");
+  return moved != nullptr ? moved : OF_SOURCE_DIR;
+}
 
 class TemporaryDirectory {
  public:
