@@ -129,23 +129,28 @@ write "kernels/$name/$name.cu" <<'EOF'
 namespace orthofed::gpu {
 namespace {
 
-template <class T, int N>
+template <class T>
+constexpr int kPack = 16 / sizeof(T);  // elements an instruction moves
+
+template <class T>
 __global__ void forward_kernel(const T* x, int64_t ldx, T* y, int64_t ldy, int64_t rows,
                                int64_t cols) {
+  constexpr int N = kPack<T>;
   for_each_pack<N>(rows, cols, [&](int64_t i, int64_t j) {
-    Pack<T, N> v = load_part<N>(x + i * ldx + j, cols - j, T(0.0f));  // [N]
+    Pack<T, N> v = load_part<N>(x + i * ldx + j, cols - j);  // [N]
 #pragma unroll
     for (int e = 0; e < N; ++e) v[e] = T(float(v[e]) * float(v[e]));
     store_part(y + i * ldy + j, v, cols - j);
   });
 }
 
-template <class T, int N>
+template <class T>
 __global__ void backward_kernel(const T* dy, int64_t lddy, const T* x, int64_t ldx, T* dx,
                                 int64_t lddx, int64_t rows, int64_t cols) {
+  constexpr int N = kPack<T>;
   for_each_pack<N>(rows, cols, [&](int64_t i, int64_t j) {
-    Pack<T, N> d = load_part<N>(dy + i * lddy + j, cols - j, T(0.0f));      // [N]
-    const Pack<T, N> v = load_part<N>(x + i * ldx + j, cols - j, T(0.0f));  // [N]
+    Pack<T, N> d = load_part<N>(dy + i * lddy + j, cols - j);      // [N]
+    const Pack<T, N> v = load_part<N>(x + i * ldx + j, cols - j);  // [N]
 #pragma unroll
     for (int e = 0; e < N; ++e) d[e] = T(float(d[e]) * (2.0f * float(v[e])));
     store_part(dx + i * lddx + j, d, cols - j);
@@ -157,23 +162,14 @@ __global__ void backward_kernel(const T* dy, int64_t lddy, const T* x, int64_t l
 template <class T, class Stream>
 void square_forward(const T* x, int64_t ldx, T* y, int64_t ldy, int64_t rows, int64_t cols,
                     const Stream& stream) {
-  constexpr int N = 16 / sizeof(T);
-  if (packable<N>(x, ldx) && packable<N>(y, ldy))
-    launch(forward_kernel<T, N>, map_shape<N>(rows, cols), stream, x, ldx, y, ldy, rows, cols);
-  else
-    launch(forward_kernel<T, 1>, map_shape<1>(rows, cols), stream, x, ldx, y, ldy, rows, cols);
+  launch(forward_kernel<T>, map_shape<kPack<T>>(rows, cols), stream, x, ldx, y, ldy, rows, cols);
 }
 
 template <class T, class Stream>
 void square_backward(const T* dy, int64_t lddy, const T* x, int64_t ldx, T* dx, int64_t lddx,
                      int64_t rows, int64_t cols, const Stream& stream) {
-  constexpr int N = 16 / sizeof(T);
-  if (packable<N>(dy, lddy) && packable<N>(x, ldx) && packable<N>(dx, lddx))
-    launch(backward_kernel<T, N>, map_shape<N>(rows, cols), stream, dy, lddy, x, ldx, dx, lddx,
-           rows, cols);
-  else
-    launch(backward_kernel<T, 1>, map_shape<1>(rows, cols), stream, dy, lddy, x, ldx, dx, lddx,
-           rows, cols);
+  launch(backward_kernel<T>, map_shape<kPack<T>>(rows, cols), stream, dy, lddy, x, ldx, dx, lddx,
+         rows, cols);
 }
 
 #define OF_INSTANTIATE(T)                                                                      \
