@@ -10,8 +10,16 @@
 // k the length of the sum. du as given out, rounded to T, is what lora_down_backward reads. Same
 // bits at every run with the same number of threads (any number, where matmul is the blocked loop).
 // 2 rows rank (in + out) flops forward, twice that backward. Traffic: x in, y in and out; dy in
-// twice, x in, dx in and out. Limits: rank and out at most 65,536.
+// twice (once on a GPU), x in, dx in and out. Limits: rank and out at most 65,536, on a GPU rank at
+// most 256.
+//
+// On a GPU the products run on tensor cores, on numbers split into bf16 pieces (lora.cu). With T =
+// bf16 an adapter has two, so that u, y, du and dx err by another 2^-17 sum |terms|, far below
+// their own rounding to bf16; in float k + 3 above becomes k + 5. db, da and merged are as on the
+// CPU. An infinity may come out as NaN, and elements below 2^-110 lose bits.
 #pragma once
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 
 #include "kernels/core/types.h"
@@ -49,3 +57,54 @@ void lora_merge(const Accum<T>* w, int64_t ldw, const Accum<T>* a, int64_t lda, 
                 int64_t rank);
 
 }  // namespace orthofed::cpu
+
+namespace orthofed::gpu {
+
+template <class T, class Stream>
+void lora_down(const T* x, int64_t ldx, const Accum<T>* a, int64_t lda, T* u, int64_t ldu,
+               int64_t rows, int64_t in, int64_t rank, const Stream& stream);
+
+template <class T, class Stream>
+void lora_up(const T* u, int64_t ldu, const Accum<T>* b, int64_t ldb, const Accum<T>* scale, T* y,
+             int64_t ldy, int64_t rows, int64_t out, int64_t rank, const Stream& stream);
+
+template <class T, class Stream>
+void lora_up_backward(const T* dy, int64_t lddy, const T* u, int64_t ldu, const Accum<T>* b,
+                      int64_t ldb, const Accum<T>* scale, T* du, int64_t lddu, Accum<T>* db,
+                      int64_t lddb, bool accumulate, int64_t rows, int64_t out, int64_t rank,
+                      const Stream& stream);
+
+template <class T, class Stream>
+void lora_down_backward(const T* du, int64_t lddu, const T* x, int64_t ldx, const Accum<T>* a,
+                        int64_t lda, Accum<T>* da, int64_t ldda, bool accumulate, T* dx,
+                        int64_t lddx, int64_t rows, int64_t in, int64_t rank, const Stream& stream);
+
+template <class T, class Stream>
+void lora_merge(const Accum<T>* w, int64_t ldw, const Accum<T>* a, int64_t lda, const Accum<T>* b,
+                int64_t ldb, const Accum<T>* scale, T* merged, int64_t ldm, int64_t out, int64_t in,
+                int64_t rank, const Stream& stream);
+
+// How many rows one block sums, a function of the shape alone: enough blocks for the 132
+// multiprocessors of an H100, but at most 384 rows and 48 KiB of shared memory for what the block
+// keeps of each row (across: fp32 sums; down: u or du in bf16 pieces).
+template <class T>
+int64_t lora_block_rows(int64_t rows, int64_t rank, bool across, bool down) {
+  const int64_t padded_rank = rank <= 16 ? 16 : 64, pieces = sizeof(T) == 2 ? 1 : 3;
+  const int64_t row_bytes = padded_rank * ((across ? 4 : 0) + (down ? 2 * pieces : 0));
+  const int64_t most = std::min<int64_t>(384, 48 * 1024 / row_bytes / 64 * 64);
+  return std::clamp<int64_t>((rows + 132 * 64 - 1) / (132 * 64) * 64, 64, most);
+}
+
+// Scratch memory in bytes, of lora_up_backward and lora_down_backward: the blocks' sums.
+template <class T>
+size_t lora_up_backward_scratch(int64_t rows, int64_t out, int64_t rank) {
+  const int64_t block = lora_block_rows<T>(rows, rank, true, true);
+  return size_t((rows + block - 1) / block * out * rank) * sizeof(float);
+}
+template <class T>
+size_t lora_down_backward_scratch(int64_t rows, int64_t in, int64_t rank) {
+  const int64_t block = lora_block_rows<T>(rows, rank, false, true);
+  return size_t((rows + block - 1) / block * in * rank) * sizeof(float);
+}
+
+}  // namespace orthofed::gpu

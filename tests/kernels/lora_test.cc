@@ -11,8 +11,8 @@
 #include "kernels/core/parallel.h"
 #include "tests/support/buffer.h"
 #include "tests/support/compare.h"
+#include "tests/support/device.h"
 #include "tests/support/gradcheck.h"
-#include "tests/support/isa.h"
 #include "tests/support/random.h"
 
 namespace orthofed {
@@ -23,11 +23,11 @@ using namespace orthofed::test;
 struct Case {
   int64_t rows, in, out, rank, padding;
 };
-// Odd sizes around the tiles of the products, a real layer, and more outputs times rank than one
-// part of the scaled copy holds.
+// Odd sizes around the tiles of the products, a real layer, more outputs times rank than one part
+// of the scaled copy holds, and more ranks than one launch takes.
 const std::vector<Case> cases = {{1, 1, 1, 1, 0},      {7, 5, 3, 2, 1},       {97, 33, 31, 5, 3},
                                  {65, 96, 288, 16, 0}, {197, 192, 64, 16, 2}, {5, 40, 4099, 17, 1},
-                                 {0, 8, 8, 4, 0},      {4, 8, 8, 0, 1}};
+                                 {0, 8, 8, 4, 0},      {4, 8, 8, 0, 1},       {33, 72, 70, 70, 2}};
 
 template <class T>
 struct Operands {
@@ -65,40 +65,51 @@ struct Operands {
     fill_uniform(scale, 12, 0.5, 4);
   }
 
-  void down() {
-    cpu::lora_down<T>(x.data(), x.ld(), a.data(), a.ld(), u.data(), u.ld(), size.rows, size.in,
-                      size.rank);
+  void down(const Queue& queue = {}) {
+    OF_ON(queue, lora_down, T)
+    (x.data(), x.ld(), a.data(), a.ld(), u.data(), u.ld(), size.rows, size.in, size.rank);
+    finish(queue);
   }
-  void up() {
-    cpu::lora_up<T>(u.data(), u.ld(), b.data(), b.ld(), scale.data(), y.data(), y.ld(), size.rows,
-                    size.out, size.rank);
+  void up(const Queue& queue = {}) {
+    OF_ON(queue, lora_up, T)
+    (u.data(), u.ld(), b.data(), b.ld(), scale.data(), y.data(), y.ld(), size.rows, size.out,
+     size.rank);
+    finish(queue);
   }
-  void up_backward(bool accumulate) {
-    cpu::lora_up_backward<T>(dy.data(), dy.ld(), u.data(), u.ld(), b.data(), b.ld(), scale.data(),
-                             du.data(), du.ld(), db.data(), db.ld(), accumulate, size.rows,
-                             size.out, size.rank);
+  void up_backward(bool accumulate, const Queue& queue = {}) {
+    const WithScratch with(queue, gpu::lora_up_backward_scratch<T>(size.rows, size.out, size.rank));
+    OF_ON(with, lora_up_backward, T)
+    (dy.data(), dy.ld(), u.data(), u.ld(), b.data(), b.ld(), scale.data(), du.data(), du.ld(),
+     db.data(), db.ld(), accumulate, size.rows, size.out, size.rank);
+    finish(queue);
   }
-  void down_backward(bool accumulate, bool need_dx = true) {
-    cpu::lora_down_backward<T>(du.data(), du.ld(), x.data(), x.ld(), a.data(), a.ld(), da.data(),
-                               da.ld(), accumulate, need_dx ? dx.data() : nullptr, dx.ld(),
-                               size.rows, size.in, size.rank);
+  void down_backward(bool accumulate, bool need_dx = true, const Queue& queue = {}) {
+    const WithScratch with(queue,
+                           gpu::lora_down_backward_scratch<T>(size.rows, size.in, size.rank));
+    OF_ON(with, lora_down_backward, T)
+    (du.data(), du.ld(), x.data(), x.ld(), a.data(), a.ld(), da.data(), da.ld(), accumulate,
+     need_dx ? dx.data() : nullptr, dx.ld(), size.rows, size.in, size.rank);
+    finish(queue);
   }
 };
 
-// out(i, j) against start(i, j) + sum_p term(i, j, p), p < k.
+// out(i, j) against start(i, j) + sum_p term(i, j, p), p < k, within lora.h's budget; `extra` times
+// sum |terms| comes on top.
 template <class T, class C>
-testing::AssertionResult check(const Buffer<C>& out, int64_t k,
+testing::AssertionResult check(const Buffer<C>& out, int64_t k, double extra,
                                const std::function<double(int64_t, int64_t)>& start,
                                const std::function<double(int64_t, int64_t, int64_t)>& term) {
   std::vector<double> want(size_t(out.rows() * out.cols())), budget(want.size());
-  const double sums = 0.5 * epsilon<Accum<T>> * double(k + 3) * (std::is_same_v<T, double> ? 2 : 1);
+  const double sums =
+      extra + 0.5 * epsilon<Accum<T>> * double(k + 3) * (std::is_same_v<T, double> ? 2 : 1);
   for (int64_t i = 0; i < out.rows(); ++i) {
     for (int64_t j = 0; j < out.cols(); ++j) {
       const auto at = size_t(i * out.cols() + j);
       double sum = start ? start(i, j) : 0, magnitude = std::abs(sum);
       for (int64_t p = 0; p < k; ++p) {
-        sum += term(i, j, p);
-        magnitude += std::abs(term(i, j, p));
+        const double t = term(i, j, p);
+        sum += t;
+        magnitude += std::abs(t);
       }
       want[at] = sum;
       budget[at] = sums * magnitude + 0.5 * epsilon<C> * (std::abs(sum) + sums * magnitude);
@@ -106,6 +117,17 @@ testing::AssertionResult check(const Buffer<C>& out, int64_t k,
   }
   return close(out, want,
                [&](int64_t i, int64_t j) -> double { return budget[size_t(i * out.cols() + j)]; });
+}
+
+// What splitting numbers into bf16 pieces costs on a GPU: of two activations, of an adapter.
+template <class T>
+double activation_pieces(const Queue& queue) {
+  return queue.device != Device::cpu && std::is_same_v<T, float> ? epsilon<float> : 0;
+}
+template <class T>
+double adapter_pieces(const Queue& queue) {
+  return queue.device != Device::cpu && std::is_same_v<T, bf16> ? 0x1p-17
+                                                                : activation_pieces<T>(queue);
 }
 
 template <class T>
@@ -118,71 +140,92 @@ class Lora : public testing::Test {};
 using Types = testing::Types<double, float, bf16>;
 TYPED_TEST_SUITE(Lora, Types);
 
+// Every output of all calls against the dense products. expansions: y and dx, too.
+template <class T>
+void expect_dense_products(const Operands<T>& in, bool accumulate, const Queue& queue,
+                           bool expansions = true) {
+  const Case& t = in.size;
+  const double plain = activation_pieces<T>(queue), adapter = adapter_pieces<T>(queue);
+  Operands<T> got = in, again = in;
+  Buffer<T> u = in.u, du = in.du;
+  for (Operands<T>* run : {&again, &got}) {
+    run->down(queue);
+    u = run->u;
+    run->u = in.u;
+    if (expansions) run->up(queue);
+    run->up_backward(accumulate, queue);
+    du = run->du;
+    run->du = in.du;
+    run->down_backward(accumulate, expansions, queue);
+  }
+  EXPECT_TRUE((check<T>(u, t.in, adapter, nullptr, [&](int64_t i, int64_t j, int64_t p) {
+    return double(in.x(i, p)) * double(in.a(j, p));
+  })));
+  EXPECT_TRUE((check<T>(du, t.out, adapter, nullptr, [&](int64_t i, int64_t j, int64_t p) {
+    return double(in.scale(0, j)) * double(in.dy(i, p)) * double(in.b(p, j));
+  })));
+  EXPECT_TRUE((check<T>(got.db, t.rows, plain, accumulate ? values(in.db) : nullptr,
+                        [&](int64_t i, int64_t j, int64_t p) {
+                          return double(in.scale(0, j)) * double(in.dy(p, i)) * double(in.u(p, j));
+                        })));
+  EXPECT_TRUE((check<T>(
+      got.da, t.rows, plain, accumulate ? values(in.da) : nullptr,
+      [&](int64_t i, int64_t j, int64_t p) { return double(in.du(p, i)) * double(in.x(p, j)); })));
+  EXPECT_TRUE(identical(got.db, again.db));
+  EXPECT_TRUE(identical(got.da, again.da));
+  if (!expansions) return;
+  EXPECT_TRUE((check<T>(got.y, t.rank, adapter, values(in.y), [&](int64_t i, int64_t j, int64_t p) {
+    return double(in.scale(0, p)) * double(in.u(i, p)) * double(in.b(j, p));
+  })));
+  EXPECT_TRUE(
+      (check<T>(got.dx, t.rank, adapter, values(in.dx), [&](int64_t i, int64_t j, int64_t p) {
+        return double(in.du(i, p)) * double(in.a(p, j));
+      })));
+  EXPECT_TRUE(identical(got.y, again.y));
+  EXPECT_TRUE(identical(got.dx, again.dx));
+}
+
 TYPED_TEST(Lora, AgreesWithDenseProducts) {
   using T = TypeParam;
+  bool accumulate = false;
   for (const Case& t : cases) {
     SCOPED_TRACE(testing::Message()
                  << t.rows << " x " << t.in << " -> " << t.out << ", rank " << t.rank);
     const Operands<T> in(t);
     for_each_isa([&] {
-      for (const bool accumulate : {false, true}) {
-        Operands<T> got = in, again = in;
-        for (Operands<T>* run : {&got, &again}) {
-          run->down();
-          run->u = in.u;
-          run->up();
-          run->up_backward(accumulate);
-          run->du = in.du;
-          run->down_backward(accumulate);
-        }
-        EXPECT_TRUE((check<T>(got.y, t.rank, values(in.y), [&](int64_t i, int64_t j, int64_t p) {
-          return double(in.scale(0, p)) * double(in.u(i, p)) * double(in.b(j, p));
-        })));
-        EXPECT_TRUE((check<T>(got.db, t.rows, accumulate ? values(in.db) : nullptr,
-                              [&](int64_t i, int64_t j, int64_t p) {
-                                return double(in.scale(0, j)) * double(in.dy(p, i)) *
-                                       double(in.u(p, j));
-                              })));
-        EXPECT_TRUE((check<T>(got.da, t.rows, accumulate ? values(in.da) : nullptr,
-                              [&](int64_t i, int64_t j, int64_t p) {
-                                return double(in.du(p, i)) * double(in.x(p, j));
-                              })));
-        EXPECT_TRUE((check<T>(got.dx, t.rank, values(in.dx), [&](int64_t i, int64_t j, int64_t p) {
-          return double(in.du(i, p)) * double(in.a(p, j));
-        })));
-        EXPECT_TRUE(identical(got.y, again.y));
-        EXPECT_TRUE(identical(got.db, again.db));
-        EXPECT_TRUE(identical(got.da, again.da));
-        EXPECT_TRUE(identical(got.dx, again.dx));
-
-        Operands<T> products = in;
-        products.down();
-        EXPECT_TRUE((check<T>(products.u, t.in, nullptr, [&](int64_t i, int64_t j, int64_t p) {
-          return double(in.x(i, p)) * double(in.a(j, p));
-        })));
-        products = in;
-        products.up_backward(accumulate);
-        EXPECT_TRUE((check<T>(products.du, t.out, nullptr, [&](int64_t i, int64_t j, int64_t p) {
-          return double(in.scale(0, j)) * double(in.dy(i, p)) * double(in.b(p, j));
-        })));
-      }
+      expect_dense_products(in, false, Queue{});
+      expect_dense_products(in, true, Queue{});
     });
+    if (!gpu_computes<T> || t.out > 1000) continue;  // a limit of the CPU's, slow in the emulator
+    for_each_gpu([&](const Queue& queue) { expect_dense_products(in, accumulate, queue); });
+    accumulate = !accumulate;
   }
+}
+
+// So many rows that a block of the GPU's kernels has two tiles of them, the last one short.
+TEST(LoraBlocks, TwoTilesOfRowsABlock) {
+  const Operands<bf16> in({132 * 64 + 1, 65, 3, 2, 1});
+  for_each_gpu([&](const Queue& queue) {
+    if (queue.device == Device::simt && queue.simt.schedule != simt::Schedule::random) return;
+    expect_dense_products(in, true, queue, /*expansions=*/false);
+  });
 }
 
 TYPED_TEST(Lora, MergeAgreesWithDenseProducts) {
   using T = TypeParam;
   for (const Case& t : cases) {
     const Operands<T> in(t);
-    for_each_isa([&] {
+    for_each_device<T>([&](const Queue& queue) {
       Buffer<T> merged(t.out, t.in, t.padding);
       const auto merge = [&](const Buffer<Accum<T>>& w, auto& to) {
         using To = std::remove_reference_t<decltype(to(0, 0))>;
-        cpu::lora_merge<To>(w.data(), w.ld(), in.a.data(), in.a.ld(), in.b.data(), in.b.ld(),
-                            in.scale.data(), to.data(), to.ld(), t.out, t.in, t.rank);
+        OF_ON(queue, lora_merge, To)
+        (w.data(), w.ld(), in.a.data(), in.a.ld(), in.b.data(), in.b.ld(), in.scale.data(),
+         to.data(), to.ld(), t.out, t.in, t.rank);
+        finish(queue);
       };
       merge(in.w, merged);
-      EXPECT_TRUE((check<T>(merged, t.rank, values(in.w), [&](int64_t i, int64_t j, int64_t p) {
+      EXPECT_TRUE((check<T>(merged, t.rank, 0, values(in.w), [&](int64_t i, int64_t j, int64_t p) {
         return double(in.scale(0, p)) * double(in.b(i, p)) * double(in.a(p, j));
       })));
       if constexpr (std::is_same_v<T, Accum<T>>) {  // in place
@@ -213,12 +256,14 @@ TEST(LoraGradient, AgreesWithFiniteDifferences) {
 }
 
 TEST(LoraGradient, WithoutDxOnlyDaIsWritten) {
-  const Case t{9, 7, 5, 3, 1};
-  Operands<float> with(t), without(t);
-  with.down_backward(false);
-  without.down_backward(false, /*need_dx=*/false);
-  EXPECT_TRUE(identical(with.da, without.da));
-  EXPECT_TRUE(identical(without.dx, Operands<float>(t).dx));
+  for_each_device<float>([](const Queue& queue) {
+    const Case t{9, 7, 5, 3, 1};
+    Operands<float> with(t), without(t);
+    with.down_backward(false, true, queue);
+    without.down_backward(false, /*need_dx=*/false, queue);
+    EXPECT_TRUE(identical(with.da, without.da));
+    EXPECT_TRUE(identical(without.dx, Operands<float>(t).dx));
+  });
 }
 
 // y = W x + s B A x equals (W + s B A) x up to rounding.
