@@ -2,6 +2,7 @@
 #include "kernels/attention/attention.h"
 
 #include "kernels/attention/01_naive.cuh"
+#include "kernels/attention/02_tiles.cuh"
 
 namespace orthofed::gpu {
 namespace {
@@ -26,6 +27,7 @@ template <class T, class Stream>
 std::span<const Version<AttentionForward<T, Stream>>> attention_forward_versions() {
   static const Version<AttentionForward<T, Stream>> versions[] = {
       {1, "naive", "one warp a token", 80, run_forward<Naive, T, Stream>},
+      {2, "tiles", "shared-memory tiles, 4 x 4 scores a thread", 80, run_forward<Tiles, T, Stream>},
   };
   return versions;
 }
@@ -34,6 +36,8 @@ template <class T, class Stream>
 std::span<const Version<AttentionBackward<T, Stream>>> attention_backward_versions() {
   static const Version<AttentionBackward<T, Stream>> versions[] = {
       {1, "naive", "one warp a token", 80, run_backward<Naive, T, Stream>},
+      {2, "tiles", "shared-memory tiles, 4 x 4 scores a thread", 80,
+       run_backward<Tiles, T, Stream>},
   };
   return versions;
 }
@@ -41,13 +45,17 @@ std::span<const Version<AttentionBackward<T, Stream>>> attention_backward_versio
 template <class T, class Stream>
 void attention_forward(const T* qkv, T* out, Accum<T>* lse, const AttentionShape& shape,
                        double scale, const Stream& stream) {
-  run_forward<Naive>(qkv, out, lse, shape, scale, stream);
+  const auto run = shape.head_dim <= kMaxTiledHeadDim ? run_forward<Tiles, T, Stream>
+                                                      : run_forward<Naive, T, Stream>;
+  run(qkv, out, lse, shape, scale, stream);
 }
 
 template <class T, class Stream>
 void attention_backward(const T* qkv, const T* out, const T* dout, const Accum<T>* lse, T* dqkv,
                         const AttentionShape& shape, double scale, const Stream& stream) {
-  run_backward<Naive>(qkv, out, dout, lse, dqkv, shape, scale, stream);
+  const auto run = shape.head_dim <= kMaxTiledHeadDim ? run_backward<Tiles, T, Stream>
+                                                      : run_backward<Naive, T, Stream>;
+  run(qkv, out, dout, lse, dqkv, shape, scale, stream);
 }
 
 #define OF_INSTANTIATE(T)                                                                 \
