@@ -10,11 +10,11 @@ Var cross_entropy(Tape& tape, const Var& logits, const Tensor& labels, const Ten
   const Tensor dz = needed ? Tensor::empty(z.shape(), z.dtype()) : Tensor();
   const Tensor loss = Tensor::empty({1}, z.dtype());
   dispatch_accum(z.dtype(), [&]<class R>(Tag<R>) {
-    *loss.data<R>() = cpu::cross_entropy<R>(
-        z.data<R>(), z.pitch(), labels.data<int32_t>(), weights.data<R>(),
-        class_weights.defined() ? class_weights.data<R>() : nullptr,
-        prior.defined() ? prior.data<R>() : nullptr, nullptr, needed ? dz.data<R>() : nullptr,
-        needed ? dz.pitch() : 0, z.rows(), z.cols(), options);
+    OF_ON(queue_with_scratch(gpu::cross_entropy_scratch(z.rows())), cross_entropy, R)
+    (z.data<R>(), z.pitch(), labels.data<int32_t>(), weights.data<R>(),
+     class_weights.defined() ? class_weights.data<R>() : nullptr,
+     prior.defined() ? prior.data<R>() : nullptr, loss.data<R>(), nullptr,
+     needed ? dz.data<R>() : nullptr, needed ? dz.pitch() : 0, z.rows(), z.cols(), options);
   });
   const Var y = tape.output(loss, needed);
   if (needed) {

@@ -1,11 +1,10 @@
 // Softmax cross-entropy, forward and backward in one call (the gradient costs one more pass over a
 // row that is already in cache).
 //
-//   z' = z + prior                         logit adjustment (Menon et al., arXiv 2007.07314) or
-//   null q  = softmax(z'),  t = (1 - a) onehot(label) + a / C        label smoothing a l  = -sum_j
-//   t_j log q_j                                     focal 0 l  = -sum_j t_j (1 - q_j)^f log q_j
-//   focal f (Lin et al., arXiv 1708.02002) loss = sum_b w_b c_{y_b} l_b / sum_b w_b c_{y_b} as
-//   torch's weighted mean
+//   z' = z + prior                         logit adjustment (Menon et al., arXiv 2007.07314)
+//   q  = softmax(z'),  t = (1 - a) onehot(label) + a / C                    label smoothing a
+//   l  = -sum_j t_j (1 - q_j)^f log q_j                     focal f (Lin et al., 1708.02002)
+//   loss = sum_b w_b c_{y_b} l_b / sum_b w_b c_{y_b}               as torch's weighted mean
 //
 // w is the sample's weight: 0 for the padding of a partial batch, which then contributes exactly
 // nothing. All weights 0: loss 0, gradient 0. c is the class weight of the label; torch instead
@@ -17,9 +16,14 @@
 // seen) takes the class out: q = 0 and gradient 0, as long as its target t is 0.
 // Instantiated for double and float.
 //
+// A label outside [0, classes) where the weight is not 0 is a fault of the caller: the cpu throws
+// Error naming it; a GPU cannot throw, and makes the loss and every gradient of the batch NaN (0
+// where the weight is 0). Labels are validated where data is read.
+//
 // Error of l and of dlogits * sum w c / (w c): 4 (1 + f) eps (classes/16 + 40) for |z'| <= 16.
 // Per element: 2 sizeof(T) bytes and about 50 flops with focal 0.
 #pragma once
+#include <cstddef>
 #include <cstdint>
 
 namespace orthofed {
@@ -33,13 +37,27 @@ struct CrossEntropyOptions {
 
 namespace orthofed::cpu {
 
-// logits [batch, classes] pitch ld; labels [batch] in [0, classes) (ignored where weight is 0, else
-// another value throws Error); weights [batch]; class_weights, prior [classes] or null; losses
-// [batch] the unweighted l_b (0 where the weight is 0) or null; dlogits [batch, classes] pitch ldd
-// or null, gradient of the returned loss; dlogits may be logits.
+// logits [batch, classes] pitch ld; labels [batch] (any where the weight is 0); weights [batch];
+// class_weights, prior [classes] or null; loss: one number; losses [batch] the unweighted l_b (0
+// where the weight is 0) or null; dlogits [batch, classes] pitch ldd or null, gradient of the loss;
+// dlogits may be logits.
 template <class T>
-T cross_entropy(const T* logits, int64_t ld, const int32_t* labels, const T* weights,
-                const T* class_weights, const T* prior, T* losses, T* dlogits, int64_t ldd,
-                int64_t batch, int64_t classes, const CrossEntropyOptions& options);
+void cross_entropy(const T* logits, int64_t ld, const int32_t* labels, const T* weights,
+                   const T* class_weights, const T* prior, T* loss, T* losses, T* dlogits,
+                   int64_t ldd, int64_t batch, int64_t classes, const CrossEntropyOptions& options);
 
 }  // namespace orthofed::cpu
+
+namespace orthofed::gpu {
+
+// Scratch: cross_entropy_scratch(batch) bytes.
+template <class T, class Stream>
+void cross_entropy(const T* logits, int64_t ld, const int32_t* labels, const T* weights,
+                   const T* class_weights, const T* prior, T* loss, T* losses, T* dlogits,
+                   int64_t ldd, int64_t batch, int64_t classes, const CrossEntropyOptions& options,
+                   const Stream& stream);
+inline size_t cross_entropy_scratch(int64_t batch) {
+  return size_t(batch) * sizeof(double);
+}
+
+}  // namespace orthofed::gpu

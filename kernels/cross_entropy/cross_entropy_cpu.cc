@@ -7,32 +7,14 @@
 #include "kernels/core/check.h"
 #include "kernels/core/math.h"
 #include "kernels/core/rows.h"
+#include "kernels/cross_entropy/cross_entropy_share.h"
 
 namespace orthofed::cpu {
-namespace {
-
-// One class's share of a sample's loss, phi(q) = -(1 - q)^f log q, and q phi'(q), which is what the
-// chain rule through the softmax needs:  dl/dz_k = t_k q_k phi'(q_k) - q_k sum_j t_j q_j phi'(q_j).
 template <class T>
-struct Share {
-  T value, slope;
-};
-
-template <class T>
-Share<T> share(T log_q, T focal) {
-  if (focal == T(0)) return {-log_q, T(-1)};
-  const T q = std::exp(log_q), rest = -std::expm1(log_q);  // 1 - q without cancellation
-  if (rest <= T(0)) return {T(0), T(0)};                   // q = 1: the limit of both
-  const T power = std::pow(rest, focal);
-  return {-power * log_q, focal * q * power / rest * log_q - power};
-}
-
-}  // namespace
-
-template <class T>
-T cross_entropy(const T* logits, int64_t ld, const int32_t* labels, const T* weights,
-                const T* class_weights, const T* prior, T* losses, T* dlogits, int64_t ldd,
-                int64_t batch, int64_t classes, const CrossEntropyOptions& options) {
+void cross_entropy(const T* logits, int64_t ld, const int32_t* labels, const T* weights,
+                   const T* class_weights, const T* prior, T* loss, T* losses, T* dlogits,
+                   int64_t ldd, int64_t batch, int64_t classes,
+                   const CrossEntropyOptions& options) {
   const T focal = T(options.focal);
   const T floor = classes > 0 ? T(options.label_smoothing / double(classes)) : T(0);
   const T peak = T(1 - options.label_smoothing);
@@ -69,16 +51,16 @@ T cross_entropy(const T* logits, int64_t ld, const int32_t* labels, const T* wei
 
       // Classes without target mass are left out, not multiplied by 0: a prior of -infinity (a
       // class this site has never seen) makes their log q infinite.
-      double loss = 0;
+      double own_loss = 0;
       T slope = T(0);  // sum_j t_j q_j phi'(q_j)
       for (int64_t j = 0; j < classes; ++j) {
         if (target(j) == T(0)) continue;
         const Share<T> s = share(log_q(j), focal);
-        loss += double(target(j) * s.value);
+        own_loss += double(target(j) * s.value);
         slope += target(j) * s.slope;
       }
-      if (losses != nullptr) losses[b] = T(loss);
-      total += double(w) * loss;
+      if (losses != nullptr) losses[b] = T(own_loss);
+      total += double(w) * own_loss;
       if (dz == nullptr) continue;
       const T scale = T(double(w) / total_weight);
       for (int64_t j = 0; j < classes; ++j) {
@@ -88,14 +70,15 @@ T cross_entropy(const T* logits, int64_t ld, const int32_t* labels, const T* wei
       }
     }
   });
-  return total_weight == 0 ? T(0) : T(total / total_weight);
+  *loss = total_weight == 0 ? T(0) : T(total / total_weight);
 }
 
-template float cross_entropy<float>(const float*, int64_t, const int32_t*, const float*,
-                                    const float*, const float*, float*, float*, int64_t, int64_t,
-                                    int64_t, const CrossEntropyOptions&);
-template double cross_entropy<double>(const double*, int64_t, const int32_t*, const double*,
-                                      const double*, const double*, double*, double*, int64_t,
-                                      int64_t, int64_t, const CrossEntropyOptions&);
+#define OF_INSTANTIATE(T)                                                                         \
+  template void cross_entropy<T>(const T*, int64_t, const int32_t*, const T*, const T*, const T*, \
+                                 T*, T*, T*, int64_t, int64_t, int64_t,                           \
+                                 const CrossEntropyOptions&);
+OF_INSTANTIATE(double)
+OF_INSTANTIATE(float)
+#undef OF_INSTANTIATE
 
 }  // namespace orthofed::cpu
