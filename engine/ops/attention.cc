@@ -25,9 +25,9 @@ Tensor attention_forward(const Tensor& qkv, int64_t batch, int64_t heads, Tensor
   const AttentionShape shape = shape_of(qkv, out, batch, heads);
   if (lse != nullptr) *lse = Tensor::empty({batch * heads * shape.tokens}, accum(qkv.dtype()));
   dispatch(qkv.dtype(), [&]<class T>(Tag<T>) {
-    cpu::attention_forward<T>(qkv.data<T>(), out.data<T>(),
-                              lse != nullptr ? lse->data<Accum<T>>() : nullptr, shape,
-                              1 / std::sqrt(double(shape.head_dim)));
+    of_on(queue_of(qkv), attention_forward, T)(qkv.data<T>(), out.data<T>(),
+                                               lse != nullptr ? lse->data<Accum<T>>() : nullptr,
+                                               shape, 1 / std::sqrt(double(shape.head_dim)));
   });
   return out;
 }
@@ -38,8 +38,9 @@ Tensor attention_backward(const Tensor& qkv, const Tensor& out, const Tensor& do
   const AttentionShape shape = shape_of(qkv, out, batch, heads);
   OF_CHECK(dout.pitch() == out.pitch() && dqkv.pitch() == qkv.pitch(), "equal pitches");
   dispatch(qkv.dtype(), [&]<class T>(Tag<T>) {
-    cpu::attention_backward<T>(qkv.data<T>(), out.data<T>(), dout.data<T>(), lse.data<Accum<T>>(),
-                               dqkv.data<T>(), shape, 1 / std::sqrt(double(shape.head_dim)));
+    of_on(queue_of(qkv), attention_backward, T)(qkv.data<T>(), out.data<T>(), dout.data<T>(),
+                                                lse.data<Accum<T>>(), dqkv.data<T>(), shape,
+                                                1 / std::sqrt(double(shape.head_dim)));
   });
   return dqkv;
 }

@@ -5,15 +5,16 @@ namespace orthofed {
 Tensor gelu_forward(const Tensor& x, GeluKind kind) {
   Tensor y = Tensor::empty({x.rows(), x.cols()}, x.dtype());
   dispatch(x.dtype(), [&]<class T>(Tag<T>) {
-    cpu::gelu_forward<T>(x.data<T>(), x.pitch(), y.data<T>(), y.pitch(), x.rows(), x.cols(), kind);
+    of_on(queue_of(x), gelu_forward, T)(x.data<T>(), x.pitch(), y.data<T>(), y.pitch(), x.rows(),
+                                        x.cols(), kind);
   });
   return y;
 }
 
 void gelu_backward(const Tensor& dy, const Tensor& x, const Tensor& dx, GeluKind kind) {
   dispatch(x.dtype(), [&]<class T>(Tag<T>) {
-    cpu::gelu_backward<T>(dy.data<T>(), dy.pitch(), x.data<T>(), x.pitch(), dx.data<T>(),
-                          dx.pitch(), x.rows(), x.cols(), kind);
+    of_on(queue_of(x), gelu_backward, T)(dy.data<T>(), dy.pitch(), x.data<T>(), x.pitch(),
+                                         dx.data<T>(), dx.pitch(), x.rows(), x.cols(), kind);
   });
 }
 

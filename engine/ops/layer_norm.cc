@@ -11,9 +11,9 @@ Tensor layer_norm_forward(const Tensor& x, const Var& gamma, const Var& beta, do
   LayerNormSaved s{x, Tensor::empty({x.rows()}, sums), Tensor::empty({x.rows()}, sums)};
   dispatch(compute, [&]<class T>(Tag<T>) {
     using R = Accum<T>;
-    cpu::layer_norm_forward<T>(x.data<R>(), x.pitch(), gamma.value().data<R>(),
-                               beta.value().data<R>(), y.data<T>(), y.pitch(), s.mean.data<R>(),
-                               s.rstd.data<R>(), x.rows(), x.cols(), eps);
+    of_on(queue_of(x), layer_norm_forward, T)(
+        x.data<R>(), x.pitch(), gamma.value().data<R>(), beta.value().data<R>(), y.data<T>(),
+        y.pitch(), s.mean.data<R>(), s.rstd.data<R>(), x.rows(), x.cols(), eps);
   });
   if (saved != nullptr) *saved = std::move(s);
   return y;
@@ -28,18 +28,18 @@ void layer_norm_backward(const Tensor& dy, const LayerNormSaved& saved, const Va
     if (gamma.requires_grad() || beta.requires_grad()) {
       OF_CHECK(gamma.requires_grad() && beta.requires_grad(), "gamma and beta train together");
       const GradTarget dgamma = gamma.grad_target(), dbeta = beta.grad_target();
-      cpu::layer_norm_backward_affine<T>(dy.data<T>(), dy.pitch(), x.data<R>(), x.pitch(),
-                                         saved.mean.data<R>(), saved.rstd.data<R>(),
-                                         dgamma.buffer.data<R>(), dbeta.buffer.data<R>(),
-                                         dgamma.accumulate, x.rows(), x.cols());
+      of_on(queue_of(x), layer_norm_backward_affine, T)(
+          dy.data<T>(), dy.pitch(), x.data<R>(), x.pitch(), saved.mean.data<R>(),
+          saved.rstd.data<R>(), dgamma.buffer.data<R>(), dbeta.buffer.data<R>(), dgamma.accumulate,
+          x.rows(), x.cols());
     }
     if (dx != nullptr)
-      cpu::layer_norm_backward<T>(dy.data<T>(), dy.pitch(), x.data<R>(), x.pitch(),
-                                  gamma.value().data<R>(), saved.mean.data<R>(),
-                                  saved.rstd.data<R>(),
-                                  residual != nullptr ? residual->data<R>() : nullptr,
-                                  residual != nullptr ? residual->pitch() : 0, dx->data<R>(),
-                                  dx->pitch(), x.rows(), x.cols());
+      of_on(queue_of(x), layer_norm_backward, T)(
+          dy.data<T>(), dy.pitch(), x.data<R>(), x.pitch(), gamma.value().data<R>(),
+          saved.mean.data<R>(), saved.rstd.data<R>(),
+          residual != nullptr ? residual->data<R>() : nullptr,
+          residual != nullptr ? residual->pitch() : 0, dx->data<R>(), dx->pitch(), x.rows(),
+          x.cols());
   });
 }
 

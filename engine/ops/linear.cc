@@ -48,14 +48,14 @@ void Linear::product(const Tensor& x, const Tensor& y) const {
       return;
     }
     const Tensor& w = computed_weight();
-    cpu::matmul<T, T>(x.data<T>(), w.data<T>(), y.data<T>(), b, false,
-                      {.m = x.rows(),
-                       .n = out(),
-                       .k = in(),
-                       .lda = x.pitch(),
-                       .ldb = w.pitch(),
-                       .ldc = y.pitch(),
-                       .op_b = Op::transpose});
+    of_on(queue_of(x), matmul, T, T)(x.data<T>(), w.data<T>(), y.data<T>(), b, false,
+                                     MatmulShape{.m = x.rows(),
+                                                 .n = out(),
+                                                 .k = in(),
+                                                 .lda = x.pitch(),
+                                                 .ldb = w.pitch(),
+                                                 .ldc = y.pitch(),
+                                                 .op_b = Op::transpose});
   });
 }
 
@@ -73,13 +73,13 @@ void Linear::product_transposed(const Tensor& dy, const Tensor& dx) const {
       return;
     }
     const Tensor& w = computed_weight();
-    cpu::matmul<T, T>(dy.data<T>(), w.data<T>(), dx.data<T>(), nullptr, false,
-                      {.m = dy.rows(),
-                       .n = in(),
-                       .k = out(),
-                       .lda = dy.pitch(),
-                       .ldb = w.pitch(),
-                       .ldc = dx.pitch()});
+    of_on(queue_of(dy), matmul, T, T)(dy.data<T>(), w.data<T>(), dx.data<T>(), nullptr, false,
+                                      MatmulShape{.m = dy.rows(),
+                                                  .n = in(),
+                                                  .k = out(),
+                                                  .lda = dy.pitch(),
+                                                  .ldb = w.pitch(),
+                                                  .ldc = dx.pitch()});
   });
 }
 
@@ -162,19 +162,20 @@ Tensor Linear::backward(const Tensor& dy, const Saved& saved, bool need_dx,
     using R = Accum<T>;
     if (weight.requires_grad()) {  // dW [out, in] = dy^T x
       const GradTarget dw = weight.grad_target();
-      cpu::matmul<T, R>(dy.data<T>(), x.data<T>(), dw.buffer.data<R>(), nullptr, dw.accumulate,
-                        {.m = out(),
-                         .n = in(),
-                         .k = x.rows(),
-                         .lda = dy.pitch(),
-                         .ldb = x.pitch(),
-                         .ldc = dw.buffer.pitch(),
-                         .op_a = Op::transpose});
+      of_on(queue_of(dy), matmul, T, R)(dy.data<T>(), x.data<T>(), dw.buffer.data<R>(), nullptr,
+                                        dw.accumulate,
+                                        MatmulShape{.m = out(),
+                                                    .n = in(),
+                                                    .k = x.rows(),
+                                                    .lda = dy.pitch(),
+                                                    .ldb = x.pitch(),
+                                                    .ldc = dw.buffer.pitch(),
+                                                    .op_a = Op::transpose});
     }
     if (bias.requires_grad()) {
       const GradTarget db = bias.grad_target();
-      cpu::bias_backward<T>(dy.data<T>(), dy.pitch(), db.buffer.data<R>(), db.accumulate, dy.rows(),
-                            out());
+      of_on(queue_of(dy, bias_backward_scratch(dy.rows(), out())), bias_backward, T)(
+          dy.data<T>(), dy.pitch(), db.buffer.data<R>(), db.accumulate, dy.rows(), out());
     }
 
     const std::vector<Column> columns = stack();

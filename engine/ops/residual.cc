@@ -16,8 +16,9 @@ Tensor residual_forward(const Tensor& x, const Tensor& z, const Var& gamma) {
   const Tensor y = Tensor::empty({x.rows(), x.cols()}, x.dtype());
   dispatch(z.dtype(), [&]<class T>(Tag<T>) {
     using R = Accum<T>;
-    cpu::residual_forward<T>(x.data<R>(), x.pitch(), z.data<T>(), z.pitch(), data_or_null<R>(gamma),
-                             y.data<R>(), y.pitch(), x.rows(), x.cols());
+    of_on(queue_of(x), residual_forward, T)(x.data<R>(), x.pitch(), z.data<T>(), z.pitch(),
+                                            data_or_null<R>(gamma), y.data<R>(), y.pitch(),
+                                            x.rows(), x.cols());
   });
   return y;
 }
@@ -26,13 +27,14 @@ Tensor residual_backward(const Tensor& dy, const Tensor& z, const Var& gamma, DT
   const Tensor dz = Tensor::empty({dy.rows(), dy.cols()}, compute);
   dispatch(compute, [&]<class T>(Tag<T>) {
     using R = Accum<T>;
-    cpu::residual_backward<T>(dy.data<R>(), dy.pitch(), data_or_null<R>(gamma), dz.data<T>(),
-                              dz.pitch(), dy.rows(), dy.cols());
+    of_on(queue_of(dy), residual_backward, T)(dy.data<R>(), dy.pitch(), data_or_null<R>(gamma),
+                                              dz.data<T>(), dz.pitch(), dy.rows(), dy.cols());
     if (gamma.requires_grad()) {
       const GradTarget dgamma = gamma.grad_target();
-      cpu::residual_backward_gamma<T>(dy.data<R>(), dy.pitch(), z.data<T>(), z.pitch(),
-                                      dgamma.buffer.data<R>(), dgamma.accumulate, dy.rows(),
-                                      dy.cols());
+      of_on(queue_of(dy, residual_backward_gamma_scratch(dy.rows(), dy.cols())),
+            residual_backward_gamma, T)(dy.data<R>(), dy.pitch(), z.data<T>(), z.pitch(),
+                                        dgamma.buffer.data<R>(), dgamma.accumulate, dy.rows(),
+                                        dy.cols());
     }
   });
   return dz;

@@ -14,9 +14,9 @@ Var patch_embed(Tape& tape, const Var& z, const Var& cls, const Var& pos, int64_
   const Tensor x = Tensor::empty({batch * tokens, dim}, accum(in.dtype()));
   dispatch(in.dtype(), [&]<class T>(Tag<T>) {
     using R = Accum<T>;
-    cpu::patch_embed_forward<T>(in.data<T>(), in.pitch(),
-                                cls.defined() ? cls.value().data<R>() : nullptr,
-                                pos.value().data<R>(), x.data<R>(), x.pitch(), batch, patches, dim);
+    of_on(queue_of(in), patch_embed_forward, T)(
+        in.data<T>(), in.pitch(), cls.defined() ? cls.value().data<R>() : nullptr,
+        pos.value().data<R>(), x.data<R>(), x.pitch(), batch, patches, dim);
   });
   const Var y = tape.output(x, needed);
   if (needed) {
@@ -31,7 +31,7 @@ Var patch_embed(Tape& tape, const Var& z, const Var& cls, const Var& pos, int64_
                "cls and pos accumulate together");
       dispatch(dz.dtype(), [&]<class T>(Tag<T>) {
         using R = Accum<T>;
-        cpu::patch_embed_backward<T>(
+        of_on(queue_of(dx), patch_embed_backward, T)(
             dx.data<R>(), dx.pitch(), z.requires_grad() ? dz.data<T>() : nullptr, dz.pitch(),
             dcls.buffer.defined() ? dcls.buffer.data<R>() : nullptr,
             dpos.buffer.defined() ? dpos.buffer.data<R>() : nullptr,

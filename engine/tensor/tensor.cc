@@ -57,6 +57,24 @@ To convert(From x) {
 
 }  // namespace
 
+namespace {
+void check_device(const Tensor& t) {
+  OF_CHECK(t.device() == queue().device,
+           fmt::format("a tensor on device {} meets a thread on device {}", name_of(t.device()),
+                       name_of(queue().device)));
+}
+}  // namespace
+
+const Queue& queue_of(const Tensor& t) {
+  check_device(t);
+  return queue();
+}
+
+const Queue& queue_of(const Tensor& t, size_t scratch_bytes) {
+  check_device(t);
+  return queue_with_scratch(scratch_bytes);
+}
+
 std::string Shape::str() const {
   std::string s = "[";
   for (int i = 0; i < rank_; ++i) s += fmt::format("{}{}", i ? ", " : "", dims_[size_t(i)]);

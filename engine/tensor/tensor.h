@@ -90,6 +90,10 @@ class Tensor {
   Device device_ = Device::cpu;
 };
 
+// The queue for a kernel that works on t: the thread's, which must be of t's device.
+const Queue& queue_of(const Tensor& t);
+const Queue& queue_of(const Tensor& t, size_t scratch_bytes);
+
 // The dtype of sums and of the residual stream for activations of dtype t.
 constexpr DType accum(DType t) {
   return t == DType::f64 ? DType::f64 : DType::f32;

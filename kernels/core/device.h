@@ -8,9 +8,9 @@
 //                                             done
 //
 // A gpu:: function has its cpu:: twin's contract and parameters, and the stream as one more. It
-// computes in float and bf16. OF_ON picks the twin:
+// computes in float and bf16. of_on picks the twin:
 //
-//   OF_ON(queue, layer_norm_forward, T)(x, ldx, gamma, beta, y, ldy, mean, rstd, rows, cols, eps);
+//   of_on(queue, layer_norm_forward, T)(x, ldx, gamma, beta, y, ldy, mean, rstd, rows, cols, eps);
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -94,7 +94,7 @@ void on_device(const Queue& queue, Cpu&& on_cpu, Gpu&& on_gpu) {
 
 }  // namespace orthofed
 
-#define OF_ON(queue, function, ...)                                            \
+#define of_on(queue, function, ...)                                            \
   [&of_queue = (queue)](auto&&... of_args) {                                   \
     ::orthofed::on_device<__VA_ARGS__>(                                        \
         of_queue, [&] { ::orthofed::cpu::function<__VA_ARGS__>(of_args...); }, \
@@ -102,3 +102,5 @@ void on_device(const Queue& queue, Cpu&& on_cpu, Gpu&& on_gpu) {
           ::orthofed::gpu::function<__VA_ARGS__>(of_args..., of_stream);       \
         });                                                                    \
   }
+
+#define OF_ON of_on
