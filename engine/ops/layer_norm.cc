@@ -28,10 +28,11 @@ void layer_norm_backward(const Tensor& dy, const LayerNormSaved& saved, const Va
     if (gamma.requires_grad() || beta.requires_grad()) {
       OF_CHECK(gamma.requires_grad() && beta.requires_grad(), "gamma and beta train together");
       const GradTarget dgamma = gamma.grad_target(), dbeta = beta.grad_target();
-      of_on(queue_of(x), layer_norm_backward_affine, T)(
-          dy.data<T>(), dy.pitch(), x.data<R>(), x.pitch(), saved.mean.data<R>(),
-          saved.rstd.data<R>(), dgamma.buffer.data<R>(), dbeta.buffer.data<R>(), dgamma.accumulate,
-          x.rows(), x.cols());
+      of_on(queue_of(x, gpu::layer_norm_backward_affine_scratch(x.rows(), x.cols())),
+            layer_norm_backward_affine, T)(dy.data<T>(), dy.pitch(), x.data<R>(), x.pitch(),
+                                           saved.mean.data<R>(), saved.rstd.data<R>(),
+                                           dgamma.buffer.data<R>(), dbeta.buffer.data<R>(),
+                                           dgamma.accumulate, x.rows(), x.cols());
     }
     if (dx != nullptr)
       of_on(queue_of(x), layer_norm_backward, T)(

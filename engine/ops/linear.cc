@@ -174,7 +174,7 @@ Tensor Linear::backward(const Tensor& dy, const Saved& saved, bool need_dx,
     }
     if (bias.requires_grad()) {
       const GradTarget db = bias.grad_target();
-      of_on(queue_of(dy, bias_backward_scratch(dy.rows(), out())), bias_backward, T)(
+      of_on(queue_of(dy, gpu::bias_backward_scratch(dy.rows(), out())), bias_backward, T)(
           dy.data<T>(), dy.pitch(), db.buffer.data<R>(), db.accumulate, dy.rows(), out());
     }
 

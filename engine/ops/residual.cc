@@ -31,7 +31,7 @@ Tensor residual_backward(const Tensor& dy, const Tensor& z, const Var& gamma, DT
                                               dz.data<T>(), dz.pitch(), dy.rows(), dy.cols());
     if (gamma.requires_grad()) {
       const GradTarget dgamma = gamma.grad_target();
-      of_on(queue_of(dy, residual_backward_gamma_scratch(dy.rows(), dy.cols())),
+      of_on(queue_of(dy, gpu::residual_backward_gamma_scratch(dy.rows(), dy.cols())),
             residual_backward_gamma, T)(dy.data<R>(), dy.pitch(), z.data<T>(), z.pitch(),
                                         dgamma.buffer.data<R>(), dgamma.accumulate, dy.rows(),
                                         dy.cols());

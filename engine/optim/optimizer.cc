@@ -18,6 +18,19 @@ int64_t extent(const Tensor& t) {
   return t.rows() * t.pitch();
 }
 
+// Values for a kernel to read, on the thread's device; the tensor owns them.
+template <class X>
+Tensor bytes_of(const std::vector<X>& values) {
+  static_assert(std::is_trivially_copyable_v<X>);
+  const auto* first = reinterpret_cast<const uint8_t*>(values.data());
+  return Tensor::of(std::span(first, values.size() * sizeof(X)),
+                    {int64_t(values.size() * sizeof(X))});
+}
+template <class X>
+X* as(const Tensor& bytes) {
+  return reinterpret_cast<X*>(bytes.data<uint8_t>());
+}
+
 }  // namespace
 
 void ParameterGroup::add(const Var& parameter, double weight_decay) {
@@ -74,10 +87,15 @@ double Optimizer::step(const std::vector<ParameterGroup*>& groups, double learni
           OF_CHECK(p.grad().pitch() == p.value().pitch(), "gradient and parameter share a layout");
           gradients.push_back({p.grad().data<R>(), extent(p.grad())});
         }
-    double norm = 0, factor = 0;
     const int64_t gradient_chunks = number_chunks(gradients.data(), int64_t(gradients.size()));
-    cpu::grad_norm(gradients.data(), int64_t(gradients.size()), gradient_chunks, &scale,
-                   options_.clip, &norm, &factor);
+    const Tensor spans = bytes_of(gradients);
+    const Tensor numbers = Tensor::of(std::vector<double>{learning_rate, scale, 0, 0}, {4});
+    double* const rate = numbers.data<double>();
+    double *const given = rate + 1, *const norm_of_all = rate + 2, *const factor = rate + 3;
+    of_on(queue_of(numbers, gpu::grad_norm_scratch(gradient_chunks)), grad_norm, R)(
+        as<GradientSpan<R>>(spans), int64_t(gradients.size()), gradient_chunks, given,
+        options_.clip, norm_of_all, factor);
+    const double norm = numbers.columns(2, 3).item();
     if (!std::isfinite(norm))
       throw Error(
           fmt::format("the gradient norm is {}: training has diverged; a smaller train.lr "
@@ -99,19 +117,21 @@ double Optimizer::step(const std::vector<ParameterGroup*>& groups, double learni
       if (tensors.empty()) continue;
       ++g->step_;
       const int64_t chunks = number_chunks(tensors.data(), int64_t(tensors.size()));
+      const int64_t count = int64_t(tensors.size());
+      const Tensor list = bytes_of(tensors), step = bytes_of(std::vector<int64_t>{g->step_});
       if (options_.adamw)
-        cpu::adamw(tensors.data(), int64_t(tensors.size()), chunks,
-                   AdamWStep{.learning_rate = &learning_rate,
-                             .gradient_scale = &factor,
-                             .step = &g->step_,
-                             .beta1 = options_.beta1,
-                             .beta2 = options_.beta2,
-                             .eps = options_.eps});
+        of_on(queue_of(list), adamw, R)(as<OptimizedTensor<R>>(list), count, chunks,
+                                        AdamWStep{.learning_rate = rate,
+                                                  .gradient_scale = factor,
+                                                  .step = as<int64_t>(step),
+                                                  .beta1 = options_.beta1,
+                                                  .beta2 = options_.beta2,
+                                                  .eps = options_.eps});
       else
-        cpu::sgd(tensors.data(), int64_t(tensors.size()), chunks,
-                 SgdStep{.learning_rate = &learning_rate,
-                         .gradient_scale = &factor,
-                         .momentum = options_.momentum});
+        of_on(queue_of(list), sgd, R)(
+            as<OptimizedTensor<R>>(list), count, chunks,
+            SgdStep{
+                .learning_rate = rate, .gradient_scale = factor, .momentum = options_.momentum});
       for (const Var& p : g->parameters_) p.clear_grad();
     }
     return norm;
