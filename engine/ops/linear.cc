@@ -125,8 +125,8 @@ Tensor Linear::forward(const Tensor& x, Saved* saved) const {
   const Tensor scales = scales_tensor(s.scales, sums);
   dispatch(compute_, [&]<class T>(Tag<T>) {
     using R = Accum<T>;
-    cpu::lora_down<T>(x.data<T>(), x.pitch(), s.a.data<R>(), s.a.pitch(), s.u.data<T>(),
-                      s.u.pitch(), x.rows(), in(), rank);
+    of_on(queue_of(x), lora_down, T)(x.data<T>(), x.pitch(), s.a.data<R>(), s.a.pitch(),
+                                     s.u.data<T>(), s.u.pitch(), x.rows(), in(), rank);
     for (size_t i = 0; i < slices.size(); ++i) {
       int64_t begin = 0, width = 0;
       for (const Column& c : columns) {
@@ -142,9 +142,10 @@ Tensor Linear::forward(const Tensor& x, Saved* saved) const {
             .columns(c.begin_in_slice, c.begin_in_slice + c.adapter->rank())
             .copy_from(c.adapter->b.value());
       }
-      cpu::lora_up<T>(s.u.data<T>() + begin, s.u.pitch(), s.b[i].data<R>(), s.b[i].pitch(),
-                      scales.data<R>() + begin, y.data<T>() + slices[i].begin, y.pitch(), x.rows(),
-                      slices[i].rows, width);
+      of_on(queue_of(x), lora_up, T)(s.u.data<T>() + begin, s.u.pitch(), s.b[i].data<R>(),
+                                     s.b[i].pitch(), scales.data<R>() + begin,
+                                     y.data<T>() + slices[i].begin, y.pitch(), x.rows(),
+                                     slices[i].rows, width);
     }
   });
   return y;
@@ -190,7 +191,8 @@ Tensor Linear::backward(const Tensor& dy, const Saved& saved, bool need_dx,
         if (c.slice == i && begin < 0) begin = c.begin;
       const AdapterSlice& slice = slices[i];
       Tensor db = Tensor::empty(saved.b[i].shape(), accum(compute_));
-      cpu::lora_up_backward<T>(
+      of_on(queue_of(dy, gpu::lora_up_backward_scratch<T>(x.rows(), slice.rows, saved.b[i].cols())),
+            lora_up_backward, T)(
           dy.data<T>() + slice.begin, dy.pitch(), saved.u.data<T>() + begin, saved.u.pitch(),
           saved.b[i].data<R>(), saved.b[i].pitch(), scales.data<R>() + begin, du.data<T>() + begin,
           du.pitch(), db.data<R>(), db.pitch(), false, x.rows(), slice.rows, saved.b[i].cols());
@@ -224,10 +226,10 @@ Tensor Linear::backward(const Tensor& dy, const Saved& saved, bool need_dx,
       }
     }
     Tensor da = Tensor::empty(saved.a.shape(), accum(compute_));
-    cpu::lora_down_backward<T>(du.data<T>(), du.pitch(), x.data<T>(), x.pitch(), saved.a.data<R>(),
-                               saved.a.pitch(), da.data<R>(), da.pitch(), false,
-                               need_dx ? dx.data<T>() : nullptr, need_dx ? dx.pitch() : 0, x.rows(),
-                               in(), rank);
+    of_on(queue_of(x, gpu::lora_down_backward_scratch<T>(x.rows(), in(), rank)), lora_down_backward,
+          T)(du.data<T>(), du.pitch(), x.data<T>(), x.pitch(), saved.a.data<R>(), saved.a.pitch(),
+             da.data<R>(), da.pitch(), false, need_dx ? dx.data<T>() : nullptr,
+             need_dx ? dx.pitch() : 0, x.rows(), in(), rank);
     for (const Column& c : columns)
       c.adapter->a.add_grad(da.row_range(c.begin, c.begin + c.adapter->rank()));
   });
@@ -255,9 +257,9 @@ void Linear::merge() {
       const Tensor scales = scales_tensor(
           std::vector<double>(size_t(c.adapter->rank()), c.adapter->scale), w.dtype());
       const Tensor &a = c.adapter->a.value(), &b = c.adapter->b.value();
-      cpu::lora_merge<R>(part.data<R>(), part.pitch(), a.data<R>(), a.pitch(), b.data<R>(),
-                         b.pitch(), scales.data<R>(), part.data<R>(), part.pitch(), s.rows, in(),
-                         a.rows());
+      of_on(queue_of(part), lora_merge, R)(part.data<R>(), part.pitch(), a.data<R>(), a.pitch(),
+                                           b.data<R>(), b.pitch(), scales.data<R>(), part.data<R>(),
+                                           part.pitch(), s.rows, in(), a.rows());
     }
   });
   weight = Var(w, weight.requires_grad(), weight.name());
