@@ -1,5 +1,6 @@
 // `orthofed doctor`: what this program finds on this machine, for a person who wonders why it is
 // slow and for a bug report.
+#include <fmt/core.h>
 #include <sched.h>
 #include <sys/utsname.h>
 #include <unistd.h>
@@ -17,8 +18,10 @@
 #include "cli/commands.h"
 #include "cli/text.h"
 #include "cli/version.h"
+#include "kernels/core/cuda_device.h"
 #include "kernels/core/parallel.h"
 #include "kernels/matmul/matmul.h"
+#include "models/method.h"
 
 namespace orthofed::cli {
 
@@ -105,10 +108,44 @@ std::string compiler() {
 #endif
 }
 
-// What `precision = "auto"` means here.
-std::string automatic_precision() {
-  return cpu::native_bf16() ? "bf16" : "f32";
+#ifdef OF_HAVE_CUDA
+std::string cuda_version(int version) {
+  return fmt::format("CUDA {}.{}", version / 1000, version % 1000 / 10);
 }
+
+Finding library_finding(const char* key, const std::string& name, const char* variable) {
+  const std::string path = cuda::open_library(name, variable).path;
+  if (!path.empty()) return text_finding("gpu", key, path);
+  return {"gpu", key, fmt::format("no {} (not needed; {} may name its folder)", name, variable),
+          "null"};
+}
+
+void examine_gpus(std::vector<Finding>& findings) {
+  std::string text, json;
+  for (const cuda::Gpu& gpu : cuda::gpus()) {
+    const std::string capability = fmt::format("{}.{}", gpu.capability / 10, gpu.capability % 10);
+    text +=
+        fmt::format("{}{}, compute capability {}, {}, {} free", text.empty() ? "" : "; ", gpu.name,
+                    capability, format_bytes(double(gpu.memory)), format_bytes(double(gpu.free)));
+    json += fmt::format(
+        R"({}{{"name": {}, "compute_capability": "{}", "memory": {}, "free_memory": {}}})",
+        json.empty() ? "" : ", ", string_literal(gpu.name), capability, gpu.memory, gpu.free);
+  }
+  const int driver = cuda::driver_version();
+  if (text.empty()) text = "none: " + (driver == 0 ? "no driver" : cuda::why_no_gpu());
+  findings.push_back({"gpu", "gpus", text, '[' + json + ']'});
+  if (driver != 0) findings.push_back(text_finding("gpu", "driver_knows", cuda_version(driver)));
+  findings.push_back(text_finding("gpu", "toolkit", cuda_version(cuda::toolkit_version())));
+  findings.push_back(library_finding(
+      "cublaslt", fmt::format("libcublasLt.so.{}", cuda::toolkit_version() / 1000), "OF_CUBLASLT"));
+  findings.push_back(library_finding("cudnn", "libcudnn.so.9", "OF_CUDNN"));
+}
+#else
+void examine_gpus(std::vector<Finding>& findings) {
+  findings.push_back(
+      text_finding("gpu", "none", "this build is without CUDA (nvcc was not found)"));
+}
+#endif
 
 std::vector<Finding> examine() {
   std::vector<Finding> findings = {
@@ -128,12 +165,17 @@ std::vector<Finding> examine() {
   };
   if (const int64_t limit = memory_limit(); limit >= 0)
     findings.push_back(bytes_finding("machine", "memory_limit", limit));
-  findings.push_back(text_finding("compute", "device", "cpu"));
-  findings.push_back(text_finding("compute", "gpu", "not used by this version"));
+  const std::string driver = value_in("/proc/driver/nvidia/version", "NVRM version");
+  findings.push_back({"gpu", "driver", driver.empty() ? "none" : driver,
+                      driver.empty() ? "null" : string_literal(driver)});
+  examine_gpus(findings);
+  const Device device = device_named("auto");
+  findings.push_back(text_finding("compute", "automatic_device", name_of(device)));
   findings.push_back(text_finding("compute", "matrix_products", cpu::matmul_backend()));
   findings.push_back({"compute", "native_bf16", cpu::native_bf16() ? "yes" : "no",
                       cpu::native_bf16() ? "true" : "false"});
-  findings.push_back(text_finding("compute", "automatic_precision", automatic_precision()));
+  findings.push_back(
+      text_finding("compute", "automatic_precision", name_of(compute_type("auto", device))));
   findings.push_back(text_finding("surroundings", "locale", locale_name()));
 
   std::error_code error;

@@ -1,6 +1,12 @@
 #include "kernels/core/cuda.h"
 
+#include <dlfcn.h>
+#include <glob.h>
+#include <link.h>
+
+#include <cstdlib>
 #include <string>
+#include <vector>
 
 #include "kernels/core/cuda_device.h"
 
@@ -74,6 +80,81 @@ double seconds_of(const Stream& stream, const std::function<void()>& work) {
   float milliseconds = 0;
   OF_CUDA_CHECK(cudaEventElapsedTime(&milliseconds, begin.get(), end.get()));
   return 1e-3 * double(milliseconds);
+}
+
+std::vector<Gpu> gpus() {
+  std::vector<Gpu> found;
+  int before = 0;
+  const int count = device_count();
+  if (count > 0) OF_CUDA_CHECK(cudaGetDevice(&before));
+  for (int i = 0; i < count; ++i) {
+    cudaDeviceProp properties{};
+    OF_CUDA_CHECK(cudaGetDeviceProperties(&properties, i));
+    Gpu gpu{properties.name, 10 * properties.major + properties.minor, properties.totalGlobalMem,
+            0};
+    OF_CUDA_CHECK(cudaSetDevice(i));
+    size_t total = 0;
+    // A GPU that another program has to itself is one more thing to tell, not an error.
+    if (cudaMemGetInfo(&gpu.free, &total) != cudaSuccess) (void)cudaGetLastError();
+    found.push_back(gpu);
+  }
+  if (count > 0) OF_CUDA_CHECK(cudaSetDevice(before));
+  return found;
+}
+
+std::string why_no_gpu() {
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  (void)cudaGetLastError();
+  return cudaGetErrorString(error);
+}
+
+int toolkit_version() noexcept {
+  return CUDART_VERSION;
+}
+
+int driver_version() noexcept {
+  int version = 0;
+  return cudaDriverGetVersion(&version) == cudaSuccess ? version : 0;
+}
+
+namespace {
+
+// Where a library may lie, in the order of preference.
+std::vector<std::string> places_of(const std::string& name, const char* variable) {
+  const auto environment = [](const char* key) {
+    const char* value = std::getenv(key);
+    return std::string(value != nullptr ? value : "");
+  };
+  std::vector<std::string> places;
+  if (const std::string path = environment(variable); !path.empty())
+    places.insert(places.end(), {path, path + '/' + name});
+  places.push_back(name);
+  for (const std::string& toolkit : {environment("CUDA_HOME"), std::string("/usr/local/cuda")})
+    if (!toolkit.empty()) places.push_back(toolkit + "/lib64/" + name);
+  for (const std::string& python : {environment("VIRTUAL_ENV"), environment("OF_VENV"),
+                                    environment("HOME") + "/.cache/orthofed/venv"}) {
+    if (python.empty()) continue;
+    glob_t matches{};
+    if (glob((python + "/lib/python3*/site-packages/nvidia/*/lib/" + name).c_str(), 0, nullptr,
+             &matches) == 0)
+      places.insert(places.end(), matches.gl_pathv, matches.gl_pathv + matches.gl_pathc);
+    globfree(&matches);
+  }
+  return places;
+}
+
+}  // namespace
+
+Library open_library(const std::string& name, const char* variable) {
+  for (const std::string& place : places_of(name, variable)) {
+    void* handle = dlopen(place.c_str(), RTLD_NOW | RTLD_LOCAL);
+    if (handle == nullptr) continue;
+    const link_map* map = nullptr;
+    const bool known = dlinfo(handle, RTLD_DI_LINKMAP, &map) == 0;
+    return {handle, known ? map->l_name : place};
+  }
+  return {};
 }
 
 }  // namespace orthofed::cuda

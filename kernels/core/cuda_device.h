@@ -3,6 +3,8 @@
 #pragma once
 #include <cstddef>
 #include <functional>
+#include <string>
+#include <vector>
 
 #include "kernels/core/device.h"
 
@@ -24,5 +26,27 @@ double seconds_of(const Stream& stream, const std::function<void()>& work);
 void copy_rows(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width,
                size_t rows, const Stream& stream);
 void zero_rows(void* data, size_t pitch, size_t width, size_t rows, const Stream& stream);
+
+// What is here, for a person who asks. A version is 1000 major + 10 minor, as CUDA writes it.
+struct Gpu {
+  std::string name;
+  int capability = 0;           // 90: compute capability 9.0
+  size_t memory = 0, free = 0;  // bytes; free of what other programs use, too
+};
+std::vector<Gpu> gpus();         // empty without a driver or a device
+std::string why_no_gpu();        // then, in CUDA's words
+int toolkit_version() noexcept;  // that this program was built with
+int driver_version() noexcept;   // the newest that the driver knows; 0 without a driver
+
+// A library that is opened when it is first needed and never linked, because it is larger than
+// everything else together: libcublasLt.so.13, libcudnn.so.9. Looked for in the file or folder that
+// the environment variable names, where the loader looks, in the CUDA toolkit, and among what
+// PyTorch brings in the Python environment that is active or that scripts/python.sh makes. It stays
+// open; the handle is null where there is none.
+struct Library {
+  void* handle = nullptr;  // for dlsym
+  std::string path;
+};
+Library open_library(const std::string& name, const char* variable);
 
 }  // namespace orthofed::cuda

@@ -75,7 +75,7 @@ TEST(Orthofed, UserErrorsExitWithTwoAndOneLine) {
 TEST(Orthofed, Doctor) {
   const Outcome text = orthofed_process("doctor");
   EXPECT_EQ(text.status, 0) << text.err;
-  for (const char* part : {"processor", "instruction level", "matrix products",
+  for (const char* part : {"processor", "instruction level", "matrix products", "automatic device",
                            "automatic precision", "temporary folder"})
     EXPECT_NE(text.out.find(part), std::string::npos) << part;
 
@@ -88,8 +88,11 @@ TEST(Orthofed, Doctor) {
 #if defined(__x86_64__)
   EXPECT_EQ(report.at("machine").at("instruction_level"), "x86-64-v2");
 #endif
+  const bool gpu = !report.at("gpu").at("gpus").empty();
+  EXPECT_TRUE(report.at("gpu").contains("driver"));
+  EXPECT_EQ(report.at("compute").at("automatic_device"), gpu ? "cuda" : "cpu");
   EXPECT_EQ(report.at("compute").at("automatic_precision"),
-            report.at("compute").at("native_bf16").get<bool>() ? "bf16" : "f32");
+            gpu || report.at("compute").at("native_bf16").get<bool>() ? "bf16" : "f32");
 }
 
 TEST(Orthofed, ConfigKeys) {

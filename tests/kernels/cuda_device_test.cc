@@ -1,0 +1,61 @@
+// What device cuda says of itself, with a GPU or without.
+#include "kernels/core/cuda_device.h"
+
+#include <gtest/gtest.h>
+#include <stdlib.h>
+
+#include <fstream>
+
+#include "tests/support/files.h"
+#include "tests/support/memory.h"
+
+#ifdef OF_HAVE_CUDA
+
+namespace orthofed::test {
+namespace {
+
+TEST(CudaDevice, TellsWhatIsHere) {
+  const std::vector<cuda::Gpu> gpus = cuda::gpus();
+  EXPECT_EQ(gpus.size(), size_t(cuda::device_count()));
+  for (const cuda::Gpu& gpu : gpus) {
+    EXPECT_NE(gpu.name, "");
+    EXPECT_GE(gpu.capability, 75);
+    EXPECT_GT(gpu.memory, gpu.free);
+  }
+  if (gpus.empty()) {
+    EXPECT_NE(cuda::why_no_gpu(), "");
+  }
+  EXPECT_GE(cuda::toolkit_version(), 12080);
+}
+
+TEST(CudaDevice, TimesWhatIsQueued) {
+  if (!have_gpu()) return;
+  const double seconds = cuda::seconds_of({}, [] {});
+  EXPECT_TRUE(seconds >= 0 && seconds < 1) << seconds;
+}
+
+TEST(CudaDevice, OpensALibraryWhereverItIs) {
+  const cuda::Library found = cuda::open_library("libm.so.6", "OF_TEST_LIBRARY");
+  ASSERT_NE(found.handle, nullptr);
+  EXPECT_NE(found.path.find("/libm"), std::string::npos) << found.path;
+  EXPECT_EQ(cuda::open_library("libno_such_thing.so.1", "OF_TEST_LIBRARY").handle, nullptr);
+
+  // A folder or a file that the user names comes first; what cannot be loaded is passed over.
+  const TemporaryDirectory folder;
+  const std::string copy = folder / "libm.so.6";
+  std::filesystem::copy_file(found.path, copy);
+  for (const std::string& place : {folder.path(), copy}) {
+    ASSERT_EQ(setenv("OF_TEST_LIBRARY", place.c_str(), 1), 0);
+    EXPECT_EQ(cuda::open_library("libm.so.6", "OF_TEST_LIBRARY").path, copy);
+  }
+  std::filesystem::create_directory(folder / "empty");
+  std::ofstream(folder / "empty/libm.so.6");
+  ASSERT_EQ(setenv("OF_TEST_LIBRARY", (folder / "empty").c_str(), 1), 0);
+  EXPECT_EQ(cuda::open_library("libm.so.6", "OF_TEST_LIBRARY").path, found.path);
+  unsetenv("OF_TEST_LIBRARY");
+}
+
+}  // namespace
+}  // namespace orthofed::test
+
+#endif
