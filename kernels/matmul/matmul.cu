@@ -1,7 +1,19 @@
 // Matrix products on a GPU: a ladder of versions, and the choice of the rung that production takes.
+//
+//   bf16 x bf16            5, tensor cores; float sums
+//   float, and by adapter  4, the vector units: fp32 stays fp32, tensor cores would round it to
+//                          TF32
+//
+// Both take any size, order and alignment, and a tile of 128 x 128 of C a block. With tiles of that
+// size a block reads (128 + 128) k elements for 128 * 128 * k products: 64 flops a byte in bf16
+// from the L2 cache. What C's elements go through on their way to memory is in epilogue.cuh.
 #include "kernels/matmul/matmul.h"
 
 #include "kernels/matmul/01_naive.cuh"
+#include "kernels/matmul/02_tiled.cuh"
+#include "kernels/matmul/03_register_blocked.cuh"
+#include "kernels/matmul/04_vectorised.cuh"
+#include "kernels/matmul/05_mma.cuh"
 
 namespace orthofed::gpu {
 namespace {
@@ -12,26 +24,63 @@ void run_rung(const T* a, const T* b, C* c, const float* bias, bool accumulate,
   Rung::run(product(a, b, shape), Store<C>{c, shape.ldc, bias, accumulate}, stream);
 }
 
+template <class T>
+using Fastest = std::conditional_t<std::is_same_v<T, bf16>, Mma, Vectorised>;
+
+template <class T>
+Product<T, T> layer_product(const T* a, const T* b, const MatmulShape& shape) {
+  OF_CHECK(shape.op_a == Op::none, "a product with a fused step: A is transposed");
+  return product(a, b, shape);
+}
+
 }  // namespace
 
 template <class T, class C, class Stream>
 std::span<const Version<MatmulRun<T, C, Stream>>> matmul_versions() {
-  static const Version<MatmulRun<T, C, Stream>> versions[] = {
+  using V = Version<MatmulRun<T, C, Stream>>;
+  static const V versions[] = {
       {1, "naive", "one thread an element of C", 80, run_rung<Naive, T, C, Stream>},
+      {2, "tiled", "tiles in shared memory: memory is read 16 times less often", 80,
+       run_rung<Tiled, T, C, Stream>},
+      {3, "register-blocked", "8 x 8 sums a thread: 16 reads of shared memory for 64 products", 80,
+       run_rung<RegisterBlocked, T, C, Stream>},
+      {4, "vectorised", "four elements a load; the next tiles travel during the products", 80,
+       run_rung<Vectorised, T, C, Stream>},
+      {5, "mma", "tensor cores, fed by a pipeline of asynchronous copies", 80,
+       run_rung<Fastest<T>, T, C, Stream>},
   };
-  return versions;
+  return std::span(versions).first(std::is_same_v<T, bf16> ? 5 : 4);
 }
 
 template <class T, class C, class Stream>
 void matmul(const T* a, const T* b, C* c, const Accum<T>* bias, bool accumulate,
             const MatmulShape& shape, const Stream& stream) {
-  run_rung<Naive>(a, b, c, bias, accumulate, shape, stream);
+  run_rung<Fastest<T>>(a, b, c, bias, accumulate, shape, stream);
 }
 
 template <class T, class Stream>
 void matmul_by_adapter(const T* a, const Accum<T>* b, T* c, const Accum<T>* bias, bool accumulate,
                        const MatmulShape& shape, const Stream& stream) {
-  Naive::run(product(a, b, shape), Store<T>{c, shape.ldc, bias, accumulate}, stream);
+  Vectorised::run(product(a, b, shape), Store<T>{c, shape.ldc, bias, accumulate}, stream);
+}
+
+template <class T, class Stream>
+void matmul_gelu(const T* a, const T* b, const Accum<T>* bias, T* h, int64_t ldh, T* y,
+                 GeluKind kind, const MatmulShape& shape, const Stream& stream) {
+  Fastest<T>::run(layer_product(a, b, shape), Gelu<T>{h, ldh, y, shape.ldc, bias, kind}, stream);
+}
+
+template <class T, class Stream>
+void matmul_gelu_backward(const T* a, const T* b, const T* h, int64_t ldh, T* dx, GeluKind kind,
+                          const MatmulShape& shape, const Stream& stream) {
+  Fastest<T>::run(layer_product(a, b, shape), GeluBackward<T>{h, ldh, dx, shape.ldc, kind}, stream);
+}
+
+template <class T, class Stream>
+void matmul_residual(const T* a, const T* b, const Accum<T>* bias, const Accum<T>* gamma,
+                     const Accum<T>* x, int64_t ldx, Accum<T>* y, const MatmulShape& shape,
+                     const Stream& stream) {
+  Fastest<T>::run(layer_product(a, b, shape), Residual{x, ldx, gamma, y, shape.ldc, bias}, stream);
 }
 
 #define OF_INSTANTIATE(T, C)                                                                 \
@@ -44,9 +93,15 @@ OF_INSTANTIATE(bf16, bf16)
 OF_INSTANTIATE(bf16, float)
 #undef OF_INSTANTIATE
 
-#define OF_INSTANTIATE(T)                                                            \
-  template void matmul_by_adapter<T>(const T*, const float*, T*, const float*, bool, \
-                                     const MatmulShape&, const OF_STREAM&);
+#define OF_INSTANTIATE(T)                                                                        \
+  template void matmul_by_adapter<T>(const T*, const float*, T*, const float*, bool,             \
+                                     const MatmulShape&, const OF_STREAM&);                      \
+  template void matmul_gelu<T>(const T*, const T*, const float*, T*, int64_t, T*, GeluKind,      \
+                               const MatmulShape&, const OF_STREAM&);                            \
+  template void matmul_gelu_backward<T>(const T*, const T*, const T*, int64_t, T*, GeluKind,     \
+                                        const MatmulShape&, const OF_STREAM&);                   \
+  template void matmul_residual<T>(const T*, const T*, const float*, const float*, const float*, \
+                                   int64_t, float*, const MatmulShape&, const OF_STREAM&);
 OF_INSTANTIATE(float)
 OF_INSTANTIATE(bf16)
 #undef OF_INSTANTIATE

@@ -20,6 +20,7 @@
 
 #include "kernels/core/types.h"
 #include "kernels/core/version.h"
+#include "kernels/gelu/gelu.h"
 
 namespace orthofed {
 
@@ -51,6 +52,27 @@ void matmul_blocked(const T* a, const B* b, C* c, const Accum<T>* bias, bool acc
 template <class T>
 void matmul_by_adapter(const T* a, const Accum<T>* b, T* c, const Accum<T>* bias, bool accumulate,
                        const MatmulShape& shape);
+
+// The products of a transformer's MLP and projections together with the elementwise step behind
+// them, which saves the GPU a pass over memory (on the CPU they are two calls). op_a is Op::none;
+// shape.ldc is the pitch of the last result; results are apart from all else in memory. On the GPU
+// the step reads the sum before it is rounded to T. Error: that of the product, times |GELU'| <=
+// 1.13 or |gamma|, and that of the step (gelu.h, residual.h).
+
+// h = T(AB + bias) [m, n] pitch ldh, which backward needs, and y = GELU(h) [m, n].
+template <class T>
+void matmul_gelu(const T* a, const T* b, const Accum<T>* bias, T* h, int64_t ldh, T* y,
+                 GeluKind kind, const MatmulShape& shape);
+
+// dx = AB * GELU'(h): the gradient through the next layer's weights B and the GELU.
+template <class T>
+void matmul_gelu_backward(const T* a, const T* b, const T* h, int64_t ldh, T* dx, GeluKind kind,
+                          const MatmulShape& shape);
+
+// y = x + gamma * (AB + bias), x and y [m, n] in the residual stream; gamma [n] or null (1).
+template <class T>
+void matmul_residual(const T* a, const T* b, const Accum<T>* bias, const Accum<T>* gamma,
+                     const Accum<T>* x, int64_t ldx, Accum<T>* y, const MatmulShape& shape);
 
 // A frozen B, rearranged once into the order that the product reads. It keeps its own copy; the
 // source may be freed. Copying shares the packed storage.
@@ -99,5 +121,18 @@ std::span<const Version<MatmulRun<T, C, Stream>>> matmul_versions();
 template <class T, class Stream>
 void matmul_by_adapter(const T* a, const Accum<T>* b, T* c, const Accum<T>* bias, bool accumulate,
                        const MatmulShape& shape, const Stream& stream);
+
+template <class T, class Stream>
+void matmul_gelu(const T* a, const T* b, const Accum<T>* bias, T* h, int64_t ldh, T* y,
+                 GeluKind kind, const MatmulShape& shape, const Stream& stream);
+
+template <class T, class Stream>
+void matmul_gelu_backward(const T* a, const T* b, const T* h, int64_t ldh, T* dx, GeluKind kind,
+                          const MatmulShape& shape, const Stream& stream);
+
+template <class T, class Stream>
+void matmul_residual(const T* a, const T* b, const Accum<T>* bias, const Accum<T>* gamma,
+                     const Accum<T>* x, int64_t ldx, Accum<T>* y, const MatmulShape& shape,
+                     const Stream& stream);
 
 }  // namespace orthofed::gpu

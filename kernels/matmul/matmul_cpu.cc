@@ -7,6 +7,7 @@
 #include "kernels/core/tile.h"
 #include "kernels/matmul/matmul.h"
 #include "kernels/matmul/matmul_onednn.h"
+#include "kernels/residual/residual.h"
 
 namespace orthofed::cpu {
 namespace {
@@ -140,6 +141,32 @@ void matmul_by_adapter(const T* a, const Accum<T>* b, T* c, const Accum<T>* bias
   }
 }
 
+template <class T>
+void matmul_gelu(const T* a, const T* b, const Accum<T>* bias, T* h, int64_t ldh, T* y,
+                 GeluKind kind, const MatmulShape& s) {
+  OF_CHECK(s.op_a == Op::none, "matmul_gelu: A is transposed");
+  MatmulShape product = s;
+  product.ldc = ldh;
+  matmul(a, b, h, bias, /*accumulate=*/false, product);
+  gelu_forward(h, ldh, y, s.ldc, s.m, s.n, kind);
+}
+
+template <class T>
+void matmul_gelu_backward(const T* a, const T* b, const T* h, int64_t ldh, T* dx, GeluKind kind,
+                          const MatmulShape& s) {
+  OF_CHECK(s.op_a == Op::none, "matmul_gelu_backward: A is transposed");
+  matmul<T, T>(a, b, dx, nullptr, /*accumulate=*/false, s);
+  gelu_backward(dx, s.ldc, h, ldh, dx, s.ldc, s.m, s.n, kind);
+}
+
+template <class T>
+void matmul_residual(const T* a, const T* b, const Accum<T>* bias, const Accum<T>* gamma,
+                     const Accum<T>* x, int64_t ldx, Accum<T>* y, const MatmulShape& s) {
+  OF_CHECK(s.op_a == Op::none, "matmul_residual: A is transposed");
+  matmul(a, b, y, bias, /*accumulate=*/false, s);
+  residual_forward<Accum<T>>(x, ldx, y, s.ldc, gamma, y, s.ldc, s.m, s.n);
+}
+
 // Packed by oneDNN, or a dense copy [k, n], whose rows the loop above copies fastest.
 template <class T>
 struct PackedMatrix<T>::Impl {
@@ -231,11 +258,19 @@ template void PackedMatrix<bf16>::multiply(const bf16*, int64_t, float*, int64_t
                                            bool, int64_t) const;
 template void matmul_blocked(const bf16*, const float*, bf16*, const float*, bool,
                              const MatmulShape&);
-template void matmul_by_adapter(const double*, const double*, double*, const double*, bool,
-                                const MatmulShape&);
-template void matmul_by_adapter(const float*, const float*, float*, const float*, bool,
-                                const MatmulShape&);
-template void matmul_by_adapter(const bf16*, const float*, bf16*, const float*, bool,
-                                const MatmulShape&);
+
+#define OF_INSTANTIATE(T)                                                                      \
+  template void matmul_by_adapter<T>(const T*, const Accum<T>*, T*, const Accum<T>*, bool,     \
+                                     const MatmulShape&);                                      \
+  template void matmul_gelu<T>(const T*, const T*, const Accum<T>*, T*, int64_t, T*, GeluKind, \
+                               const MatmulShape&);                                            \
+  template void matmul_gelu_backward<T>(const T*, const T*, const T*, int64_t, T*, GeluKind,   \
+                                        const MatmulShape&);                                   \
+  template void matmul_residual<T>(const T*, const T*, const Accum<T>*, const Accum<T>*,       \
+                                   const Accum<T>*, int64_t, Accum<T>*, const MatmulShape&);
+OF_INSTANTIATE(double)
+OF_INSTANTIATE(float)
+OF_INSTANTIATE(bf16)
+#undef OF_INSTANTIATE
 
 }  // namespace orthofed::cpu

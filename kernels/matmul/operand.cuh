@@ -7,22 +7,52 @@
 namespace orthofed::gpu {
 namespace {
 
-// X[i, p], i along m for op(A) and along n for op(B)^T, p along k.
+// The matrix [rows, cols] in memory, read as X[i, p] with p along k and i along m (X = op(A)) or n
+// (X = op(B)^T). Outside it is zero.
 template <class T>
 struct Operand {
   const T* data;
-  int64_t ld;
-  bool along_k;  // are neighbours in memory neighbours along k (or along m, n)?
+  int64_t rows, cols, ld;
+  bool along_k;  // are neighbours of a row neighbours along k, or along m (n)?
+  bool packs;    // do base and pitch allow packs of 16 bytes?
+
+  OF_HOST_DEVICE int64_t extent() const { return along_k ? rows : cols; }
+  OF_HOST_DEVICE int64_t k() const { return along_k ? cols : rows; }
+
   __device__ float operator()(int64_t i, int64_t p) const {
-    return float(along_k ? data[i * ld + p] : data[p * ld + i]);
+    const int64_t row = along_k ? i : p, col = along_k ? p : i;
+    return row < rows && col < cols ? float(data[row * ld + col]) : 0.0f;
+  }
+
+  // N neighbours in memory from [row, col] on.
+  template <int N>
+  __device__ Pack<T, N> load(int64_t row, int64_t col) const {
+    const int64_t left = row < rows ? cols - col : 0, at = row * ld + col;
+    if (packs && left >= N) return load_pack<N>(data + at);
+    Pack<T, N> pack;
+#pragma unroll
+    for (int e = 0; e < N; ++e) pack[e] = e < left ? data[at + e] : T(0.0f);
+    return pack;
   }
 };
+
+template <class T>
+Operand<T> operand(const T* data, int64_t extent, int64_t k, int64_t ld, bool along_k) {
+  return {data,
+          along_k ? extent : k,
+          along_k ? k : extent,
+          ld,
+          along_k,
+          packable<16 / int(sizeof(T))>(data, ld)};
+}
 
 template <class T, class B>
 struct Product {
   Operand<T> a;  // [m, k]
   Operand<B> b;  // [n, k]
-  int64_t m, n, k;
+  OF_HOST_DEVICE int64_t m() const { return a.extent(); }
+  OF_HOST_DEVICE int64_t n() const { return b.extent(); }
+  OF_HOST_DEVICE int64_t k() const { return a.k(); }
 };
 
 template <class T, class B>
@@ -31,7 +61,8 @@ Product<T, B> product(const T* a, const B* b, const MatmulShape& s) {
   OF_CHECK(s.lda >= (s.op_a == Op::none ? s.k : s.m) && s.ldb >= (s.op_b == Op::none ? s.n : s.k) &&
                s.ldc >= s.n,
            "matmul: a pitch is smaller than its row");
-  return {{a, s.lda, s.op_a == Op::none}, {b, s.ldb, s.op_b == Op::transpose}, s.m, s.n, s.k};
+  return {operand(a, s.m, s.k, s.lda, s.op_a == Op::none),
+          operand(b, s.n, s.k, s.ldb, s.op_b == Op::transpose)};
 }
 
 // C is cut into tiles, one block each. Neighbouring blocks lie along n: they read the same rows of
@@ -42,8 +73,8 @@ struct Corner {
 };
 template <int kTileM, int kTileN>
 __device__ Corner tile_corner(int64_t n) {
-  const int64_t across = ceil_div(n, kTileN);
-  return {blockIdx.x / across * kTileM, blockIdx.x % across * kTileN};
+  const unsigned across = unsigned(ceil_div(n, kTileN));
+  return {int64_t{blockIdx.x / across} * kTileM, int64_t{blockIdx.x % across} * kTileN};
 }
 template <int kTileM, int kTileN>
 unsigned tiles(int64_t m, int64_t n) {

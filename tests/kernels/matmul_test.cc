@@ -4,6 +4,8 @@
 
 #include <array>
 #include <cmath>
+#include <map>
+#include <set>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -11,6 +13,7 @@
 
 #include "kernels/core/check.h"
 #include "kernels/core/parallel.h"
+#include "kernels/matmul/05_mma.cuh"
 #include "tests/support/buffer.h"
 #include "tests/support/compare.h"
 #include "tests/support/device.h"
@@ -73,12 +76,11 @@ std::vector<Case> gpu_cases() {
                     padding});
   };
   for (int options = 0; options < 16; ++options) {
-    add({1, 1, 1}, options, 0);
     add({7, 17, 5}, options, 3);
-    add({17, 20, 41}, options, options % 3);
-    add({24, 40, 64}, options, options % 2 * 8);
+    add({24, 40, 41}, options, options % 3 == 0 ? 0 : 7);
   }
   for (const int options : {0, 3, 5, 10}) {
+    add({1, 1, 1}, options, 0);
     add({129, 67, 34}, options, 1);
     add({65, 131, 9}, options, 0);
     add({64, 128, 96}, options, 8);
@@ -111,9 +113,11 @@ struct Operands {
   }
 };
 
-// The product in double, and sum |a b| with it.
+// The product in double, and the error that one in T may have: a sum of k products in any order
+// errs by at most k * eps/2 * sum |a b| (Higham, Accuracy and Stability, 3.1), and C is rounded
+// once.
 struct Reference {
-  std::vector<double> want, size;  // [m, n]
+  std::vector<double> want, size;  // [m, n]; size: sum |a b|
 
   template <class T, class C, class B>
   Reference(const Operands<T, C, B>& in, const Case& t) {
@@ -136,18 +140,20 @@ struct Reference {
       }
     }
   }
+
+  template <class T, class C>
+  double budget(const Case& t, size_t at) const {
+    const double sums = 0.5 * epsilon<Accum<T>> * double(t.k + 2) * size[at];
+    // The reference itself sums in double: twice the bound for T = double.
+    return (std::is_same_v<T, double> ? 2 : 1) * sums +
+           0.5 * epsilon<C> * (std::abs(want[at]) + sums);
+  }
 };
 
-// The error that a product may have: a sum of k products in any order errs by at most
-// k * eps/2 * sum |a b| (Higham, Accuracy and Stability, 3.1), and C is rounded once.
 template <class T, class C>
 testing::AssertionResult check(const Reference& reference, const Case& t, const Buffer<C>& out) {
-  const double sums = 0.5 * epsilon<Accum<T>> * double(t.k + 2);
   return close(out, reference.want, [&](int64_t i, int64_t j) -> double {
-    const auto at = size_t(i * t.n + j);
-    // The reference itself sums in double: twice the bound for T = double.
-    return (std::is_same_v<T, double> ? 2 : 1) * sums * reference.size[at] +
-           0.5 * epsilon<C> * (std::abs(reference.want[at]) + sums * reference.size[at]);
+    return reference.budget<T, C>(t, size_t(i * t.n + j));
   });
 }
 template <class T, class C, class B>
@@ -160,6 +166,7 @@ void run_cases(bool blocked) {
   for (const Case& t : cases()) {
     SCOPED_TRACE(t.name());
     const Operands<T, C> in(t);
+    const Reference reference(in, t);
     const Accum<T>* bias = t.bias ? in.bias.data() : nullptr;
     const auto run = [&] {
       Buffer<C> out = in.c;
@@ -170,16 +177,23 @@ void run_cases(bool blocked) {
       }
       return out;
     };
-    const Buffer<C> out = run();
-    ASSERT_TRUE(check(in, t, out));
-    ASSERT_TRUE(identical(out, run()));
-
-    if (blocked || t.op_a == Op::transpose) continue;
-    cpu::PackedMatrix<T> packed(in.b.data(), in.b.ld(), t.op_b, t.k, t.n);
-    Buffer<C> from_packed = in.c;
-    packed.multiply(in.a.data(), in.a.ld(), from_packed.data(), from_packed.ld(), bias,
-                    t.accumulate, t.m);
-    ASSERT_TRUE(check(in, t, from_packed));
+    const auto check_twice = [&] {
+      const Buffer<C> out = run();
+      ASSERT_TRUE(check<T>(reference, t, out));
+      ASSERT_TRUE(identical(out, run()));
+    };
+    if (blocked) {
+      for_each_isa(check_twice);
+    } else {
+      check_twice();  // oneDNN, where it is built in, takes one instruction set a process
+      if (t.op_a == Op::transpose) continue;
+      cpu::PackedMatrix<T> packed(in.b.data(), in.b.ld(), t.op_b, t.k, t.n);
+      Buffer<C> from_packed = in.c;
+      packed.multiply(in.a.data(), in.a.ld(), from_packed.data(), from_packed.ld(), bias,
+                      t.accumulate, t.m);
+      ASSERT_TRUE(check<T>(reference, t, from_packed));
+    }
+    if (testing::Test::HasFatalFailure()) return;
   }
 }
 
@@ -192,27 +206,32 @@ TYPED_TEST_SUITE(Matmul, Pairs);
 TYPED_TEST(Matmul, BlockedLoop) {
   using T = typename TypeParam::first_type;
   using C = typename TypeParam::second_type;
-  for_each_isa([] { run_cases<T, C>(/*blocked=*/true); });
+  run_cases<T, C>(/*blocked=*/true);
 }
 
-// oneDNN, where it is built in, takes one instruction set a process.
 TYPED_TEST(Matmul, Dispatch) {
   using T = typename TypeParam::first_type;
   using C = typename TypeParam::second_type;
   run_cases<T, C>(/*blocked=*/false);
 }
 
-// A product on a GPU, twice: within its budget, and the same bits.
-template <class T, class C, class B, class Run>
-void check_run(const Operands<T, C, B>& in, const Reference& reference, const Case& t,
-               const Queue& queue, const Run& run) {
-  Buffer<C> first = in.c, second = in.c;
-  const Accum<T>* bias = t.bias ? in.bias.data() : nullptr;
-  run(in.a.data(), in.b.data(), first.data(), bias, t.accumulate, in.shape);
-  run(in.a.data(), in.b.data(), second.data(), bias, t.accumulate, in.shape);
-  finish(queue);
-  ASSERT_TRUE(check<T>(reference, t, first));
-  ASSERT_TRUE(identical(first, second));
+// Remembers the first result of each device and version; every later one must have its bits, in
+// whatever order the emulator's threads ran.
+template <class C>
+class SameBits {
+ public:
+  testing::AssertionResult check(Device device, int version, const Buffer<C>& out) {
+    const auto [first, is_first] = results_.try_emplace({device, version}, out);
+    return is_first ? testing::AssertionSuccess() : identical(first->second, out);
+  }
+
+ private:
+  std::map<std::pair<Device, int>, Buffer<C>> results_;
+};
+
+// The emulator repeats a run by its three schedules.
+int runs(const Queue& queue) {
+  return queue.device == Device::cuda ? 2 : 1;
 }
 
 TYPED_TEST(Matmul, EveryVersion) {
@@ -222,18 +241,31 @@ TYPED_TEST(Matmul, EveryVersion) {
     for (const Case& t : gpu_cases()) {
       SCOPED_TRACE(t.name());
       const Operands<T, C> in(t);
+      const Accum<T>* bias = t.bias ? in.bias.data() : nullptr;
       const Reference reference(in, t);
+      SameBits<C> same;
+      const auto check_version = [&](const Queue& queue, int number, const auto& run) {
+        SCOPED_TRACE(number);
+        for (int repeat = 0; repeat < runs(queue); ++repeat) {
+          Buffer<C> out = in.c;
+          run(in.a.data(), in.b.data(), out.data(), bias, t.accumulate, in.shape);
+          finish(queue);
+          ASSERT_TRUE(check<T>(reference, t, out));
+          ASSERT_TRUE(same.check(queue.device, number, out));
+        }
+      };
       for_each_gpu([&](const Queue& queue) {
         const auto walk = [&]<class Stream>(const Stream& stream) {
-          for (const auto& version : gpu::matmul_versions<T, C, Stream>()) {
-            SCOPED_TRACE(version.name);
-            check_run(in, reference, t, queue,
-                      [&](auto... arguments) { version.run(arguments..., stream); });
-          }
+          for (const auto& version : gpu::matmul_versions<T, C, Stream>())
+            check_version(queue, version.number,
+                          [&](auto... arguments) { version.run(arguments..., stream); });
         };
         on_device<T>(
             queue, [] {}, walk);
-        check_run(in, reference, t, queue, [&](auto... arguments) {
+      });
+      for_each_gpu([&](const Queue& queue) {
+        if (t.m > 1 || queue.device == Device::cuda) return;  // one of the versions, as above
+        check_version(queue, 0, [&](auto... arguments) {
           OF_ON(queue, matmul, T, C)(arguments...);
         });
       });
@@ -243,23 +275,214 @@ TYPED_TEST(Matmul, EveryVersion) {
 }
 
 template <class T>
-class MatmulByAdapter : public testing::Test {};
+class MatmulLayer : public testing::Test {};
 using Activations = testing::Types<double, float, bf16>;
-TYPED_TEST_SUITE(MatmulByAdapter, Activations);
+TYPED_TEST_SUITE(MatmulLayer, Activations);
 
-TYPED_TEST(MatmulByAdapter, EveryDevice) {
+TYPED_TEST(MatmulLayer, ByAdapter) {
   using T = TypeParam;
   for (const Case& t : gpu_cases()) {
     SCOPED_TRACE(t.name());
     const Operands<T, T, Accum<T>> in(t);
+    const Accum<T>* bias = t.bias ? in.bias.data() : nullptr;
     const Reference reference(in, t);
+    SameBits<T> same;
     for_each_device<T>([&](const Queue& queue) {
-      check_run(in, reference, t, queue, [&](auto... arguments) {
-        OF_ON(queue, matmul_by_adapter, T)(arguments...);
-      });
+      for (int repeat = 0; repeat < runs(queue); ++repeat) {
+        Buffer<T> out = in.c;
+        OF_ON(queue, matmul_by_adapter, T)
+        (in.a.data(), in.b.data(), out.data(), bias, t.accumulate, in.shape);
+        finish(queue);
+        ASSERT_TRUE(check<T>(reference, t, out));
+        if (queue.device != Device::cpu) {
+          ASSERT_TRUE(same.check(queue.device, 0, out));
+        }
+      }
     });
     if (this->HasFatalFailure()) return;
   }
+}
+
+// --- With a fused step ------------------------------------------------------------------------
+
+std::vector<Case> layer_cases() {
+  std::vector<Case> list;
+  for (const Case& t : gpu_cases())
+    if (t.op_a == Op::none && !t.accumulate) list.push_back(t);
+  return list;
+}
+
+// gelu.h's formulas in double.
+double gelu(double x, GeluKind kind) {
+  const double cubic = std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x);
+  return x / 2 * (1 + (kind == GeluKind::erf ? std::erf(x / std::sqrt(2)) : std::tanh(cubic)));
+}
+double gelu_slope(double x, GeluKind kind) {
+  if (kind == GeluKind::erf)
+    return (1 + std::erf(x / std::sqrt(2))) / 2 + x * std::exp(-x * x / 2) / std::sqrt(2 * M_PI);
+  const double t = std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x));
+  return (1 + t) / 2 + x / 2 * (1 - t * t) * std::sqrt(2 / M_PI) * (1 + 3 * 0.044715 * x * x);
+}
+
+TYPED_TEST(MatmulLayer, Gelu) {
+  using T = TypeParam;
+  constexpr double e = 2 * epsilon<Accum<T>>;
+  for (const Case& t : layer_cases()) {
+    SCOPED_TRACE(t.name());
+    const GeluKind kind = t.k % 2 == 0 ? GeluKind::erf : GeluKind::tanh;
+    const Operands<T, T> in(t);
+    const Accum<T>* bias = t.bias ? in.bias.data() : nullptr;
+    const Reference reference(in, t);
+    std::vector<double> want;
+    for (double x : reference.want) want.push_back(gelu(x, kind));
+    SameBits<T> same;
+    for_each_device<T>([&](const Queue& queue) {
+      for (int repeat = 0; repeat < runs(queue); ++repeat) {
+        Buffer<T> h(t.m, t.n, t.padding + 1), y = in.c;
+        OF_ON(queue, matmul_gelu, T)
+        (in.a.data(), in.b.data(), bias, h.data(), h.ld(), y.data(), kind, in.shape);
+        finish(queue);
+        ASSERT_TRUE(check<T>(reference, t, h));
+        ASSERT_TRUE(close(y, want, [&](int64_t i, int64_t j) -> double {
+          const auto at = size_t(i * t.n + j);
+          return 1.13 * reference.template budget<T, T>(t, at) +
+                 4 * e * std::abs(reference.want[at]) + epsilon<T> / 2 * 1.01 * std::abs(want[at]);
+        }));
+        if (queue.device != Device::cpu) {
+          ASSERT_TRUE(same.check(queue.device, 0, h));
+          ASSERT_TRUE(same.check(queue.device, 1, y));
+        }
+      }
+    });
+    if (this->HasFatalFailure()) return;
+  }
+}
+
+TYPED_TEST(MatmulLayer, GeluBackward) {
+  using T = TypeParam;
+  constexpr double e = 2 * epsilon<Accum<T>>;
+  for (Case t : layer_cases()) {
+    t.bias = false;
+    SCOPED_TRACE(t.name());
+    const GeluKind kind = t.k % 2 == 0 ? GeluKind::erf : GeluKind::tanh;
+    const Operands<T, T> in(t);
+    const Reference reference(in, t);
+    Buffer<T> h(t.m, t.n, t.padding + 1);
+    fill_normal(h, 7, 0, 2);
+    std::vector<double> want, slope;
+    for (int64_t i = 0; i < t.m; ++i)
+      for (int64_t j = 0; j < t.n; ++j) {
+        slope.push_back(gelu_slope(double(h(i, j)), kind));
+        want.push_back(reference.want[size_t(i * t.n + j)] * slope.back());
+      }
+    SameBits<T> same;
+    for_each_device<T>([&](const Queue& queue) {
+      for (int repeat = 0; repeat < runs(queue); ++repeat) {
+        Buffer<T> dx = in.c;
+        OF_ON(queue, matmul_gelu_backward, T)
+        (in.a.data(), in.b.data(), h.data(), h.ld(), dx.data(), kind, in.shape);
+        finish(queue);
+        ASSERT_TRUE(close(dx, want, [&](int64_t i, int64_t j) -> double {
+          const auto at = size_t(i * t.n + j);
+          const double sum = reference.template budget<T, T>(t, at);
+          return std::abs(slope[at]) * sum +
+                 4 * e * (std::abs(reference.want[at]) + sum) * (1 + std::abs(double(h(i, j)))) +
+                 epsilon<T> / 2 * (std::abs(want[at]) + std::abs(slope[at]) * sum);
+        }));
+        if (queue.device != Device::cpu) {
+          ASSERT_TRUE(same.check(queue.device, 0, dx));
+        }
+      }
+    });
+    if (this->HasFatalFailure()) return;
+  }
+}
+
+TYPED_TEST(MatmulLayer, Residual) {
+  using T = TypeParam;
+  using A = Accum<T>;
+  constexpr double e = epsilon<A>;
+  for (const Case& t : layer_cases()) {
+    SCOPED_TRACE(t.name());
+    const Operands<T, A> in(t);
+    const A* bias = t.bias ? in.bias.data() : nullptr;
+    const Reference reference(in, t);
+    Buffer<A> x(t.m, t.n, t.padding + 2), gamma(1, t.n);
+    fill_normal(x, 7, 0, 20);
+    fill_normal(gamma, 8);
+    for (const bool scaled : {false, true}) {
+      std::vector<double> want;
+      for (int64_t i = 0; i < t.m; ++i)
+        for (int64_t j = 0; j < t.n; ++j)
+          want.push_back(x(i, j) +
+                         (scaled ? gamma(0, j) : A(1)) * reference.want[size_t(i * t.n + j)]);
+      SameBits<A> same;
+      for_each_device<T>([&](const Queue& queue) {
+        for (int repeat = 0; repeat < runs(queue); ++repeat) {
+          Buffer<A> y = in.c;
+          OF_ON(queue, matmul_residual, T)
+          (in.a.data(), in.b.data(), bias, scaled ? gamma.data() : nullptr, x.data(), x.ld(),
+           y.data(), in.shape);
+          finish(queue);
+          ASSERT_TRUE(close(y, want, [&](int64_t i, int64_t j) -> double {
+            const auto at = size_t(i * t.n + j);
+            const double scale = scaled ? std::abs(double(gamma(0, j))) : 1;
+            return scale * reference.template budget<T, A>(t, at) +
+                   e * (std::abs(double(x(i, j))) + 2 * scale * std::abs(reference.want[at]));
+          }));
+          if (queue.device != Device::cpu) {
+            ASSERT_TRUE(same.check(queue.device, 0, y));
+          }
+        }
+      });
+      if (this->HasFatalFailure()) return;
+    }
+  }
+}
+
+TEST(MatmulLayerContract, RefusesATransposedA) {
+  float x[16] = {};
+  const MatmulShape shape{
+      .m = 2, .n = 2, .k = 4, .lda = 2, .ldb = 2, .ldc = 2, .op_a = Op::transpose};
+  for_each_device<float>([&](const Queue& queue) {
+    EXPECT_THROW(OF_ON(queue, matmul_gelu_backward, float)(x, x, x, 2, x, GeluKind::erf, shape),
+                 Error);
+  });
+}
+
+// Eight rows of one column of chunks, which ldmatrix reads at once, in 16-byte pieces of a line of
+// 128 bytes: each once. And no two chunks in one place.
+template <bool kAlongK>
+void check_swizzle(int rows) {
+  using Tile = gpu::MmaTile<kAlongK>;
+  std::set<int> places;
+  for (int row = 0; row < rows; row += 8) {
+    for (int chunk = 0; chunk < Tile::kChunks; ++chunk) {
+      std::set<int> banks;
+      for (int r = row; r < row + 8; ++r) {
+        banks.insert(Tile::at(r, chunk) / 8 % 8);
+        places.insert(Tile::at(r, chunk));
+      }
+      EXPECT_EQ(banks.size(), 8u) << row << ", " << chunk;
+    }
+  }
+  EXPECT_EQ(int(places.size()), gpu::Mma::kOperand / 8);
+  EXPECT_EQ(*places.rbegin(), gpu::Mma::kOperand - 8);
+}
+TEST(MatmulTiles, LdmatrixMeetsNoBankTwice) {
+  check_swizzle<true>(gpu::Mma::kTile);
+  check_swizzle<false>(gpu::Mma::kStep);
+}
+
+// Half a warp stores pairs of 4 rows and 8 columns at once: 32 banks.
+TEST(MatmulTiles, AccumulatorsMeetNoBankTwice) {
+  for (int row = 0; row < 128; row += 4)
+    for (int col = 0; col < 128; col += 8) {
+      std::set<int> banks;
+      for (int r = row; r < row + 4; ++r)
+        for (int c = col; c < col + 8; ++c) banks.insert(gpu::SumTile::at(r, c) % 32);
+      EXPECT_EQ(banks.size(), 32u);
+    }
 }
 
 // The blocked loop's sums do not depend on the number of threads; oneDNN's may, but must repeat at

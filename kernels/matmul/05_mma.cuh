@@ -1,0 +1,141 @@
+// 5, mma: tensor cores multiply 16 x 8 x 16 at a time in bf16 with float sums, a warp 64 x 64 of C
+// in registers; four stages of tiles are on their way by cp.async, without a detour through
+// registers, while one is multiplied; tiles lie swizzled, so that ldmatrix and cp.async meet no
+// bank twice.
+//
+// A tile keeps the order of its matrix in memory. ldmatrix transposes where that order is the other
+// one, so all four storage orders cost the same.
+#pragma once
+#include "kernels/core/mma.cuh"
+#include "kernels/matmul/epilogue.cuh"
+
+namespace orthofed::gpu {
+namespace {
+
+struct Mma {
+  static constexpr int kTile = SumTile::kSide, kStep = 32, kStages = 4, kThreads = 128;
+  static constexpr int kOperand = kTile * kStep;  // elements of a tile of A or B
+  static constexpr size_t kSharedBytes = kStages * 2 * kOperand * sizeof(bf16);
+  static_assert(kSharedBytes >= SumTile::kFloats * sizeof(float), "the sums take the tiles' place");
+
+  template <class Epilogue, class Stream>
+  static void run(const Product<bf16, bf16>& x, const Epilogue& epilogue, const Stream& stream);
+};
+
+// A tile in shared memory: [128, 32] of an operand along k, [32, 128] of the other kind, in chunks
+// of 8 elements (16 bytes). Chunks of a row are permuted by the row's number such that 8 rows of
+// one column of chunks, which ldmatrix reads together, fill all 32 banks.
+template <bool kAlongK>
+struct MmaTile {
+  static constexpr int kChunks = (kAlongK ? Mma::kStep : Mma::kTile) / 8;  // of a row: 4 or 16
+  static constexpr OF_HOST_DEVICE int at(int row, int chunk) {
+    return (row * kChunks + (chunk ^ (kAlongK ? row / 2 % 4 : row % 8))) * 8;
+  }
+
+  // Starts to copy X[i0 .. i0 + 127, p0 .. p0 + 31].
+  static __device__ void fill(bf16* tile, const Operand<bf16>& x, int64_t i0, int64_t p0) {
+#pragma unroll
+    for (int e = 0; e < Mma::kOperand / 8; e += Mma::kThreads) {
+      const int thread = e + int(threadIdx.x), row = thread / kChunks, chunk = thread % kChunks;
+      const int64_t from_row = (kAlongK ? i0 : p0) + row;
+      const int64_t from_col = (kAlongK ? p0 : i0) + chunk * 8;
+      bf16* to = tile + at(row, chunk);
+      if (x.packs) {
+        const int64_t left = from_row < x.rows ? x.cols - from_col : 0;
+        const int elements = left < 8 ? (left < 0 ? 0 : int(left)) : 8;
+        cp_async_16(to, elements > 0 ? x.data + from_row * x.ld + from_col : x.data, elements * 2);
+      } else {
+        store_pack(to, x.template load<8>(from_row, from_col));
+      }
+    }
+  }
+
+  // X[i .. i + 15, p .. p + 15] as four 8 x 8 fragments: [i, p], [i + 8, p], [i, p + 8],
+  // [i + 8, p + 8]. All four are one A of mma_16x8x16; the first and third, the second and fourth
+  // are one B each.
+  static __device__ void fragments(uint32_t (&registers)[4], const bf16* tile, int i, int p) {
+    const int lane = int(threadIdx.x) % 32;
+    if constexpr (kAlongK)
+      ldmatrix_x4(registers, tile + at(i + lane % 16, p / 8 + lane / 16));
+    else
+      ldmatrix_x4_trans(registers, tile + at(p + lane % 8 + lane / 16 * 8, i / 8 + lane / 8 % 2));
+  }
+};
+
+template <bool kAAlongK, bool kBAlongK, class Epilogue>
+__global__ void __launch_bounds__(Mma::kThreads, 2)
+    mma_kernel(Product<bf16, bf16> x, Epilogue epilogue, bool packs) {
+  using R = Mma;
+  using TileA = MmaTile<kAAlongK>;
+  using TileB = MmaTile<kBAlongK>;
+  bf16* const shared = dynamic_shared<bf16>();
+  const Corner corner = tile_corner<R::kTile, R::kTile>(x.n());
+  const int64_t steps = ceil_div(x.k(), R::kStep);
+  const auto tile_a = [&](int64_t step) { return shared + step % R::kStages * 2 * R::kOperand; };
+  const auto start = [&](int64_t step) {  // one group of copies a step, empty beyond the end
+    if (step < steps) {
+      TileA::fill(tile_a(step), x.a, corner.i, step * R::kStep);
+      TileB::fill(tile_a(step) + R::kOperand, x.b, corner.j, step * R::kStep);
+    }
+    cp_async_commit();
+  };
+
+  // Four warps, 64 x 64 each.
+  const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
+  const int warp_i = warp / 2 * 64, warp_j = warp % 2 * 64;
+  const bool outside = corner.i + warp_i >= x.m() || corner.j + warp_j >= x.n();
+  float sum[4][8][4] = {};  // [m / 16, n / 8, registers of D]
+  for (int stage = 0; stage < R::kStages - 1; ++stage) start(stage);
+  for (int64_t step = 0; step < steps; ++step) {
+    cp_async_wait<R::kStages - 2>();
+    __syncthreads();  // this step's tiles are there, and nobody reads the last step's any more
+    start(step + R::kStages - 1);
+    if (outside) continue;
+    const bf16 *a = tile_a(step), *b = a + R::kOperand;
+#pragma unroll
+    for (int p = 0; p < R::kStep; p += 16) {
+      uint32_t part_a[4][4], part_b[4][4];
+#pragma unroll
+      for (int q = 0; q < 4; ++q) {
+        TileA::fragments(part_a[q], a, warp_i + 16 * q, p);
+        TileB::fragments(part_b[q], b, warp_j + 16 * q, p);
+      }
+#pragma unroll
+      for (int r = 0; r < 4; ++r)
+#pragma unroll
+        for (int c = 0; c < 8; ++c) {
+          const uint32_t column[2] = {part_b[c / 2][c % 2], part_b[c / 2][c % 2 + 2]};
+          mma_16x8x16(sum[r][c], part_a[r], column);
+        }
+    }
+  }
+  __syncthreads();  // the sums take the tiles' place
+
+  float* const sums = reinterpret_cast<float*>(shared);
+#pragma unroll
+  for (int r = 0; r < 4; ++r)
+#pragma unroll
+    for (int c = 0; c < 8; ++c) {
+      const int i = warp_i + 16 * r + lane / 4, j = warp_j + 8 * c + lane % 4 * 2;
+      store_pack(sums + SumTile::at(i, j), Pack<float, 2>{{sum[r][c][0], sum[r][c][1]}});
+      store_pack(sums + SumTile::at(i + 8, j), Pack<float, 2>{{sum[r][c][2], sum[r][c][3]}});
+    }
+  __syncthreads();
+  SumTile::write<R::kThreads>(sums, corner, x.m(), x.n(), packs, epilogue);
+}
+
+template <class Epilogue, class Stream>
+void Mma::run(const Product<bf16, bf16>& x, const Epilogue& epilogue, const Stream& stream) {
+  auto kernel = x.b.along_k ? mma_kernel<true, true, Epilogue> : mma_kernel<true, false, Epilogue>;
+  if constexpr (!Epilogue::kLayer)
+    if (!x.a.along_k)
+      kernel = x.b.along_k ? mma_kernel<false, true, Epilogue> : mma_kernel<false, false, Epilogue>;
+  launch(kernel,
+         {.grid_x = tiles<kTile, kTile>(x.m(), x.n()),
+          .threads_x = kThreads,
+          .shared_bytes = kSharedBytes},
+         stream, x, epilogue, epilogue.packs());
+}
+
+}  // namespace
+}  // namespace orthofed::gpu
