@@ -131,6 +131,7 @@ start_stage() {
   echo "== $stage: $gpu, driver $driver, commit $of_commit"
 }
 end_stage() {
+  ((passed + failed > 0)) || die "$stage: no program here has anything to run on a GPU"
   echo "$stage: $passed passed, $failed failed, $((SECONDS - begin)) s; $out/$stage.jsonl"
   ((failed == 0))
 }
