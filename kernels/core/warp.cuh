@@ -58,6 +58,24 @@ __device__ Pack<T, N> load_pack(const T* from) {
 }
 template <int N, class T>
 __device__ void store_pack(T* to, const Pack<T, N>& pack) {
+#ifdef __CUDACC__
+  // nvcc takes a pack apart and, behind any but the simplest address, stores its elements one by
+  // one. It knows where a pointer leads, so that no branch is left of this.
+  if (sizeof pack > 4 && __isGlobal(to)) {
+    const uint64_t address = __cvta_generic_to_global(to);
+    if constexpr (sizeof pack == 16) {
+      const auto [x, y, z, w] = std::bit_cast<uint4>(pack);
+      asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(x), "r"(y),
+                   "r"(z), "r"(w)
+                   : "memory");
+      return;
+    } else if constexpr (sizeof pack == 8) {
+      const auto [x, y] = std::bit_cast<uint2>(pack);
+      asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(address), "r"(x), "r"(y) : "memory");
+      return;
+    }
+  }
+#endif
   *reinterpret_cast<Pack<T, N>*>(to) = pack;
 }
 
