@@ -4,6 +4,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <memory>
@@ -18,6 +19,19 @@
 namespace orthofed::cli {
 
 namespace {
+
+// Handed on through the environment: the clients of `run` are processes of their own.
+void watch_flags(CLI::App& app) {
+  app.add_flag_callback(
+      "--check-finite", [] { setenv("OF_CHECK_FINITE", "1", 1); },
+      "Stop at the first kernel call that writes a NaN or an infinity, and name it (slow)");
+  app.add_option_function<std::string>(
+         "--shadow", [](const std::string& device) { setenv("OF_SHADOW", device.c_str(), 1); },
+         "Compute every kernel call on this device as well and stop at the first difference "
+         "(slow)")
+      ->type_name("DEVICE")
+      ->check(CLI::IsMember({"cpu"}));
+}
 
 void config_file(CLI::App& app, std::string& config, std::vector<std::string>& set) {
   app.add_option("CONFIG", config, "Configuration file (TOML)")->type_name(" ")->required();
@@ -138,6 +152,7 @@ void Parser::add(const Commands& c) {
   command("run", "Run a whole federation on this machine",
           "orthofed run configs/demo.toml --set method=fedavg --out runs/fedavg", c.run,
           [](CLI::App& app, RunOptions& o) {
+            watch_flags(app);
             config_file(app, o.config, o.set);
             output_folder(app, o.out);
             app.add_flag("--in-process", o.in_process,
@@ -155,6 +170,7 @@ void Parser::add(const Commands& c) {
       "orthofed join configs/wbc_sites.toml --client bccd --set data.root=/data/wbc "
       "--set federation.address=server:7733",
       c.join, [](CLI::App& app, JoinOptions& o) {
+        watch_flags(app);
         config_file(app, o.config, o.set);
         app.add_option("--client", o.client, "Which client this is")->type_name("NAME")->required();
         app.add_option("--out", o.out, "Folder for the results and the personal adapter")
@@ -163,6 +179,7 @@ void Parser::add(const Commands& c) {
   command("train", "Train on one site alone, without a federation",
           "orthofed train configs/wbc_sites.toml --set data.client=bccd --out runs/bccd", c.train,
           [](CLI::App& app, TrainOptions& o) {
+            watch_flags(app);
             config_file(app, o.config, o.set);
             output_folder(app, o.out);
           });
@@ -171,6 +188,7 @@ void Parser::add(const Commands& c) {
           "--adapter runs/wbc/general_adapter.safetensors "
           "--adapter runs/wbc/clients/bccd/personal_adapter.safetensors",
           c.eval, [](CLI::App& app, EvalOptions& o) {
+            watch_flags(app);
             config_file(app, o.config, o.set);
             adapter_files(app, o.adapters);
             app.add_option("--client", o.client, "Site whose images are used")->type_name("NAME");
@@ -179,6 +197,7 @@ void Parser::add(const Commands& c) {
           "orthofed predict --weights vit.safetensors --input images/ --output out.safetensors "
           "--csv out.csv",
           c.predict, [](CLI::App& app, PredictOptions& o) {
+            watch_flags(app);
             app.add_option("--weights", o.weights, "Model (safetensors, timm names)")
                 ->type_name("FILE")
                 ->required();
@@ -212,6 +231,7 @@ void Parser::add(const Commands& c) {
   command("demo", "Show every method on generated cells; needs no data",
           "orthofed demo configs/demo.toml --out runs/demo", c.demo,
           [](CLI::App& app, DemoOptions& o) {
+            watch_flags(app);
             config_file(app, o.config, o.set);
             output_folder(app, o.out);
             app.add_option("--method", o.methods, "Methods to run, in order")

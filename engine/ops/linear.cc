@@ -2,6 +2,7 @@
 
 #include <fmt/core.h>
 
+#include "engine/tensor/watch.h"
 #include "kernels/lora/lora.h"
 #include "kernels/residual/residual.h"
 
@@ -101,6 +102,7 @@ std::vector<Linear::Column> Linear::stack() const {
 
 Tensor Linear::forward(const Tensor& x, Saved* saved) const {
   OF_CHECK(x.cols() == in(), fmt::format("{} inputs expected, {} given", in(), x.cols()));
+  if (queue().watch != nullptr) set_watched_layer(weight.name());
   Tensor y = Tensor::empty({x.rows(), out()}, compute_);
   product(x, y);
 
@@ -154,6 +156,7 @@ Tensor Linear::forward(const Tensor& x, Saved* saved) const {
 Tensor Linear::backward(const Tensor& dy, const Saved& saved, bool need_dx,
                         FeaturesPenalty* features) const {
   const Tensor& x = saved.x;
+  if (queue().watch != nullptr) set_watched_layer(weight.name());
   Tensor dx;
   if (need_dx) {
     dx = Tensor::empty({x.rows(), in()}, compute_);

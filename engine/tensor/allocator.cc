@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstdlib>
+#include <map>
 #include <mutex>
 #include <unordered_map>
 #include <vector>
@@ -35,6 +36,7 @@ size_t size_class(size_t bytes) {
 struct Cache {
   std::mutex mutex;
   std::unordered_map<size_t, std::vector<void*>> free;
+  std::map<char*, size_t> in_use;  // every block ever asked for; 0 bytes while it is cached
   AllocatorStats stats;
 };
 
@@ -101,8 +103,10 @@ void* allocate(size_t bytes, Device device) {
                       "train.batch_size needs less",
                       size >> 20, c.stats.bytes_in_use >> 20));
     ++c.stats.heap_allocations;
+    c.in_use.emplace(static_cast<char*>(block), 0);
     c.stats.bytes_reserved += int64_t(size);
   }
+  c.in_use.find(static_cast<char*>(block))->second = bytes;
   c.stats.bytes_in_use += int64_t(size);
   c.stats.peak_bytes_in_use = std::max(c.stats.peak_bytes_in_use, c.stats.bytes_in_use);
   unpoison(device, block, bytes);
@@ -116,8 +120,20 @@ void release(void* block, size_t bytes, Device device) noexcept {
   poison(device, block, size);
   Cache& c = cache(device);
   std::lock_guard lock(c.mutex);
+  c.in_use.find(static_cast<char*>(block))->second = 0;
   c.free[size].push_back(block);
   c.stats.bytes_in_use -= int64_t(size);
+}
+
+BlockOfMemory block_of(const void* address, Device device) {
+  Cache& c = cache(device);
+  std::lock_guard lock(c.mutex);
+  auto* p = static_cast<char*>(const_cast<void*>(address));
+  auto it = c.in_use.upper_bound(p);
+  if (it == c.in_use.begin()) return {};
+  --it;
+  if (p >= it->first + it->second) return {};
+  return {it->first, it->second};
 }
 
 AllocatorStats allocator_stats(Device device) {
@@ -139,6 +155,7 @@ void release_cached() {
     for (auto& [size, blocks] : c.free) {
       for (void* block : blocks) {
         unpoison(device, block, size);
+        c.in_use.erase(static_cast<char*>(block));
         give_back(block, size, device);
         c.stats.bytes_reserved -= int64_t(size);
       }

@@ -23,6 +23,13 @@ struct AllocatorStats {
 void* allocate(size_t bytes, Device device);
 void release(void* block, size_t bytes, Device device) noexcept;  // as given to allocate
 
+// The block in use that an address lies in; begin is null if it is none of ours.
+struct BlockOfMemory {
+  void* begin = nullptr;
+  size_t bytes = 0;  // as given to allocate
+};
+BlockOfMemory block_of(const void* address, Device device);
+
 AllocatorStats allocator_stats(Device device);
 void reset_peak(Device device);
 void release_cached();  // give cached blocks back, on every device

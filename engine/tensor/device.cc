@@ -1,10 +1,13 @@
 #include "engine/tensor/device.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <optional>
 
 #include "engine/tensor/allocator.h"
+#include "engine/tensor/watch.h"
 #include "kernels/core/cuda_device.h"
 #include "kernels/core/parallel.h"
 #include "kernels/simt/memory.h"
@@ -12,13 +15,25 @@
 namespace orthofed {
 namespace {
 
+bool asked_for(const char* variable, const char* value) {
+  const char* wish = std::getenv(variable);
+  return wish != nullptr && std::strcmp(wish, value) == 0;
+}
+
 // A thread's queues and their scratch memory, one for each device.
 struct ThreadDevices {
   Queue queues[3];
+  std::unique_ptr<Watch> watches[3];
   Device current = Device::cpu;
 
   ThreadDevices() {
-    for (const Device d : {Device::cpu, Device::cuda, Device::simt}) queues[int(d)].device = d;
+    for (const Device d : {Device::cpu, Device::cuda, Device::simt}) {
+      Queue& q = queues[int(d)];
+      q.device = d;
+      if (asked_for("OF_CHECK_FINITE", "1")) watches[int(d)] = make_finite_check(q);
+      if (d != Device::cpu && asked_for("OF_SHADOW", "cpu")) watches[int(d)] = make_shadow(q);
+      q.watch = watches[int(d)].get();
+    }
   }
   ~ThreadDevices() {
     for (const Device d : {Device::cuda, Device::simt}) {

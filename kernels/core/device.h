@@ -18,6 +18,7 @@
 #include <type_traits>
 
 #include "kernels/core/check.h"
+#include "kernels/core/watch.h"
 
 namespace orthofed {
 
@@ -66,6 +67,7 @@ struct Queue {
   Device device = Device::cpu;
   cuda::Stream cuda;
   simt::Stream simt;
+  Watch* watch = nullptr;  // looks at every call; null: nobody does
 };
 
 // Is device cuda compiled in? (Whether a GPU is there is another question.)
@@ -79,28 +81,39 @@ inline constexpr bool cuda_built_in = false;
 template <class... T>
 inline constexpr bool gpu_computes = !(std::is_same_v<T, double> || ...);
 
-template <class... T, class Cpu, class Gpu>
-void on_device(const Queue& queue, Cpu&& on_cpu, Gpu&& on_gpu) {
-  if (queue.device == Device::cpu) return on_cpu();
-  if constexpr (gpu_computes<T...>) {
-    if (queue.device == Device::simt) return on_gpu(queue.simt);
+template <class... T, class Cpu, class Gpu, class... A>
+void on_device(const Queue& queue, const char* kernel, Cpu&& on_cpu, Gpu&& on_gpu,
+               const A&... args) {
+  const auto run = [&] {
+    if (queue.device == Device::cpu) return on_cpu(args...);
+    if constexpr (gpu_computes<T...>) {
+      if (queue.device == Device::simt) return on_gpu(queue.simt, args...);
 #ifdef OF_HAVE_CUDA
-    return on_gpu(queue.cuda);
+      return on_gpu(queue.cuda, args...);
 #endif
-  }
-  throw Error(std::string("device ") + name_of(queue.device) +
-              (gpu_computes<T...> ? " is not in this build" : " does not compute in double"));
+    }
+    throw Error(std::string("device ") + name_of(queue.device) +
+                (gpu_computes<T...> ? " is not in this build" : " does not compute in double"));
+  };
+  if (queue.watch == nullptr) return run();
+  queue.watch->begin(kernel);
+  const std::tuple<A...> twins{shown(*queue.watch, args)...};
+  run();
+  if (queue.watch->ran()) std::apply(on_cpu, twins);
+  queue.watch->end();
 }
 
 }  // namespace orthofed
 
-#define of_on(queue, function, ...)                                            \
-  [&of_queue = (queue)](auto&&... of_args) {                                   \
-    ::orthofed::on_device<__VA_ARGS__>(                                        \
-        of_queue, [&] { ::orthofed::cpu::function<__VA_ARGS__>(of_args...); }, \
-        [&](const auto& of_stream) {                                           \
-          ::orthofed::gpu::function<__VA_ARGS__>(of_args..., of_stream);       \
-        });                                                                    \
+#define of_on(queue, function, ...)                                                   \
+  [&of_queue = (queue)](const auto&... of_args) {                                     \
+    ::orthofed::on_device<__VA_ARGS__>(                                               \
+        of_queue, #function,                                                          \
+        [](const auto&... of_a) { ::orthofed::cpu::function<__VA_ARGS__>(of_a...); }, \
+        [](const auto& of_stream, const auto&... of_a) {                              \
+          ::orthofed::gpu::function<__VA_ARGS__>(of_a..., of_stream);                 \
+        },                                                                            \
+        of_args...);                                                                  \
   }
 
 #define OF_ON of_on

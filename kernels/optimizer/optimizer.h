@@ -39,6 +39,7 @@ struct OptimizedTensor {
 // The pointers are to what changes from step to step: device memory on a GPU, read when the step
 // runs, so that a recorded one can be replayed.
 struct AdamWStep {
+  static constexpr bool holds_pointers = true;
   const double* learning_rate = nullptr;
   const double* gradient_scale = nullptr;
   const int64_t* step = nullptr;  // t, from 1
@@ -47,6 +48,7 @@ struct AdamWStep {
 };
 
 struct SgdStep {
+  static constexpr bool holds_pointers = true;
   const double* learning_rate = nullptr;
   const double* gradient_scale = nullptr;
   double momentum = 0.9;

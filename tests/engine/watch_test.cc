@@ -1,0 +1,104 @@
+// The shadow and the finite check, on kernels that are wrong on purpose.
+#include "engine/tensor/watch.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/tensor/tensor.h"
+#include "kernels/simt/memory.h"
+
+namespace orthofed {
+
+// y = 2 x, except where the device's kernel is told to err.
+namespace cpu {
+template <class T>
+void twice(const T* x, T* y, int64_t n, double) {
+  for (int64_t i = 0; i < n; ++i) y[i] = T(2 * float(x[i]));
+}
+}  // namespace cpu
+namespace gpu {
+template <class T, class Stream>
+void twice(const T* x, T* y, int64_t n, double error, const Stream&) {
+  const simt::OpenMemory open;
+  for (int64_t i = 0; i < n; ++i) y[i] = T(2 * float(x[i]) + (i == 3 ? float(error) : 0.0f));
+}
+}  // namespace gpu
+
+namespace {
+
+struct Listed {
+  static constexpr bool holds_pointers = true;
+};
+
+std::string message_of(const std::function<void()>& action) {
+  try {
+    action();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "";
+}
+
+testing::AssertionResult contains(const std::string& text,
+                                  std::initializer_list<const char*> parts) {
+  for (const char* part : parts)
+    if (text.find(part) == std::string::npos)
+      return testing::AssertionFailure() << "'" << part << "' is not in '" << text << "'";
+  return testing::AssertionSuccess();
+}
+
+class WatchTest : public testing::Test {
+ protected:
+  std::string call(std::unique_ptr<Watch> watch, double error, DType dtype = DType::f32) {
+    const OnDevice scope(Device::simt);
+    Queue q = queue();
+    q.watch = watch.get();
+    set_watched_layer("blocks.0.attn.qkv");
+    const Tensor x = Tensor::of(std::vector<float>{1, 2, 3, 4, 5}, {5}).to(dtype);
+    const Tensor y = Tensor::full({8}, dtype, 7);
+    return message_of([&] {
+      if (dtype == DType::f32)
+        of_on(q, twice, float)(x.data<float>(), y.data<float>() + 1, int64_t{5}, error);
+      else
+        of_on(q, twice, bf16)(x.data<bf16>(), y.data<bf16>() + 1, int64_t{5}, error);
+      const std::vector<double> got = y.to_vector();  // the device's result stays
+      EXPECT_EQ(got[0], 7);
+      EXPECT_EQ(got[1], 2);
+      EXPECT_EQ(got[6], 7);
+    });
+  }
+  static Queue simt_queue() {
+    const OnDevice scope(Device::simt);
+    return queue();
+  }
+};
+
+TEST_F(WatchTest, ShadowFindsTheElementThatDiffers) {
+  EXPECT_EQ(call(make_shadow(simt_queue()), 0), "");
+  EXPECT_EQ(call(make_shadow(simt_queue()), 1e-6), "");
+  EXPECT_TRUE(contains(call(make_shadow(simt_queue()), 0.01),
+                       {"twice on simt in blocks.0.attn.qkv", " 5", "element 4", "8"}));
+  EXPECT_TRUE(contains(call(make_shadow(simt_queue()), NAN), {"element 4", "nan"}));
+  EXPECT_EQ(call(make_shadow(simt_queue()), 0.01, DType::bf16), "");
+  EXPECT_TRUE(contains(call(make_shadow(simt_queue()), 1, DType::bf16), {"element 4"}));
+}
+
+TEST_F(WatchTest, FiniteCheckFindsTheFirstNan) {
+  EXPECT_EQ(call(make_finite_check(simt_queue()), 1), "");
+  EXPECT_TRUE(
+      contains(call(make_finite_check(simt_queue()), NAN), {"twice on simt", "element 4", "nan"}));
+  EXPECT_TRUE(contains(call(make_finite_check(simt_queue()), INFINITY), {"inf"}));
+}
+
+TEST_F(WatchTest, ArgumentsWithPointersInsideAreLeftAlone) {
+  EXPECT_TRUE(HoldsPointers<Listed>);
+  EXPECT_FALSE(HoldsPointers<Shape>);
+}
+
+}  // namespace
+}  // namespace orthofed
