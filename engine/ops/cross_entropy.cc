@@ -1,5 +1,7 @@
 #include "engine/ops/cross_entropy.h"
 
+#include "kernels/elementwise/elementwise.h"
+
 namespace orthofed {
 
 Var cross_entropy(Tape& tape, const Var& logits, const Tensor& labels, const Tensor& weights,
@@ -20,15 +22,10 @@ Var cross_entropy(Tape& tape, const Var& logits, const Tensor& labels, const Ten
   if (needed) {
     tape.record({y}, [logits, y, dz] {
       // The kernel differentiated a loss of 1; scale by what arrives (the weight of a micro-batch).
-      const double seed = y.grad().item();
-      if (seed != 1) {
-        const Tensor host = dz.on(Device::cpu);  // [batch, classes]: small
-        dispatch_accum(dz.dtype(), [&]<class R>(Tag<R>) {
-          for (int64_t r = 0; r < dz.rows(); ++r)
-            for (int64_t c = 0; c < dz.cols(); ++c) host.row<R>(r)[c] *= R(seed);
-        });
-        if (dz.device() != Device::cpu) dz.copy_from(host);
-      }
+      dispatch_accum(dz.dtype(), [&]<class R>(Tag<R>) {
+        of_on(queue_of(dz), scale, R)(y.grad().data<R>(), dz.data<R>(), dz.pitch(), dz.rows(),
+                                      dz.cols());
+      });
       logits.give_grad(dz);
     });
   }

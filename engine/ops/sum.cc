@@ -6,13 +6,12 @@ namespace orthofed {
 
 Var sum(Tape& tape, const std::vector<Var>& scalars) {
   OF_CHECK(!scalars.empty(), "nothing to sum");
-  double total = 0;
-  for (const Var& s : scalars) total += s.value().item();
-  const DType dtype = scalars.front().value().dtype();
+  const Tensor total = scalars.front().value().clone();
+  for (size_t i = 1; i < scalars.size(); ++i) total.add(scalars[i].value());
   const bool needed =
       tape.recording() &&
       std::any_of(scalars.begin(), scalars.end(), [](const Var& s) { return s.requires_grad(); });
-  const Var y = tape.output(Tensor::full({1}, dtype, total), needed);
+  const Var y = tape.output(total, needed);
   if (needed) {
     tape.record({y}, [scalars, y] {
       for (const Var& s : scalars)

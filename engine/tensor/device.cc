@@ -57,6 +57,10 @@ const Queue& queue() {
   return mine().queues[int(mine().current)];
 }
 
+const Queue& queue_on(Device device) {
+  return mine().queues[int(device)];
+}
+
 const Queue& queue_with_scratch(size_t bytes) {
   ThreadDevices& m = mine();
   if (m.current != Device::cpu) {

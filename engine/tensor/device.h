@@ -14,6 +14,9 @@ const Queue& queue();
 // The same with scratch memory of at least `bytes`, which is the thread's own and grows.
 const Queue& queue_with_scratch(size_t bytes);
 
+// The thread's queue of a device, current or not: for what a tensor does wherever it lies.
+const Queue& queue_on(Device device);
+
 class OnDevice {
  public:
   explicit OnDevice(Device device);  // throws UserError where the device is not at hand

@@ -2,11 +2,8 @@
 
 #include <fmt/core.h>
 
-#include <cmath>
-#include <cstring>
-
 #include "engine/tensor/allocator.h"
-#include "kernels/core/parallel.h"
+#include "kernels/elementwise/elementwise.h"
 
 namespace orthofed {
 namespace {
@@ -18,51 +15,12 @@ int64_t padded(int64_t cols, DType dtype) {
   return (cols + step - 1) / step * step;
 }
 
-template <class F>
-decltype(auto) dispatch_any(DType dtype, F&& f) {
-  switch (dtype) {
-    case DType::f64:
-      return f(Tag<double>{});
-    case DType::f32:
-      return f(Tag<float>{});
-    case DType::bf16:
-      return f(Tag<bf16>{});
-    case DType::f16:
-      return f(Tag<f16>{});
-    case DType::i32:
-      return f(Tag<int32_t>{});
-    case DType::u8:
-      return f(Tag<uint8_t>{});
-  }
-  throw Error("unknown dtype");
-}
-
-template <class To, class From>
-To convert(From x) {
-  if constexpr (std::is_same_v<From, To>) {
-    return x;
-  } else if constexpr (std::is_integral_v<From> && std::is_integral_v<To>) {
-    return static_cast<To>(x);
-  } else if constexpr (std::is_same_v<From, double>) {
-    return static_cast<To>(static_cast<float>(x));
-  } else if constexpr (std::is_same_v<To, double>) {
-    if constexpr (std::is_integral_v<From>)
-      return static_cast<double>(x);
-    else
-      return static_cast<double>(static_cast<float>(x));
-  } else {
-    return static_cast<To>(static_cast<float>(x));
-  }
-}
-
-}  // namespace
-
-namespace {
 void check_device(const Tensor& t) {
   OF_CHECK(t.device() == queue().device,
            fmt::format("a tensor on device {} meets a thread on device {}", name_of(t.device()),
                        name_of(queue().device)));
 }
+
 }  // namespace
 
 const Queue& queue_of(const Tensor& t) {
@@ -219,78 +177,43 @@ void Tensor::copy_from(const Tensor& source) const {
     return copy_rows(data_, device_, size_t(pitch_) * element, source.raw(), source.device(),
                      size_t(source.pitch()) * element, size_t(cols()) * element, size_t(rows()));
   }
-  if (source.device() != Device::cpu) return copy_from(source.on(Device::cpu));
-  if (device_ != Device::cpu) return copy_from(source.to(dtype_));
-  const int64_t grain = std::max<int64_t>(1, (1 << 16) / std::max<int64_t>(1, cols()));
-  dispatch_any(dtype_, [&]<class To>(Tag<To>) {
-    dispatch_any(source.dtype(), [&]<class From>(Tag<From>) {
-      cpu::parallel_for(rows(), grain, [&](int64_t begin, int64_t end) {
-        for (int64_t r = begin; r < end; ++r) {
-          To* to = static_cast<To*>(data_) + r * pitch_;
-          const From* from = static_cast<const From*>(source.raw()) + r * source.pitch();
-          for (int64_t c = 0; c < cols(); ++c) to[c] = convert<To>(from[c]);
-        }
-      });
-    });
-  });
+  if (source.device() != device_)  // a file's f64 is rounded before it travels
+    return copy_from(source.device() == Device::cpu ? source.to(dtype_) : source.on(device_));
+  of_on(queue_on(device_), cast)(source.raw(), source.dtype(), source.pitch(), data_, dtype_,
+                                 pitch_, rows(), cols());
 }
 
 void Tensor::fill(double value) const {
-  if (device_ != Device::cpu) {
-    const Tensor host = empty(shape_, dtype_, Device::cpu);
-    host.fill(value);
-    return copy_from(host);
-  }
-  dispatch_any(dtype_, [&]<class T>(Tag<T>) {
-    for (int64_t r = 0; r < rows(); ++r) std::fill_n(row<T>(r), cols(), convert<T>(value));
-  });
+  of_on(queue_on(device_), fill)(value, data_, dtype_, pitch_, rows(), cols());
 }
 
 void Tensor::add(const Tensor& other) const {
   OF_CHECK(other.rows() == rows() && other.cols() == cols() && other.dtype() == dtype_,
            fmt::format("cannot add {} to {}", other.shape().str(), shape_.str()));
-  if (device_ != Device::cpu) {
-    const Tensor host = on(Device::cpu);
-    host.add(other.on(Device::cpu));
-    return copy_from(host);
-  }
-  const int64_t grain = std::max<int64_t>(1, (1 << 16) / std::max<int64_t>(1, cols()));
+  if (other.device() != device_) return add(other.on(device_));
   dispatch(dtype_, [&]<class T>(Tag<T>) {
-    cpu::parallel_for(rows(), grain, [&](int64_t begin, int64_t end) {
-      for (int64_t r = begin; r < end; ++r) {
-        T* to = row<T>(r);
-        const T* from = other.row<T>(r);
-        for (int64_t c = 0; c < cols(); ++c) to[c] = T(Accum<T>(to[c]) + Accum<T>(from[c]));
-      }
-    });
+    of_on(queue_on(device_), add, T)(other.data<T>(), other.pitch(), data<T>(), pitch_, rows(),
+                                     cols());
   });
 }
 
 double Tensor::item() const {
   OF_CHECK(size() == 1, "item() of a tensor with one element");
-  if (device_ != Device::cpu) return on(Device::cpu).item();
-  return dispatch_any(dtype_, [&]<class T>(Tag<T>) { return convert<double>(*data<T>()); });
+  return to_vector().front();
 }
 
 std::vector<double> Tensor::to_vector() const {
   if (device_ != Device::cpu) return on(Device::cpu).to_vector();
-  std::vector<double> values;
-  values.reserve(size_t(size()));
-  dispatch_any(dtype_, [&]<class T>(Tag<T>) {
-    for (int64_t r = 0; r < rows(); ++r)
-      for (int64_t c = 0; c < cols(); ++c) values.push_back(convert<double>(row<T>(r)[c]));
-  });
+  std::vector<double> values(static_cast<size_t>(size()));
+  cpu::cast(data_, dtype_, pitch_, values.data(), DType::f64, cols(), rows(), cols());
   return values;
 }
 
 bool Tensor::all_finite() const {
-  if (device_ != Device::cpu) return on(Device::cpu).all_finite();
-  return dispatch_any(dtype_, [&]<class T>(Tag<T>) {
-    for (int64_t r = 0; r < rows(); ++r)
-      for (int64_t c = 0; c < cols(); ++c)
-        if (!std::isfinite(convert<double>(row<T>(r)[c]))) return false;
-    return true;
-  });
+  const Tensor answer = empty({1}, DType::i32, device_);
+  of_on(queue_on(device_), all_finite)(data_, dtype_, pitch_, answer.data<int32_t>(), rows(),
+                                       cols());
+  return answer.item() != 0;
 }
 
 }  // namespace orthofed

@@ -105,15 +105,15 @@ void on_device(const Queue& queue, const char* kernel, Cpu&& on_cpu, Gpu&& on_gp
 
 }  // namespace orthofed
 
-#define of_on(queue, function, ...)                                                   \
-  [&of_queue = (queue)](const auto&... of_args) {                                     \
-    ::orthofed::on_device<__VA_ARGS__>(                                               \
-        of_queue, #function,                                                          \
-        [](const auto&... of_a) { ::orthofed::cpu::function<__VA_ARGS__>(of_a...); }, \
-        [](const auto& of_stream, const auto&... of_a) {                              \
-          ::orthofed::gpu::function<__VA_ARGS__>(of_a..., of_stream);                 \
-        },                                                                            \
-        of_args...);                                                                  \
+#define of_on(queue, function, ...)                                                                \
+  [&of_queue = (queue)](const auto&... of_args) {                                                  \
+    ::orthofed::on_device<__VA_ARGS__>(                                                            \
+        of_queue, #function,                                                                       \
+        [](const auto&... of_a) { ::orthofed::cpu::function __VA_OPT__(<__VA_ARGS__>)(of_a...); }, \
+        [](const auto& of_stream, const auto&... of_a) {                                           \
+          ::orthofed::gpu::function __VA_OPT__(<__VA_ARGS__>)(of_a..., of_stream);                 \
+        },                                                                                         \
+        of_args...);                                                                               \
   }
 
 #define OF_ON of_on

@@ -67,16 +67,38 @@ struct bf16 {
   }
 };
 
-// IEEE half, only read from and written to files on the CPU.
+// IEEE half, as files hold it; no kernel computes in it. Rounds to nearest even; every NaN becomes
+// 0x7fff, as the GPU's conversion instruction makes it.
 struct f16 {
-  uint16_t bits = 0;
+  uint16_t bits;
   f16() = default;
-  f16(float f) : bits(from_float(f)) {}  // NOLINT
-  operator float() const { return to_float(bits); }
+  constexpr f16(float f) : bits(round(f)) {}  // NOLINT
+  constexpr operator float() const {
+    const uint32_t sign = uint32_t{bits & 0x8000u} << 16;
+    const uint32_t magnitude = bits & 0x7fffu;
+    if (magnitude >= 0x7c00u)
+      return std::bit_cast<float>(sign | 0x7f800000u | ((magnitude & 0x3ffu) << 13));
+    if (magnitude >= 0x400u) return std::bit_cast<float>(sign | ((magnitude << 13) + 0x38000000u));
+    return std::bit_cast<float>(sign |
+                                std::bit_cast<uint32_t>(static_cast<float>(magnitude) * 0x1p-24f));
+  }
 
  private:
-  static uint16_t from_float(float f);
-  static float to_float(uint16_t h);
+  static constexpr uint16_t round(float f) {
+    const uint32_t u = std::bit_cast<uint32_t>(f);
+    const uint32_t sign = (u >> 16) & 0x8000u;
+    const uint32_t magnitude = u & 0x7fffffffu;
+    if (magnitude > 0x7f800000u) return 0x7fffu;                                 // NaN
+    if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);  // to infinity
+    if (magnitude < 0x38800000u) {
+      // Subnormal: adding 0.5 moves the value's bits to the bottom of the mantissa, rounded by the
+      // FPU.
+      const float shifted = std::bit_cast<float>(magnitude) + 0.5f;
+      return static_cast<uint16_t>(sign | (std::bit_cast<uint32_t>(shifted) - 0x3f000000u));
+    }
+    const uint32_t rounded = magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u);
+    return static_cast<uint16_t>(sign | (rounded >> 13));
+  }
 };
 
 // The type a kernel computes and accumulates in, and the type of the residual stream.

@@ -4,7 +4,7 @@
 // is mostly latency; 4 bytes and one fused multiply-add in double an element bound it beyond that.
 #include "kernels/grad_norm/grad_norm.h"
 
-#include "kernels/core/warp.cuh"
+#include "kernels/core/rows.cuh"
 
 namespace orthofed::gpu {
 namespace {
@@ -18,17 +18,12 @@ __device__ double square(float g) {
 __global__ void chunk_kernel(const GradientSpan<float>* gradients, int64_t count, double* partial) {
   const Chunk chunk = find_chunk(gradients, count, blockIdx.x);
   const float* g = gradients[chunk.item].data;
-  // The chunk begins at a multiple of kPack.
-  const int64_t packed = reinterpret_cast<uintptr_t>(g) % sizeof(Pack<float, kPack>) == 0
-                             ? chunk.begin + (chunk.end - chunk.begin) / kPack * kPack
-                             : chunk.begin;
   double sum = 0;
-  for (int64_t j = chunk.begin + kPack * int(threadIdx.x); j < packed; j += kPack * kThreads) {
-    const Pack<float, kPack> four = load_pack<kPack>(g + j);
+  for (int64_t j = chunk.begin + kPack * int(threadIdx.x); j < chunk.end; j += kPack * kThreads) {
+    const Pack<float, kPack> four = load_part<kPack>(g + j, chunk.end - j);
 #pragma unroll
     for (int e = 0; e < kPack; ++e) sum += square(four[e]);
   }
-  for (int64_t j = packed + threadIdx.x; j < chunk.end; j += kThreads) sum += square(g[j]);
   sum = block_sum<kThreads>(sum);
   if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }

@@ -4,32 +4,14 @@
 // worked out in double by one thread a block, from the step number in device memory.
 #include "kernels/optimizer/optimizer.h"
 
-#include "kernels/core/warp.cuh"
+#include "kernels/core/rows.cuh"
 #include "kernels/optimizer/optimizer_rule.h"
 
 namespace orthofed::gpu {
 namespace {
 
 constexpr int kThreads = 256, kPack = 4;
-
-template <class Rule, int N>
-__device__ void update(const Rule& rule, const OptimizedTensor<float>& t, int64_t i,
-                       bool zero_gradient) {
-  Pack<float, N> p = load_pack<N>(t.parameter + i), m = load_pack<N>(t.m + i);  // [N]
-  const Pack<float, N> g = load_pack<N>(t.gradient + i);                        // [N]
-  if constexpr (Rule::kSecondMoment) {
-    Pack<float, N> v = load_pack<N>(t.v + i);  // [N]
-#pragma unroll
-    for (int e = 0; e < N; ++e) rule(p[e], g[e], m[e], v[e]);
-    store_pack(t.v + i, v);
-  } else {
-#pragma unroll
-    for (int e = 0; e < N; ++e) rule(p[e], g[e], m[e]);
-  }
-  store_pack(t.parameter + i, p);
-  store_pack(t.m + i, m);
-  if (zero_gradient) store_pack(t.gradient + i, Pack<float, N>{});
-}
+using Floats = Pack<float, kPack>;
 
 template <class Rule, class Step>
 __global__ void step_kernel(const OptimizedTensor<float>* tensors, int64_t count, Step step) {
@@ -40,18 +22,23 @@ __global__ void step_kernel(const OptimizedTensor<float>* tensors, int64_t count
   if (threadIdx.x == 0) shared = Rule::of(step, t.weight_decay);
   __syncthreads();
   const Rule rule = shared;
-  // The chunk begins at a multiple of kPack.
-  const uintptr_t addresses = reinterpret_cast<uintptr_t>(t.parameter) |
-                              reinterpret_cast<uintptr_t>(t.gradient) |
-                              reinterpret_cast<uintptr_t>(t.m) |
-                              (Rule::kSecondMoment ? reinterpret_cast<uintptr_t>(t.v) : 0);
-  const int64_t packed = addresses % sizeof(Pack<float, kPack>) == 0
-                             ? chunk.begin + (chunk.end - chunk.begin) / kPack * kPack
-                             : chunk.begin;
-  for (int64_t i = chunk.begin + kPack * int(threadIdx.x); i < packed; i += kPack * kThreads)
-    update<Rule, kPack>(rule, t, i, step.zero_gradients);
-  for (int64_t i = packed + threadIdx.x; i < chunk.end; i += kThreads)
-    update<Rule, 1>(rule, t, i, step.zero_gradients);
+  for (int64_t i = chunk.begin + kPack * int(threadIdx.x); i < chunk.end; i += kPack * kThreads) {
+    const int64_t left = chunk.end - i;
+    Floats p = load_part<kPack>(t.parameter + i, left), m = load_part<kPack>(t.m + i, left);
+    const Floats g = load_part<kPack>(t.gradient + i, left);
+    if constexpr (Rule::kSecondMoment) {
+      Floats v = load_part<kPack>(t.v + i, left);
+#pragma unroll
+      for (int e = 0; e < kPack; ++e) rule(p[e], g[e], m[e], v[e]);
+      store_part(t.v + i, v, left);
+    } else {
+#pragma unroll
+      for (int e = 0; e < kPack; ++e) rule(p[e], g[e], m[e]);
+    }
+    store_part(t.parameter + i, p, left);
+    store_part(t.m + i, m, left);
+    if (step.zero_gradients) store_part(t.gradient + i, Floats{}, left);
+  }
 }
 
 template <class Rule, class Step, class Stream>
