@@ -27,38 +27,53 @@ struct Mma {
 // one column of chunks, which ldmatrix reads together, fill all 32 banks.
 template <bool kAlongK>
 struct MmaTile {
-  static constexpr int kChunks = (kAlongK ? Mma::kStep : Mma::kTile) / 8;  // of a row: 4 or 16
-  static constexpr OF_HOST_DEVICE int at(int row, int chunk) {
+  static constexpr unsigned kChunks = (kAlongK ? Mma::kStep : Mma::kTile) / 8;  // 4 or 16 a row
+  static constexpr OF_HOST_DEVICE unsigned at(unsigned row, unsigned chunk) {
     return (row * kChunks + (chunk ^ (kAlongK ? row / 2 % 4 : row % 8))) * 8;
   }
 
   // Starts to copy X[i0 .. i0 + 127, p0 .. p0 + 31].
   static __device__ void fill(bf16* tile, const Operand<bf16>& x, int64_t i0, int64_t p0) {
+    constexpr unsigned kRows = Mma::kThreads / kChunks;  // that the block copies at a time
+    const unsigned row = threadIdx.x / kChunks, chunk = threadIdx.x % kChunks;
+    const int64_t from_row = (kAlongK ? i0 : p0) + row, col = (kAlongK ? p0 : i0) + chunk * 8;
+    if (x.packs) {
+      const bf16* from = x.data + from_row * x.ld + col;
+      const int64_t left = x.cols - col;
+      const int bytes = left < 8 ? (left < 0 ? 0 : int(left) * 2) : 16;
 #pragma unroll
-    for (int e = 0; e < Mma::kOperand / 8; e += Mma::kThreads) {
-      const int thread = e + int(threadIdx.x), row = thread / kChunks, chunk = thread % kChunks;
-      const int64_t from_row = (kAlongK ? i0 : p0) + row;
-      const int64_t from_col = (kAlongK ? p0 : i0) + chunk * 8;
-      bf16* to = tile + at(row, chunk);
-      if (x.packs) {
-        const int64_t left = from_row < x.rows ? x.cols - from_col : 0;
-        const int elements = left < 8 ? (left < 0 ? 0 : int(left)) : 8;
-        cp_async_16(to, elements > 0 ? x.data + from_row * x.ld + from_col : x.data, elements * 2);
-      } else {
-        store_pack(to, x.template load<8>(from_row, from_col));
+      for (unsigned r = 0; r < Mma::kOperand / 8 / kChunks; r += kRows) {
+        const bool inside = bytes > 0 && from_row + r < x.rows;
+        cp_async_16(tile + at(row + r, chunk), inside ? from + r * x.ld : x.data,
+                    inside ? bytes : 0);
       }
+    } else {
+#pragma unroll 1
+      for (unsigned r = 0; r < Mma::kOperand / 8 / kChunks; r += kRows)
+        store_pack(tile + at(row + r, chunk), x.template load<8>(from_row + r, col));
     }
   }
 
-  // X[i .. i + 15, p .. p + 15] as four 8 x 8 fragments: [i, p], [i + 8, p], [i, p + 8],
-  // [i + 8, p + 8]. All four are one A of mma_16x8x16; the first and third, the second and fourth
-  // are one B each.
-  static __device__ void fragments(uint32_t (&registers)[4], const bf16* tile, int i, int p) {
-    const int lane = int(threadIdx.x) % 32;
+  // X[i .. i + 15, p .. p + 15] as four 8 x 8 fragments, in the order in which an A of mma_16x8x16
+  // takes them (down i first) or two Bs do (along p first). A lane names one row of eight.
+  static __device__ void fragments_of_a(uint32_t (&registers)[4], const bf16* tile, unsigned i,
+                                        unsigned p) {
+    const unsigned fragment = threadIdx.x % 32 / 8;
+    load(registers, tile, i + fragment % 2 * 8, p + fragment / 2 * 8);
+  }
+  static __device__ void fragments_of_b(uint32_t (&registers)[4], const bf16* tile, unsigned i,
+                                        unsigned p) {
+    const unsigned fragment = threadIdx.x % 32 / 8;
+    load(registers, tile, i + fragment / 2 * 8, p + fragment % 2 * 8);
+  }
+
+ private:
+  static __device__ void load(uint32_t (&registers)[4], const bf16* tile, unsigned i, unsigned p) {
+    const unsigned row = threadIdx.x % 8;
     if constexpr (kAlongK)
-      ldmatrix_x4(registers, tile + at(i + lane % 16, p / 8 + lane / 16));
+      ldmatrix_x4(registers, tile + at(i + row, p / 8));
     else
-      ldmatrix_x4_trans(registers, tile + at(p + lane % 8 + lane / 16 * 8, i / 8 + lane / 8 % 2));
+      ldmatrix_x4_trans(registers, tile + at(p + row, i / 8));
   }
 };
 
@@ -81,8 +96,8 @@ __global__ void __launch_bounds__(Mma::kThreads, 2)
   };
 
   // Four warps, 64 x 64 each.
-  const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
-  const int warp_i = warp / 2 * 64, warp_j = warp % 2 * 64;
+  const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const unsigned warp_i = warp / 2 * 64, warp_j = warp % 2 * 64;
   const bool outside = corner.i + warp_i >= x.m() || corner.j + warp_j >= x.n();
   float sum[4][8][4] = {};  // [m / 16, n / 8, registers of D]
   for (int stage = 0; stage < R::kStages - 1; ++stage) start(stage);
@@ -93,18 +108,18 @@ __global__ void __launch_bounds__(Mma::kThreads, 2)
     if (outside) continue;
     const bf16 *a = tile_a(step), *b = a + R::kOperand;
 #pragma unroll
-    for (int p = 0; p < R::kStep; p += 16) {
+    for (unsigned p = 0; p < R::kStep; p += 16) {
       uint32_t part_a[4][4], part_b[4][4];
 #pragma unroll
-      for (int q = 0; q < 4; ++q) {
-        TileA::fragments(part_a[q], a, warp_i + 16 * q, p);
-        TileB::fragments(part_b[q], b, warp_j + 16 * q, p);
+      for (unsigned q = 0; q < 4; ++q) {
+        TileA::fragments_of_a(part_a[q], a, warp_i + 16 * q, p);
+        TileB::fragments_of_b(part_b[q], b, warp_j + 16 * q, p);
       }
 #pragma unroll
       for (int r = 0; r < 4; ++r)
 #pragma unroll
         for (int c = 0; c < 8; ++c) {
-          const uint32_t column[2] = {part_b[c / 2][c % 2], part_b[c / 2][c % 2 + 2]};
+          const uint32_t column[2] = {part_b[c / 2][c % 2 * 2], part_b[c / 2][c % 2 * 2 + 1]};
           mma_16x8x16(sum[r][c], part_a[r], column);
         }
     }
@@ -113,10 +128,10 @@ __global__ void __launch_bounds__(Mma::kThreads, 2)
 
   float* const sums = reinterpret_cast<float*>(shared);
 #pragma unroll
-  for (int r = 0; r < 4; ++r)
+  for (unsigned r = 0; r < 4; ++r)
 #pragma unroll
-    for (int c = 0; c < 8; ++c) {
-      const int i = warp_i + 16 * r + lane / 4, j = warp_j + 8 * c + lane % 4 * 2;
+    for (unsigned c = 0; c < 8; ++c) {
+      const unsigned i = warp_i + 16 * r + lane / 4, j = warp_j + 8 * c + lane % 4 * 2;
       store_pack(sums + SumTile::at(i, j), Pack<float, 2>{{sum[r][c][0], sum[r][c][1]}});
       store_pack(sums + SumTile::at(i + 8, j), Pack<float, 2>{{sum[r][c][2], sum[r][c][3]}});
     }

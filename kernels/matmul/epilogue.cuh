@@ -146,38 +146,40 @@ __device__ void finish(const Epilogue& epilogue, int64_t i, int64_t j, float sum
 // A finished tile of sums in shared memory, 128 x 128. Columns are permuted in groups of 8 such
 // that the 8 rows which a tensor core's accumulators span fall into different banks.
 struct SumTile {
-  static constexpr int kSide = 128, kFloats = kSide * kSide;
-  static constexpr OF_HOST_DEVICE int at(int i, int j) { return i * kSide + (j ^ (i % 4 * 8)); }
+  static constexpr unsigned kSide = 128, kFloats = kSide * kSide;
+  static constexpr OF_HOST_DEVICE unsigned at(unsigned i, unsigned j) {
+    return i * kSide + (j ^ (i % 4 * 8));
+  }
 
   // The whole block (after a barrier) passes the tile through the epilogue: a warp takes a row at a
   // time, so that every access to memory is one contiguous piece, and loads for four rows at once.
   template <int kThreads, class Epilogue>
   static __device__ void write(const float* tile, Corner corner, int64_t m, int64_t n, bool packs,
                                const Epilogue& epilogue) {
-    constexpr int kWarps = kThreads / 32, kRows = 4;
-    const int warp = int(threadIdx.x) / 32, col = int(threadIdx.x) % 32 * 4;
+    constexpr unsigned kWarps = kThreads / 32, kRows = 4;
+    const unsigned warp = threadIdx.x / 32, col = threadIdx.x % 32 * 4;
     const int64_t j = corner.j + col;
     if (packs && j + 4 <= n) {
 #pragma unroll 1
-      for (int first = warp; first < kSide; first += kWarps * kRows) {
+      for (unsigned first = warp; first < kSide; first += kWarps * kRows) {
         decltype(epilogue.template load<4>(0, 0)) with[kRows];
 #pragma unroll
-        for (int r = 0; r < kRows; ++r) {
+        for (unsigned r = 0; r < kRows; ++r) {
           const int64_t i = corner.i + first + r * kWarps;
           if (i < m) with[r] = epilogue.template load<4>(i, j);
         }
 #pragma unroll
-        for (int r = 0; r < kRows; ++r) {
-          const int row = first + r * kWarps;
+        for (unsigned r = 0; r < kRows; ++r) {
+          const unsigned row = first + r * kWarps;
           const int64_t i = corner.i + row;
           if (i < m) epilogue(i, j, load_pack<4>(tile + at(row, col)), with[r]);
         }
       }
     } else {
 #pragma unroll 1
-      for (int row = warp; row < kSide && corner.i + row < m; row += kWarps)
+      for (unsigned row = warp; row < kSide && corner.i + row < m; row += kWarps)
 #pragma unroll 1
-        for (int q = 0; q < 4 && j + q < n; ++q)
+        for (unsigned q = 0; q < 4 && j + q < n; ++q)
           finish(epilogue, corner.i + row, j + q, tile[at(row, col) + q]);
     }
   }

@@ -10,6 +10,9 @@
 // fp32, so only the order of the sum differs from a native one). oneDNN was faster at every shape
 // measured, skinny and small ones included, so no rule divides them by size.
 //
+// GPU: a ladder of versions (matmul_versions). bf16 takes tensor cores, float the vector units, at
+// any shape and alignment; rows that are 16 bytes apart, or a multiple of that, are read fastest.
+//
 // Error: |C - exact| <= k eps/2 sum_p |A_ip B_pj| + eps(C)/2 |C|, eps of Accum<T> (Higham, Accuracy
 // and Stability of Numerical Algorithms, section 3.1). Same bits at every run; the blocked loop's
 // also at every number of threads. 2 m n k flops; memory traffic from A and B once, to C once.

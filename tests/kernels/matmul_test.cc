@@ -453,13 +453,13 @@ TEST(MatmulLayerContract, RefusesATransposedA) {
 // Eight rows of one column of chunks, which ldmatrix reads at once, in 16-byte pieces of a line of
 // 128 bytes: each once. And no two chunks in one place.
 template <bool kAlongK>
-void check_swizzle(int rows) {
+void check_swizzle(unsigned rows) {
   using Tile = gpu::MmaTile<kAlongK>;
-  std::set<int> places;
-  for (int row = 0; row < rows; row += 8) {
-    for (int chunk = 0; chunk < Tile::kChunks; ++chunk) {
-      std::set<int> banks;
-      for (int r = row; r < row + 8; ++r) {
+  std::set<unsigned> places;
+  for (unsigned row = 0; row < rows; row += 8) {
+    for (unsigned chunk = 0; chunk < Tile::kChunks; ++chunk) {
+      std::set<unsigned> banks;
+      for (unsigned r = row; r < row + 8; ++r) {
         banks.insert(Tile::at(r, chunk) / 8 % 8);
         places.insert(Tile::at(r, chunk));
       }
@@ -476,11 +476,11 @@ TEST(MatmulTiles, LdmatrixMeetsNoBankTwice) {
 
 // Half a warp stores pairs of 4 rows and 8 columns at once: 32 banks.
 TEST(MatmulTiles, AccumulatorsMeetNoBankTwice) {
-  for (int row = 0; row < 128; row += 4)
-    for (int col = 0; col < 128; col += 8) {
-      std::set<int> banks;
-      for (int r = row; r < row + 4; ++r)
-        for (int c = col; c < col + 8; ++c) banks.insert(gpu::SumTile::at(r, c) % 32);
+  for (unsigned row = 0; row < 128; row += 4)
+    for (unsigned col = 0; col < 128; col += 8) {
+      std::set<unsigned> banks;
+      for (unsigned r = row; r < row + 4; ++r)
+        for (unsigned c = col; c < col + 8; ++c) banks.insert(gpu::SumTile::at(r, c) % 32);
       EXPECT_EQ(banks.size(), 32u);
     }
 }
