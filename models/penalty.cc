@@ -21,6 +21,14 @@ PenaltyForm form_of(const PenaltyConfig& c) {
   return PenaltyForm::raw2;
 }
 
+// The value that a kernel writes for one layer.
+template <class Kernel>
+double value_of(const Kernel& kernel) {
+  double value = 0;
+  kernel(&value);
+  return value;
+}
+
 }  // namespace
 
 Penalties::Penalties(Vit& model, const PenaltyConfig& config)
@@ -112,25 +120,27 @@ double Penalties::apply(double factor) {
   const auto& c = config_;
   double total = 0;
   if (c.update > 0)
-    total += c.update * over_layers(factor * c.update, [&](const auto& t, double w) {
-               return cpu::orthogonality_update(t, form_, w);
-             });
+    total +=
+        c.update * over_layers(factor * c.update, [&](const auto& t, double w) {
+          return value_of([&](double* to) { cpu::orthogonality_update(&t, 1, form_, &w, to); });
+        });
   if (c.base > 0)
     total += c.base * over_layers(factor * c.base, [&](const auto& t, double w) {
-               return cpu::orthogonality_base(t, form_, w);
+               return value_of([&](double* to) { cpu::orthogonality_base(&t, 1, form_, &w, to); });
              });
   if (c.subspace > 0)
     total += c.subspace * over_layers(factor * c.subspace, [&](const auto& t, double w) {
-               return cpu::orthogonality_subspace(t, w);
+               return value_of([&](double* to) { cpu::orthogonality_subspace(&t, 1, &w, to); });
              });
   if (c.subspace_l1 > 0)
     total += c.subspace_l1 * over_layers(factor * c.subspace_l1, [&](const auto& t, double w) {
-               return cpu::orthogonality_subspace_l1(t, w);
+               return value_of([&](double* to) { cpu::orthogonality_subspace_l1(&t, 1, &w, to); });
              });
   if (c.base_subspace > 0)
-    total += c.base_subspace * over_layers(factor * c.base_subspace, [&](const auto& t, double w) {
-               return cpu::orthogonality_base_subspace(t, w);
-             });
+    total +=
+        c.base_subspace * over_layers(factor * c.base_subspace, [&](const auto& t, double w) {
+          return value_of([&](double* to) { cpu::orthogonality_base_subspace(&t, 1, &w, to); });
+        });
   return total;
 }
 
@@ -147,22 +157,31 @@ PenaltyValues Penalties::measure() {
   PenaltyValues v;
   if (layers_.empty()) return v;
   const PenaltyForm form = PenaltyForm::cosine2;  // comparable across runs, whatever is trained
-  v["update"] = over_layers(
-      0, [&](const auto& t, double w) { return cpu::orthogonality_update(t, form, w); });
-  v["base"] =
-      over_layers(0, [&](const auto& t, double w) { return cpu::orthogonality_base(t, form, w); });
-  v["subspace"] =
-      over_layers(0, [&](const auto& t, double w) { return cpu::orthogonality_subspace(t, w); });
-  v["subspace_l1"] =
-      over_layers(0, [&](const auto& t, double w) { return cpu::orthogonality_subspace_l1(t, w); });
+  v["update"] = over_layers(0, [&](const auto& t, double w) {
+    return value_of([&](double* to) { cpu::orthogonality_update(&t, 1, form, &w, to); });
+  });
+  v["base"] = over_layers(0, [&](const auto& t, double w) {
+    return value_of([&](double* to) { cpu::orthogonality_base(&t, 1, form, &w, to); });
+  });
+  v["subspace"] = over_layers(0, [&](const auto& t, double w) {
+    return value_of([&](double* to) { cpu::orthogonality_subspace(&t, 1, &w, to); });
+  });
+  v["subspace_l1"] = over_layers(0, [&](const auto& t, double w) {
+    return value_of([&](double* to) { cpu::orthogonality_subspace_l1(&t, 1, &w, to); });
+  });
   if (config_.base_subspace > 0)
-    v["base_subspace"] = over_layers(
-        0, [&](const auto& t, double w) { return cpu::orthogonality_base_subspace(t, w); });
+    v["base_subspace"] = over_layers(0, [&](const auto& t, double w) {
+      return value_of([&](double* to) { cpu::orthogonality_base_subspace(&t, 1, &w, to); });
+    });
   v["delta_general"] = over_layers(0, [&](const auto& t, double) {
-    return std::sqrt(cpu::delta_norm2(t.a_g, t.b_g, t.in, t.out, t.rank_g));
+    double norms2[2];
+    cpu::delta_norm2(&t, 1, norms2);
+    return std::sqrt(norms2[0]);
   });
   v["delta_personal"] = over_layers(0, [&](const auto& t, double) {
-    return std::sqrt(cpu::delta_norm2(t.a_p, t.b_p, t.in, t.out, t.rank_p));
+    double norms2[2];
+    cpu::delta_norm2(&t, 1, norms2);
+    return std::sqrt(norms2[1]);
   });
   v["base_chance"] =
       over_layers(0, [&](const auto& t, double) { return 1.0 / (double(t.in) * double(t.out)); });

@@ -12,11 +12,23 @@
 // form: c above is cosine2; abs_cosine is its root |<X, Y>| / (|X| |Y|); raw2 is <X, Y>^2 (update
 // and base only). `subspace` sums cosine2, `subspace_l1` abs_cosine, over pairs of rows.
 // A term whose denominator is <= 1e-30 has value 0 and gradient 0 (raw2 has no denominator). No
-// additive epsilon. Values and sums are double; adapters are T. Ranks and k up to 64: the Grams are
-// on the stack (at most 400 KiB), nothing of size out x in is formed, nothing is allocated.
-// Work in multiply-adds, R = r_g + r_p: R^2 (in + out); `base` 3 R in out; `features` 2 R^2 rows.
-// Instantiated for double and float, `features` for bf16 too.
+// additive epsilon. Ranks and k from 1 to 64; nothing of size out x in is formed, nothing is
+// allocated. Work in multiply-adds, R = r_g + r_p: R^2 (in + out); `base` 3 R in out; `features`
+// 2 R^2 rows. Instantiated for double and float, `features` for bf16 too.
+//
+// Values, sums and small matrices are double on every device, adapters and gradients T. Error: a
+// sum of n terms errs by at most n 2^-53 sum |terms|, which leaves values 11 digits unless their
+// terms cancel; a gradient errs by 2 eps(T) (|gradient| + its largest element), because it may be
+// added in two products, each rounded to T. Same bits at every run and, on a CPU, at every number
+// of threads.
+//
+// All functions but top_right_singular_vectors exist on every device; arrays and the numbers that
+// pointers give live in that device's memory. All layers of a model are one call, on a GPU one
+// launch (`base` two, `features` four for its one layer). Its fp64 units bound them; GPUs without
+// many (compute capability 8.6, 8.9, 12) take tens of times longer.
 #pragma once
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 
 #include "kernels/core/types.h"
@@ -43,32 +55,38 @@ struct OrthogonalityLayer {
 
 namespace orthofed::cpu {
 
-// Each returns the layer's value and adds weight * gradient to the layer's gradient buffers
-// (weight 0: value only).
+// Each writes the values of layers[0..count-1] to values [count] and adds *weight * gradient to the
+// layers' gradient buffers (*weight 0: values only). Layers must not share gradient buffers. Ranks
+// out of range: Error on a CPU, a trap on a GPU.
 template <class T>
-double orthogonality_update(const OrthogonalityLayer<T>& layer, PenaltyForm form, double weight);
+void orthogonality_update(const OrthogonalityLayer<T>* layers, int64_t count, PenaltyForm form,
+                          const double* weight, double* values);
 template <class T>
-double orthogonality_base(const OrthogonalityLayer<T>& layer, PenaltyForm form, double weight);
+void orthogonality_base(const OrthogonalityLayer<T>* layers, int64_t count, PenaltyForm form,
+                        const double* weight, double* values);
 template <class T>
-double orthogonality_subspace(const OrthogonalityLayer<T>& layer, double weight);
+void orthogonality_subspace(const OrthogonalityLayer<T>* layers, int64_t count,
+                            const double* weight, double* values);
 template <class T>
-double orthogonality_subspace_l1(const OrthogonalityLayer<T>& layer, double weight);
+void orthogonality_subspace_l1(const OrthogonalityLayer<T>* layers, int64_t count,
+                               const double* weight, double* values);
 template <class T>
-double orthogonality_base_subspace(const OrthogonalityLayer<T>& layer, double weight);
+void orthogonality_base_subspace(const OrthogonalityLayer<T>* layers, int64_t count,
+                                 const double* weight, double* values);
 
-// |B A|_F^2 from the Grams.
+// norms2 [count, 2] = |B A|_F^2 of each layer's general and personal adapter, from the Grams.
 template <class T>
-double delta_norm2(const T* a, const T* b, int64_t in, int64_t out, int64_t rank);
+void delta_norm2(const OrthogonalityLayer<T>* layers, int64_t count, double* norms2);
 
 // features: u_g [rows, rank_g], u_p [rows, rank_p] are A x of the layer's actual input, U their
-// element type. Returns the mean over rows; adds weight * gradient to du_g, du_p (of the same
+// element type. *value = the mean over rows; adds *weight * gradient to du_g, du_p (of the same
 // shapes, in Accum<U>) and to db_g, db_p (null: not wanted).
 template <class U>
-double orthogonality_features(const U* u_g, int64_t ld_g, const U* u_p, int64_t ld_p,
-                              const Accum<U>* b_g, const Accum<U>* b_p, int64_t rows, int64_t out,
-                              int64_t rank_g, int64_t rank_p, PenaltyForm form, double weight,
-                              Accum<U>* du_g, int64_t ldd_g, Accum<U>* du_p, int64_t ldd_p,
-                              Accum<U>* db_g, Accum<U>* db_p);
+void orthogonality_features(const U* u_g, int64_t ld_g, const U* u_p, int64_t ld_p,
+                            const Accum<U>* b_g, const Accum<U>* b_p, int64_t rows, int64_t out,
+                            int64_t rank_g, int64_t rank_p, PenaltyForm form, const double* weight,
+                            Accum<U>* du_g, int64_t ldd_g, Accum<U>* du_p, int64_t ldd_p,
+                            Accum<U>* db_g, Accum<U>* db_p, double* value);
 
 // v_k [k, in]: the top-k right singular vectors of w [out, in], k <= min(out, in), as orthonormal
 // rows in descending order, by block Krylov iteration in double from a fixed start until
@@ -78,3 +96,53 @@ void top_right_singular_vectors(const T* w, int64_t ldw, int64_t out, int64_t in
                                 T* v_k);
 
 }  // namespace orthofed::cpu
+
+namespace orthofed::gpu {
+
+template <class T, class Stream>
+void orthogonality_update(const OrthogonalityLayer<T>* layers, int64_t count, PenaltyForm form,
+                          const double* weight, double* values, const Stream& stream);
+template <class T, class Stream>
+void orthogonality_base(const OrthogonalityLayer<T>* layers, int64_t count, PenaltyForm form,
+                        const double* weight, double* values, const Stream& stream);
+template <class T, class Stream>
+void orthogonality_subspace(const OrthogonalityLayer<T>* layers, int64_t count,
+                            const double* weight, double* values, const Stream& stream);
+template <class T, class Stream>
+void orthogonality_subspace_l1(const OrthogonalityLayer<T>* layers, int64_t count,
+                               const double* weight, double* values, const Stream& stream);
+template <class T, class Stream>
+void orthogonality_base_subspace(const OrthogonalityLayer<T>* layers, int64_t count,
+                                 const double* weight, double* values, const Stream& stream);
+
+template <class T, class Stream>
+void delta_norm2(const OrthogonalityLayer<T>* layers, int64_t count, double* norms2,
+                 const Stream& stream);
+
+template <class U, class Stream>
+void orthogonality_features(const U* u_g, int64_t ld_g, const U* u_p, int64_t ld_p,
+                            const Accum<U>* b_g, const Accum<U>* b_p, int64_t rows, int64_t out,
+                            int64_t rank_g, int64_t rank_p, PenaltyForm form, const double* weight,
+                            Accum<U>* du_g, int64_t ldd_g, Accum<U>* du_p, int64_t ldd_p,
+                            Accum<U>* db_g, Accum<U>* db_p, double* value, const Stream& stream);
+
+// Scratch memory in bytes; the other penalties need none.
+
+// `base`: each layer's W0 is divided among so many blocks, which each leave two sums.
+inline constexpr int64_t kBaseStrips = 16;
+inline size_t orthogonality_base_scratch(int64_t count) {
+  return size_t(count * kBaseStrips * 2) * sizeof(double);
+}
+
+// `features`: tokens of one block, for about the 132 multiprocessors of an H100; three Grams of the
+// B's, as large sums over tokens and a value from each block, and their totals.
+inline int64_t features_block_rows(int64_t rows) {
+  return std::max<int64_t>(64, (rows + 132 * 64 - 1) / (132 * 64) * 64);
+}
+inline size_t orthogonality_features_scratch(int64_t rows, int64_t rank_g, int64_t rank_p) {
+  const int64_t block = features_block_rows(rows), blocks = (rows + block - 1) / block;
+  const int64_t entries = rank_g * rank_g + rank_g * rank_p + rank_p * rank_p;
+  return size_t(entries + (blocks + 1) * (entries + 1)) * sizeof(double);
+}
+
+}  // namespace orthofed::gpu

@@ -13,12 +13,12 @@
 #include "kernels/core/check.h"
 #include "kernels/core/parallel.h"
 #include "kernels/core/philox.h"
+#include "kernels/orthogonality/similarity.h"
 
 namespace orthofed::cpu {
 namespace {
 
 constexpr int64_t max_rank = 64;
-constexpr double smallest_denominator = 1e-30;
 
 // A matrix of up to max_rank x max_rank, 32 KiB of stack.
 struct Small {
@@ -151,26 +151,6 @@ void add_right_product(const T* x, int64_t n, const Small& c, int64_t s, int64_t
   });
 }
 
-// f(<X, Y>, |X|^2, |Y|^2) and its three partial derivatives.
-struct Similarity {
-  double value = 0, d_inner = 0, d_norm_x = 0, d_norm_y = 0;
-};
-
-// cosine2: z^2 / (nx ny);  abs_cosine: |z| / sqrt(nx ny);  raw2: z^2. A vanishing denominator gives
-// zeros; NaN is not <= and passes through.
-Similarity similarity(double z, double nx, double ny, PenaltyForm form) {
-  if (form == PenaltyForm::raw2) return {z * z, 2 * z, 0, 0};
-  const double denominator = nx * ny;
-  if (denominator <= smallest_denominator) return {};
-  if (form == PenaltyForm::cosine2) {
-    const double value = z * z / denominator;
-    return {value, 2 * z / denominator, -value / nx, -value / ny};
-  }
-  const double root = std::sqrt(denominator), value = std::abs(z) / root;
-  const double sign = z > 0 ? 1 : z < 0 ? -1 : 0;
-  return {value, sign / root, -value / (2 * nx), -value / (2 * ny)};
-}
-
 // The gradient of f(..., |BA|^2): d|BA|^2/dA = 2 (B^T B) A, d|BA|^2/dB = 2 B (A A^T).
 template <class T>
 void add_norm_gradient(const Adapter<T>& x, double d_norm, const Small& btb, const Small& aat) {
@@ -249,7 +229,7 @@ double base_subspace_term(const Adapter<T>& x, const T* v_k, int64_t k, double w
   for (int64_t i = 0; i < x.rank; ++i)
     for (int64_t j = 0; j < x.rank; ++j) zzt[i][j] = dot(z[i], z[j], k);
   const double norm2 = inner(btb, aat, x.rank, x.rank);
-  if (norm2 <= smallest_denominator) return 0;
+  if (norm2 <= kSmallestDenominator) return 0;
   const double value = inner(btb, zzt, x.rank, x.rank) / norm2;
   if (weight == 0) return value;
 
@@ -296,10 +276,8 @@ double subspace(const OrthogonalityLayer<T>& layer, PenaltyForm form, double wei
   return value;
 }
 
-}  // namespace
-
 template <class T>
-double orthogonality_update(const OrthogonalityLayer<T>& layer, PenaltyForm form, double weight) {
+double update(const OrthogonalityLayer<T>& layer, PenaltyForm form, double weight) {
   const auto g = general(layer), p = personal(layer);
   check_ranks({g.rank, p.rank});
   Small a_gg, a_gp, a_pp, b_gg, b_gp, b_pp;
@@ -326,7 +304,7 @@ double orthogonality_update(const OrthogonalityLayer<T>& layer, PenaltyForm form
 }
 
 template <class T>
-double orthogonality_base(const OrthogonalityLayer<T>& layer, PenaltyForm form, double weight) {
+double base(const OrthogonalityLayer<T>& layer, PenaltyForm form, double weight) {
   check_ranks({layer.rank_g, layer.rank_p});
   OF_CHECK(layer.w0 != nullptr && layer.ld_w0 >= layer.in, "`base` needs W0 [out, in]");
   return (base_term(general(layer), layer, form, weight / 2) +
@@ -335,18 +313,7 @@ double orthogonality_base(const OrthogonalityLayer<T>& layer, PenaltyForm form, 
 }
 
 template <class T>
-double orthogonality_subspace(const OrthogonalityLayer<T>& layer, double weight) {
-  return subspace(layer, PenaltyForm::cosine2, weight,
-                  double(std::min(layer.rank_g, layer.rank_p)));
-}
-
-template <class T>
-double orthogonality_subspace_l1(const OrthogonalityLayer<T>& layer, double weight) {
-  return subspace(layer, PenaltyForm::abs_cosine, weight, double(layer.rank_g * layer.rank_p));
-}
-
-template <class T>
-double orthogonality_base_subspace(const OrthogonalityLayer<T>& layer, double weight) {
+double base_subspace(const OrthogonalityLayer<T>& layer, double weight) {
   check_ranks({layer.rank_g, layer.rank_p, layer.k});
   OF_CHECK(layer.v_k != nullptr, "`base_subspace` needs V_k [k, in]");
   return (base_subspace_term(general(layer), layer.v_k, layer.k, weight / 2) +
@@ -355,12 +322,56 @@ double orthogonality_base_subspace(const OrthogonalityLayer<T>& layer, double we
 }
 
 template <class T>
-double delta_norm2(const T* a, const T* b, int64_t in, int64_t out, int64_t rank) {
-  check_ranks({rank});
+double norm2(const Adapter<T>& x) {
+  check_ranks({x.rank});
   Small aat, btb;
-  row_gram(a, rank, a, rank, in, aat);
-  column_gram(b, rank, b, rank, out, btb);
-  return inner(btb, aat, rank, rank);
+  row_gram(x.a, x.rank, x.a, x.rank, x.in, aat);
+  column_gram(x.b, x.rank, x.b, x.rank, x.out, btb);
+  return inner(btb, aat, x.rank, x.rank);
+}
+
+}  // namespace
+
+template <class T>
+void orthogonality_update(const OrthogonalityLayer<T>* layers, int64_t count, PenaltyForm form,
+                          const double* weight, double* values) {
+  for (int64_t l = 0; l < count; ++l) values[l] = update(layers[l], form, *weight);
+}
+
+template <class T>
+void orthogonality_base(const OrthogonalityLayer<T>* layers, int64_t count, PenaltyForm form,
+                        const double* weight, double* values) {
+  for (int64_t l = 0; l < count; ++l) values[l] = base(layers[l], form, *weight);
+}
+
+template <class T>
+void orthogonality_subspace(const OrthogonalityLayer<T>* layers, int64_t count,
+                            const double* weight, double* values) {
+  for (int64_t l = 0; l < count; ++l)
+    values[l] = subspace(layers[l], PenaltyForm::cosine2, *weight,
+                         double(std::min(layers[l].rank_g, layers[l].rank_p)));
+}
+
+template <class T>
+void orthogonality_subspace_l1(const OrthogonalityLayer<T>* layers, int64_t count,
+                               const double* weight, double* values) {
+  for (int64_t l = 0; l < count; ++l)
+    values[l] = subspace(layers[l], PenaltyForm::abs_cosine, *weight,
+                         double(layers[l].rank_g * layers[l].rank_p));
+}
+
+template <class T>
+void orthogonality_base_subspace(const OrthogonalityLayer<T>* layers, int64_t count,
+                                 const double* weight, double* values) {
+  for (int64_t l = 0; l < count; ++l) values[l] = base_subspace(layers[l], *weight);
+}
+
+template <class T>
+void delta_norm2(const OrthogonalityLayer<T>* layers, int64_t count, double* norms2) {
+  for (int64_t l = 0; l < count; ++l) {
+    norms2[2 * l] = norm2(general(layers[l]));
+    norms2[2 * l + 1] = norm2(personal(layers[l]));
+  }
 }
 
 // Per token, with the Grams P = B^T B':
@@ -368,15 +379,18 @@ double delta_norm2(const T* a, const T* b, int64_t in, int64_t out, int64_t rank
 // and summed over tokens
 //   dB_g = B_p (sum f_z u_p u_g^T) + B_g (sum 2 f_n u_g u_g^T).
 template <class U>
-double orthogonality_features(const U* u_g, int64_t ld_g, const U* u_p, int64_t ld_p,
-                              const Accum<U>* b_g, const Accum<U>* b_p, int64_t rows, int64_t out,
-                              int64_t rank_g, int64_t rank_p, PenaltyForm form, double weight,
-                              Accum<U>* du_g, int64_t ldd_g, Accum<U>* du_p, int64_t ldd_p,
-                              Accum<U>* db_g, Accum<U>* db_p) {
+void orthogonality_features(const U* u_g, int64_t ld_g, const U* u_p, int64_t ld_p,
+                            const Accum<U>* b_g, const Accum<U>* b_p, int64_t rows, int64_t out,
+                            int64_t rank_g, int64_t rank_p, PenaltyForm form,
+                            const double* weight_pointer, Accum<U>* du_g, int64_t ldd_g,
+                            Accum<U>* du_p, int64_t ldd_p, Accum<U>* db_g, Accum<U>* db_p,
+                            double* mean) {
   using A = Accum<U>;
   check_ranks({rank_g, rank_p});
   OF_CHECK(form != PenaltyForm::raw2, "`features` has no raw2 form");
-  if (rows == 0) return 0;
+  *mean = 0;
+  if (rows == 0) return;
+  const double weight = *weight_pointer;
   Small gg, gp, pp, s_gg, s_gp, s_pp;
   column_gram(b_g, rank_g, b_g, rank_g, out, gg);
   column_gram(b_g, rank_g, b_p, rank_p, out, gp);
@@ -390,7 +404,6 @@ double orthogonality_features(const U* u_g, int64_t ld_g, const U* u_p, int64_t 
   // the sums over tokens, one row of a sum to a thread.
   constexpr int64_t most_rows = 2048;
   double values[most_rows], f_z[most_rows], f_g[most_rows], f_p[most_rows];
-  double value = 0;
   const double share = weight / double(rows);
   for (int64_t first = 0; first < rows; first += most_rows) {
     const int64_t count = std::min(most_rows, rows - first);
@@ -432,7 +445,7 @@ double orthogonality_features(const U* u_g, int64_t ld_g, const U* u_p, int64_t 
         }
       }
     });
-    for (int64_t row = 0; row < count; ++row) value += values[row] / double(rows);
+    for (int64_t row = 0; row < count; ++row) *mean += values[row] / double(rows);
     if (weight == 0) continue;
 
     // s [r, s] += sum over tokens of f u u'^T
@@ -451,12 +464,11 @@ double orthogonality_features(const U* u_g, int64_t ld_g, const U* u_p, int64_t 
     if (db_g != nullptr || db_p != nullptr)
       add_outer(f_z, block_g, ld_g, rank_g, block_p, ld_p, rank_p, s_gp);
   }
-  if (weight == 0) return value;
+  if (weight == 0) return;
   add_right_product(b_p, out, transposed(s_gp, rank_g, rank_p), rank_p, rank_g, db_g);
   add_right_product(b_g, out, s_gg, rank_g, rank_g, db_g);
   add_right_product(b_g, out, s_gp, rank_g, rank_p, db_p);
   add_right_product(b_p, out, s_pp, rank_p, rank_p, db_p);
-  return value;
 }
 
 namespace {
@@ -621,23 +633,28 @@ void top_right_singular_vectors(const T* w, int64_t ldw, int64_t out, int64_t in
   for (int64_t e = 0; e < k * in; ++e) v_k[e] = T(x[e]);
 }
 
-#define OF_INSTANTIATE(T)                                                                     \
-  template double orthogonality_update<T>(const OrthogonalityLayer<T>&, PenaltyForm, double); \
-  template double orthogonality_base<T>(const OrthogonalityLayer<T>&, PenaltyForm, double);   \
-  template double orthogonality_subspace<T>(const OrthogonalityLayer<T>&, double);            \
-  template double orthogonality_subspace_l1<T>(const OrthogonalityLayer<T>&, double);         \
-  template double orthogonality_base_subspace<T>(const OrthogonalityLayer<T>&, double);       \
-  template double delta_norm2<T>(const T*, const T*, int64_t, int64_t, int64_t);              \
+#define OF_INSTANTIATE(T)                                                                          \
+  template void orthogonality_update<T>(const OrthogonalityLayer<T>*, int64_t, PenaltyForm,        \
+                                        const double*, double*);                                   \
+  template void orthogonality_base<T>(const OrthogonalityLayer<T>*, int64_t, PenaltyForm,          \
+                                      const double*, double*);                                     \
+  template void orthogonality_subspace<T>(const OrthogonalityLayer<T>*, int64_t, const double*,    \
+                                          double*);                                                \
+  template void orthogonality_subspace_l1<T>(const OrthogonalityLayer<T>*, int64_t, const double*, \
+                                             double*);                                             \
+  template void orthogonality_base_subspace<T>(const OrthogonalityLayer<T>*, int64_t,              \
+                                               const double*, double*);                            \
+  template void delta_norm2<T>(const OrthogonalityLayer<T>*, int64_t, double*);                    \
   template void top_right_singular_vectors<T>(const T*, int64_t, int64_t, int64_t, int64_t, T*);
 OF_INSTANTIATE(double)
 OF_INSTANTIATE(float)
 #undef OF_INSTANTIATE
 
-#define OF_INSTANTIATE(U)                                                                          \
-  template double orthogonality_features<U>(const U*, int64_t, const U*, int64_t, const Accum<U>*, \
-                                            const Accum<U>*, int64_t, int64_t, int64_t, int64_t,   \
-                                            PenaltyForm, double, Accum<U>*, int64_t, Accum<U>*,    \
-                                            int64_t, Accum<U>*, Accum<U>*);
+#define OF_INSTANTIATE(U)                                                                        \
+  template void orthogonality_features<U>(const U*, int64_t, const U*, int64_t, const Accum<U>*, \
+                                          const Accum<U>*, int64_t, int64_t, int64_t, int64_t,   \
+                                          PenaltyForm, const double*, Accum<U>*, int64_t,        \
+                                          Accum<U>*, int64_t, Accum<U>*, Accum<U>*, double*);
 OF_INSTANTIATE(double)
 OF_INSTANTIATE(float)
 OF_INSTANTIATE(bf16)
