@@ -261,7 +261,7 @@ TYPED_TEST(Matmul, EveryVersion) {
                           [&](auto... arguments) { version.run(arguments..., stream); });
         };
         on_device<T>(
-            queue, [] {}, walk);
+            queue, "matmul", [] {}, walk);
       });
       for_each_gpu([&](const Queue& queue) {
         if (t.m > 1 || queue.device == Device::cuda) return;  // one of the versions, as above
@@ -441,7 +441,8 @@ TYPED_TEST(MatmulLayer, Residual) {
 }
 
 TEST(MatmulLayerContract, RefusesATransposedA) {
-  float x[16] = {};
+  float values[16] = {};
+  float* const x = values;
   const MatmulShape shape{
       .m = 2, .n = 2, .k = 4, .lda = 2, .ldb = 2, .ldc = 2, .op_a = Op::transpose};
   for_each_device<float>([&](const Queue& queue) {
