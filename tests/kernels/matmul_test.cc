@@ -264,7 +264,8 @@ TYPED_TEST(Matmul, EveryVersion) {
             queue, "matmul", [] {}, walk);
       });
       for_each_gpu([&](const Queue& queue) {
-        if (t.m > 1 || queue.device == Device::cuda) return;  // one of the versions, as above
+        // Takes one of the versions above, so a few cases are enough where they are slow.
+        if (t.m > 7 && queue.device == Device::simt) return;
         check_version(queue, 0, [&](auto... arguments) {
           OF_ON(queue, matmul, T, C)(arguments...);
         });
