@@ -3,6 +3,7 @@
 
 #include "kernels/attention/01_naive.cuh"
 #include "kernels/attention/02_tiles.cuh"
+#include "kernels/attention/03_mma.cuh"
 
 namespace orthofed::gpu {
 namespace {
@@ -25,27 +26,44 @@ void run_backward(const T* qkv, const T* out, const T* dout, const Accum<T>* lse
 
 template <class T, class Stream>
 std::span<const Version<AttentionForward<T, Stream>>> attention_forward_versions() {
-  static const Version<AttentionForward<T, Stream>> versions[] = {
-      {1, "naive", "one warp a token", 80, run_forward<Naive, T, Stream>},
-      {2, "tiles", "shared-memory tiles, 4 x 4 scores a thread", 80, run_forward<Tiles, T, Stream>},
-  };
-  return versions;
+  using V = Version<AttentionForward<T, Stream>>;
+  static constexpr V naive{1, "naive", "one warp a token", 80, run_forward<Naive, T, Stream>};
+  static constexpr V tiles{2, "tiles", "shared-memory tiles, 4 x 4 scores a thread", 80,
+                           run_forward<Tiles, T, Stream>};
+  if constexpr (std::is_same_v<T, bf16>) {
+    static constexpr V versions[] = {
+        naive, tiles,
+        V{3, "mma", "tensor cores, all keys resident", 80, run_forward<Mma, T, Stream>}};
+    return versions;
+  } else {
+    static constexpr V versions[] = {naive, tiles};
+    return versions;
+  }
 }
 
 template <class T, class Stream>
 std::span<const Version<AttentionBackward<T, Stream>>> attention_backward_versions() {
-  static const Version<AttentionBackward<T, Stream>> versions[] = {
-      {1, "naive", "one warp a token", 80, run_backward<Naive, T, Stream>},
-      {2, "tiles", "shared-memory tiles, 4 x 4 scores a thread", 80,
-       run_backward<Tiles, T, Stream>},
-  };
-  return versions;
+  using V = Version<AttentionBackward<T, Stream>>;
+  static constexpr V naive{1, "naive", "one warp a token", 80, run_backward<Naive, T, Stream>};
+  static constexpr V tiles{2, "tiles", "shared-memory tiles, 4 x 4 scores a thread", 80,
+                           run_backward<Tiles, T, Stream>};
+  if constexpr (std::is_same_v<T, bf16>) {
+    static constexpr V versions[] = {
+        naive, tiles,
+        V{3, "mma", "tensor cores, a head in one block", 80, run_backward<Mma, T, Stream>}};
+    return versions;
+  } else {
+    static constexpr V versions[] = {naive, tiles};
+    return versions;
+  }
 }
 
+// The best rung for the element type; the naive one where head_dim is too large for tiles.
 template <class T, class Stream>
 void attention_forward(const T* qkv, T* out, Accum<T>* lse, const AttentionShape& shape,
                        double scale, const Stream& stream) {
-  const auto run = shape.head_dim <= kMaxTiledHeadDim ? run_forward<Tiles, T, Stream>
+  using Best = std::conditional_t<std::is_same_v<T, bf16>, Mma, Tiles>;
+  const auto run = shape.head_dim <= kMaxTiledHeadDim ? run_forward<Best, T, Stream>
                                                       : run_forward<Naive, T, Stream>;
   run(qkv, out, lse, shape, scale, stream);
 }
@@ -53,7 +71,8 @@ void attention_forward(const T* qkv, T* out, Accum<T>* lse, const AttentionShape
 template <class T, class Stream>
 void attention_backward(const T* qkv, const T* out, const T* dout, const Accum<T>* lse, T* dqkv,
                         const AttentionShape& shape, double scale, const Stream& stream) {
-  const auto run = shape.head_dim <= kMaxTiledHeadDim ? run_backward<Tiles, T, Stream>
+  using Best = std::conditional_t<std::is_same_v<T, bf16>, Mma, Tiles>;
+  const auto run = shape.head_dim <= kMaxTiledHeadDim ? run_backward<Best, T, Stream>
                                                       : run_backward<Naive, T, Stream>;
   run(qkv, out, dout, lse, dqkv, shape, scale, stream);
 }

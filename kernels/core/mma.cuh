@@ -19,7 +19,13 @@ namespace {
 
 // Two floats as bf16, `low` in the lower half.
 __device__ inline uint32_t pack_bf16(float low, float high) {
+#ifdef __CUDA_ARCH__
+  uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+#else
   return uint32_t{bf16(low).bits} | uint32_t{bf16(high).bits} << 16;
+#endif
 }
 
 #ifdef __CUDACC__

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <string>
 #include <utility>
 #include <vector>
@@ -49,8 +50,8 @@ const std::vector<Case> gpu_cases = {
     {2, 50, 2, 64, 8},     {1, 65, 1, 80, 1}, {1, 33, 1, 96}, {1, 34, 1, 128, 2},
     {1, 17, 1, 64, 0, 40}, {1, 9, 1, 256, 1}, {3, 0, 2, 8},   {0, 7, 2, 8},
 };
-// In one schedule: the geometries of ViT-B/16 and ViT-L/14.
-const std::vector<Case> large_gpu_cases = {{1, 197, 1, 64}, {1, 257, 1, 64}};
+// In one schedule: the geometries of ViT-B/16 and ViT-L/14, and keys that do not fit at once.
+const std::vector<Case> large_gpu_cases = {{1, 197, 1, 64}, {1, 257, 1, 64}, {1, 161, 1, 128}};
 
 template <class T>
 struct Operands {
@@ -303,6 +304,28 @@ TYPED_TEST(Attention, EveryVersionOnRealGeometries) {
     queue.device = have_gpu() ? Device::cuda : Device::simt;
     for (const Case& t : large_gpu_cases) check_versions<T>(t, queue, 2);
   }
+}
+
+// With many heads a block takes one group of queries after another, with few each group has its
+// own.
+TEST(AttentionGpu, SameBitsHoweverQueriesAreDealtToBlocks) {
+  constexpr int64_t batch = 256, tokens = 129;
+  Operands<bf16> in({batch, tokens, 1, 8});
+  Queue queue;
+  queue.device = have_gpu() ? Device::cuda : Device::simt;
+  const auto run = [&](int64_t first, int64_t images, Buffer<bf16>& out) {
+    AttentionShape shape = in.shape;
+    shape.batch = images;
+    OF_ON(queue, attention_forward, bf16)
+    (&in.qkv(first * tokens, 0), &out(first * tokens, 0), &in.lse(first, 0), shape, in.scale);
+  };
+  Buffer<bf16> whole(batch * tokens, 8), last = whole;
+  run(0, batch, whole);
+  run(batch - 1, 1, last);
+  finish(queue);
+  EXPECT_TRUE(whole.verify());
+  const auto row = [](Buffer<bf16>& x) { return &x((batch - 1) * tokens, 0); };
+  EXPECT_EQ(std::memcmp(row(whole), row(last), tokens * 8 * sizeof(bf16)), 0);
 }
 #endif
 
