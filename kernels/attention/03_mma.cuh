@@ -53,8 +53,8 @@ struct MmaForward {
     const size_t room = kMmaSharedBytes / kBlocks - warps * kWarpBytes;
     const int64_t limit = int64_t(room / kKeyBytes / kTileRows) * kTileRows;
     keys = round_up_to_tile(resident ? s.tokens : ceil_div(s.tokens, ceil_div(s.tokens, limit)));
-    // With few heads, or with keys that are read again and again anyhow, a block for each group.
-    const bool split = !resident || s.batch * s.heads < 256;
+    // With fewer heads than SMs, or with keys that are read again and again anyhow, a block for each group.
+    const bool split = !resident || s.batch * s.heads < 128;
     rounds = split ? 1 : groups;
     blocks = split ? groups : 1;
   }
