@@ -53,7 +53,8 @@ struct MmaForward {
     const size_t room = kMmaSharedBytes / kBlocks - warps * kWarpBytes;
     const int64_t limit = int64_t(room / kKeyBytes / kTileRows) * kTileRows;
     keys = round_up_to_tile(resident ? s.tokens : ceil_div(s.tokens, ceil_div(s.tokens, limit)));
-    // With fewer heads than SMs, or with keys that are read again and again anyhow, a block for each group.
+    // With fewer heads than SMs, or with keys that are read again and again anyhow, a block for
+    // each group.
     const bool split = !resident || s.batch * s.heads < 128;
     rounds = split ? 1 : groups;
     blocks = split ? groups : 1;
@@ -301,16 +302,8 @@ __global__ void __launch_bounds__(32 * MmaBackward<kCols>::kMaxWarps, 1)
       for (int i = 0; i < kQueries; i += 16) {
         // S^T = K Q^T and dP^T = V dO^T, 16 keys x 16 queries
         float p[2][4] = {}, ds[2][4] = {};
-#pragma unroll
-        for (int c = 0; c < kCols / 16; ++c) {
-          uint32_t a[4], b[4];
-          load_a(a, k, row, 16 * c);
-          load_b_transposed(b, q, i, 16 * c);
-          multiply_16(p, a, b);
-          load_a(a, v, row, 16 * c);
-          load_b_transposed(b, dout, i, 16 * c);
-          multiply_16(ds, a, b);
-        }
+        multiply_rows(p, k, row, q, i);
+        multiply_rows(ds, v, row, dout, i);
         // P^T = 2^(S^T - lse),  dS^T = P^T (dP^T - D)
 #pragma unroll
         for (int n = 0; n < 2; ++n)

@@ -45,13 +45,16 @@ struct MmaTile {
 // may be a factor. Of B there are two: f[0], f[1] for the first 8 columns of the product, f[2],
 // f[3] for the next.
 
-// Where this lane's row of 8 elements is: rows counted by `r` (0 to 15, lane % 8 modulo 8, so that
-// the permutation is the lane's own all along), columns from c (0 or 8) on.
+// Where this lane's row of 8 elements is: in row r (0 to 15, and lane % 8 modulo 8, so that the
+// permutation is the lane's own all along) and column c (0 or 8) of the piece. Where a row is a
+// multiple of 128 bytes, one exclusive or leads from this lane's first piece to any other.
 template <int kCols>
 __device__ const bf16* fragment_row(const MmaTile<kCols>& tile, int row, int r, int column, int c) {
-  const int permuted = MmaTile<kCols>::kPermuted ? int(threadIdx.x) % 8 * 8 : 0;
-  return tile.data + row * MmaTile<kCols>::kPitch + r * MmaTile<kCols>::kPitch +
-         ((column + c) ^ permuted);
+  const int first = (row + r) * MmaTile<kCols>::kPitch;
+  if constexpr (MmaTile<kCols>::kPermuted)
+    return tile.data + ((first + (c ^ int(threadIdx.x) % 8 * 8)) ^ column);
+  else
+    return tile.data + (first + c + column);
 }
 template <int kCols>
 __device__ const bf16* rows_first(const MmaTile<kCols>& tile, int row, int column) {
@@ -87,11 +90,24 @@ __device__ void load_b_transposed(uint32_t (&f)[4], const MmaTile<kCols>& tile, 
   ldmatrix_x4(f, columns_first(tile, row, column));
 }
 
-// d [2][4]: 16 x 16 of a product, += A B.
+// d: this lane's share of 16 x 16 of a product, += A B.
 __device__ inline void multiply_16(float (&d)[2][4], const uint32_t (&a)[4],
                                    const uint32_t (&b)[4]) {
   mma_16x8x16(d[0], a, {b[0], b[1]});
   mma_16x8x16(d[1], a, {b[2], b[3]});
+}
+
+// d += the inner products of 16 rows of A with 16 rows of B.
+template <int kCols>
+__device__ void multiply_rows(float (&d)[2][4], const MmaTile<kCols>& a, int row_a,
+                              const MmaTile<kCols>& b, int row_b) {
+#pragma unroll
+  for (int c = 0; c < kCols; c += 16) {
+    uint32_t fragment_a[4], fragment_b[4];
+    load_a(fragment_a, a, row_a, c);
+    load_b_transposed(fragment_b, b, row_b, c);
+    multiply_16(d, fragment_a, fragment_b);
+  }
 }
 
 // A product of 16 x 16 as the factor A of the next one: what a lane holds of the one is just what
