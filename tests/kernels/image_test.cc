@@ -8,7 +8,7 @@
 
 #include "tests/support/buffer.h"
 #include "tests/support/compare.h"
-#include "tests/support/isa.h"
+#include "tests/support/device.h"
 #include "tests/support/random.h"
 
 namespace orthofed {
@@ -124,6 +124,31 @@ std::vector<ImageAugment> draws() {
   return list;
 }
 
+// The batch as a device finds it: everything in its memory.
+template <class T>
+struct Call {
+  Call(std::vector<const uint8_t*> pixels, const std::vector<ImageAugment>& draws)
+      : images(1, int64_t(pixels.size())),
+        augment(1, int64_t(draws.size())),
+        mean(1, 3),
+        std(1, 3) {
+    std::copy(pixels.begin(), pixels.end(), images.data());
+    std::copy(draws.begin(), draws.end(), augment.data());
+    std::copy(kMean, kMean + 3, mean.data());
+    std::copy(kStd, kStd + 3, std.data());
+  }
+  void run(const Queue& queue, Buffer<T>& patches, const ImageShape& shape) const {
+    const test::WithScratch at(queue, gpu::image_to_patches_scratch(shape.batch));
+    const ImageAugment* draws = augment.cols() > 0 ? augment.data() : nullptr;
+    OF_ON(at, image_to_patches, T)
+    (images.data(), draws, mean.data(), std.data(), patches.data(), patches.ld(), shape);
+    test::finish(at);
+  }
+  Buffer<const uint8_t*> images;
+  Buffer<ImageAugment> augment;
+  Buffer<float> mean, std;
+};
+
 struct Case {
   int64_t height, width, size, patch;
 };
@@ -135,85 +160,92 @@ TYPED_TEST_SUITE(ImageTest, Types);
 
 TYPED_TEST(ImageTest, EqualsTheStepsOneByOne) {
   using T = TypeParam;
-  test::for_each_isa([&] {
-    for (const Case& k : {Case{8, 8, 8, 4}, Case{8, 8, 8, 8}, Case{5, 5, 5, 1}, Case{1, 1, 3, 3},
-                          Case{7, 5, 6, 3}, Case{33, 17, 34, 17}, Case{3, 70, 4, 2}}) {
-      SCOPED_TRACE(testing::Message()
-                   << k.height << " x " << k.width << " to " << k.size << ", patch " << k.patch);
-      const std::vector<ImageAugment> augment = draws();
-      const auto batch = int64_t(augment.size());
-      Buffer<uint8_t> pixels(batch, k.height * k.width * 3);
-      const Philox rng = PhiloxKey(test::seed()).with("image");
-      std::vector<const uint8_t*> images;
-      for (int64_t b = 0; b < batch; ++b) {
-        for (int64_t i = 0; i < pixels.cols(); ++i)
-          pixels(b, i) = uint8_t(rng(uint64_t(b), uint64_t(i))[0]);
-        images.push_back(&pixels(b, 0));
-      }
+  for (const Case& k :
+       {Case{8, 8, 8, 4}, Case{8, 8, 8, 8}, Case{5, 5, 5, 1}, Case{1, 1, 3, 3}, Case{7, 5, 6, 3},
+        Case{33, 17, 34, 17}, Case{3, 70, 4, 2}, Case{9, 9, 8, 3}}) {
+    SCOPED_TRACE(testing::Message()
+                 << k.height << " x " << k.width << " to " << k.size << ", patch " << k.patch);
+    const std::vector<ImageAugment> augment = draws();
+    const auto batch = int64_t(augment.size());
+    Buffer<uint8_t> pixels(batch, k.height * k.width * 3);
+    const Philox rng = PhiloxKey(test::seed()).with("image");
+    std::vector<const uint8_t*> images;
+    for (int64_t b = 0; b < batch; ++b) {
+      for (int64_t i = 0; i < pixels.cols(); ++i)
+        pixels(b, i) = uint8_t(rng(uint64_t(b), uint64_t(i))[0]);
+      images.push_back(&pixels(b, 0));
+    }
 
-      const int64_t grid = k.size / k.patch;
-      std::vector<double> want;  // [batch * grid^2, 3 * patch^2]
-      for (int64_t b = 0; b < batch; ++b) {
-        const Picture source = mapped(k.height, k.width, [&](int64_t y, int64_t x, int64_t c) {
-          return double(pixels(b, (y * k.width + x) * 3 + c)) / 255;
-        });
-        const Picture p = reference(source, augment[size_t(b)], k.size);
-        for (int64_t gy = 0; gy < grid; ++gy)
-          for (int64_t gx = 0; gx < grid; ++gx)
-            for (int64_t c = 0; c < 3; ++c)
-              for (int64_t y = 0; y < k.patch; ++y)
-                for (int64_t x = 0; x < k.patch; ++x)
-                  want.push_back(p.at(gy * k.patch + y, gx * k.patch + x, c));
-      }
+    const int64_t grid = k.size / k.patch;
+    std::vector<double> want;  // [batch * grid^2, 3 * patch^2]
+    for (int64_t b = 0; b < batch; ++b) {
+      const Picture source = mapped(k.height, k.width, [&](int64_t y, int64_t x, int64_t c) {
+        return double(pixels(b, (y * k.width + x) * 3 + c)) / 255;
+      });
+      const Picture p = reference(source, augment[size_t(b)], k.size);
+      for (int64_t gy = 0; gy < grid; ++gy)
+        for (int64_t gx = 0; gx < grid; ++gx)
+          for (int64_t c = 0; c < 3; ++c)
+            for (int64_t y = 0; y < k.patch; ++y)
+              for (int64_t x = 0; x < k.patch; ++x)
+                want.push_back(p.at(gy * k.patch + y, gx * k.patch + x, c));
+    }
 
-      // Computed in A: about a dozen roundings of values below 1.3 * 1.2 / min(std) < 8; stored in
-      // T. Source positions are in double: an error of a few ulp of the image's extent, times a
-      // slope of at most 8 a pixel in each direction.
-      using A = Accum<T>;
-      const double extent = double(std::max({k.height, k.width, k.size}));
-      test::Budget budget{
-          0, 12 * 8 * test::epsilon<A> / 2 + 2 * 8 * 4 * extent * test::epsilon<double>};
-      if (!std::is_same_v<T, A>) budget.relative = test::epsilon<T> / 2 * 1.001;
-      const ImageShape shape{batch, k.height, k.width, k.size, k.patch};
+    // Computed in A: about a dozen roundings of values below 1.3 * 1.2 / min(std) < 8; stored in
+    // T. Source positions are in double: an error of a few ulp of the image's extent, times a
+    // slope of at most 8 a pixel in each direction.
+    using A = Accum<T>;
+    const double extent = double(std::max({k.height, k.width, k.size}));
+    test::Budget budget{0,
+                        12 * 8 * test::epsilon<A> / 2 + 2 * 8 * 4 * extent * test::epsilon<double>};
+    if (!std::is_same_v<T, A>) budget.relative = test::epsilon<T> / 2 * 1.001;
+    const ImageShape shape{batch, k.height, k.width, k.size, k.patch};
+    const Call<T> call(images, augment), last_alone({images.back()}, {augment.back()});
+
+    test::for_each_device<T>([&](const Queue& queue) {
       Buffer<T> got(batch * grid * grid, 3 * k.patch * k.patch, 5), again = got;
-      cpu::image_to_patches(images.data(), augment.data(), kMean, kStd, got.data(), got.ld(),
-                            shape);
+      call.run(queue, got, shape);
       EXPECT_TRUE(test::close(got, want, budget));
-      cpu::image_to_patches(images.data(), augment.data(), kMean, kStd, again.data(), again.ld(),
-                            shape);
+      call.run(queue, again, shape);
       EXPECT_TRUE(test::identical(got, again));
 
       // An image's patches do not depend on the batch it is in.
-      const int64_t last = batch - 1;
       Buffer<T> alone(grid * grid, 3 * k.patch * k.patch, 0);
-      cpu::image_to_patches(&images[size_t(last)], &augment[size_t(last)], kMean, kStd,
-                            alone.data(), alone.ld(),
-                            ImageShape{1, k.height, k.width, k.size, k.patch});
+      last_alone.run(queue, alone, {1, k.height, k.width, k.size, k.patch});
       for (int64_t i = 0; i < alone.rows(); ++i)
         for (int64_t j = 0; j < alone.cols(); ++j)
-          ASSERT_EQ(float(alone(i, j)), float(got(last * grid * grid + i, j)));
+          ASSERT_EQ(float(alone(i, j)), float(got((batch - 1) * grid * grid + i, j)));
+    });
+  }
+}
+
+TYPED_TEST(ImageTest, NoAugmentMeansTheIdentity) {
+  using T = TypeParam;
+  Buffer<uint8_t> image(1, 12);  // [2, 2, 3]
+  std::vector<double> want;
+  for (int c = 0; c < 3; ++c)
+    for (int i = 0; i < 4; ++i) {
+      image(0, 3 * i + c) = uint8_t(51 * c + 20 * i);
+      want.push_back((image(0, 3 * i + c) / 255.0 - double(kMean[c])) / double(kStd[c]));
     }
+  const Call<T> call({image.data()}, {});
+  test::for_each_device<T>([&](const Queue& queue) {
+    Buffer<T> got(1, 12);
+    call.run(queue, got, {1, 2, 2, 2, 2});
+    EXPECT_TRUE(
+        test::close(got, want, test::Budget{test::epsilon<T>, 8 * test::epsilon<Accum<T>>}));
   });
 }
 
-TEST(Image, NoAugmentMeansTheIdentity) {
-  const std::vector<uint8_t> image{0, 51, 102, 153, 204, 255, 10, 20, 30, 40, 50, 60};  // [2, 2, 3]
-  const uint8_t* images[1] = {image.data()};
-  const float zero[3] = {0, 0, 0}, one[3] = {1, 1, 1};
-  Buffer<double> got(1, 12);
-  cpu::image_to_patches<double>(images, nullptr, zero, one, got.data(), got.ld(), {1, 2, 2, 2, 2});
-  std::vector<double> want;
-  for (int c = 0; c < 3; ++c)
-    for (int i = 0; i < 4; ++i) want.push_back(image[size_t(3 * i + c)] / 255.0);
-  EXPECT_TRUE(test::close(got, want, test::Budget{1e-15, 0}));
-}
-
-TEST(Image, AnEmptyBatchWritesNothing) {
-  Buffer<float> got(1, 12);
-  cpu::image_to_patches<float>(nullptr, nullptr, kMean, kStd, got.data(), got.ld(),
-                               {0, 2, 2, 2, 2});
-  EXPECT_TRUE(std::isnan(got(0, 0)));
-  EXPECT_TRUE(got.verify());
+TYPED_TEST(ImageTest, AnEmptyBatchWritesNothing) {
+  using T = TypeParam;
+  const Call<T> call({}, {});
+  test::for_each_device<T>([&](const Queue& queue) {
+    Buffer<T> got(1, 12);
+    call.run(queue, got, {0, 2, 2, 2, 2});
+    EXPECT_TRUE(std::isnan(float(got(0, 0))));
+    EXPECT_TRUE(got.verify());
+  });
 }
 
 }  // namespace
