@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "engine/tensor/bytes.h"
 #include "kernels/orthogonality/orthogonality.h"
 
 namespace orthofed {
@@ -19,14 +20,6 @@ PenaltyForm form_of(const PenaltyConfig& c) {
   if (c.features > 0 || c.subspace > 0 || c.subspace_l1 > 0 || c.base_subspace > 0)
     throw UserError("penalty.form: raw2 exists for update and base only");
   return PenaltyForm::raw2;
-}
-
-// The value that a kernel writes for one layer.
-template <class Kernel>
-double value_of(const Kernel& kernel) {
-  double value = 0;
-  kernel(&value);
-  return value;
 }
 
 }  // namespace
@@ -57,91 +50,121 @@ Penalties::Penalties(Vit& model, const PenaltyConfig& config)
     throw UserError("penalty: a penalty needs layers with a general and a personal adapter");
 }
 
-// Sum over layers of value(layer tensors, weight) / number of layers. Kernels add to dense buffers;
-// these are small, so they are made here and delivered to the parameters afterwards.
-template <class F>
-double Penalties::over_layers(double gradient_weight, const F& value) const {
-  const double share = layers_.empty() ? 0 : 1.0 / double(layers_.size());
-  double sum = 0;
-  for (const Layer& l : layers_) {
-    sum += dispatch_accum(l.w0.dtype(), [&]<class R>(Tag<R>) {
-      const Adapter &g = l.slice->general, &p = l.slice->personal;
-      const Tensor a_g = g.a.value().contiguous(), b_g = g.b.value().contiguous();
-      const Tensor a_p = p.a.value().contiguous(), b_p = p.b.value().contiguous();
-      OrthogonalityLayer<R> t;
-      t.in = a_g.cols();
-      t.out = b_g.rows();
-      t.rank_g = a_g.rows();
-      t.rank_p = a_p.rows();
-      t.a_g = a_g.data<R>();
-      t.b_g = b_g.data<R>();
-      t.a_p = a_p.data<R>();
-      t.b_p = b_p.data<R>();
-      t.w0 = l.w0.data<R>();
-      t.ld_w0 = l.w0.pitch();
-      t.w0_norm2 = l.w0_norm2;
-      if (l.v_k.defined()) {
-        t.v_k = l.v_k.data<R>();
-        t.k = l.v_k.rows();
-      }
-      if (gradient_weight == 0) return value(t, 0.0);
+// What the kernels read: one entry a layer, dense copies of the adapters, and dense buffers that
+// every kind adds its gradient to, so that a whole model is one call a kind.
+struct Penalties::List {
+  Tensor layers;  // OrthogonalityLayer [count], as bytes
+  std::vector<Tensor> adapters;
+  struct Gradient {
+    const Adapter* adapter;
+    Tensor a, b;
+  };
+  std::vector<Gradient> gradients;
+};
 
-      const bool general = config_.detach != "general" && g.a.requires_grad();
-      const bool personal = p.a.requires_grad();
-      Tensor da_g, db_g, da_p, db_p;
-      if (general) {
-        da_g = Tensor::dense_zeros(a_g.shape(), a_g.dtype());
-        db_g = Tensor::dense_zeros(b_g.shape(), b_g.dtype());
-        t.da_g = da_g.data<R>();
-        t.db_g = db_g.data<R>();
-      }
-      if (personal) {
-        da_p = Tensor::dense_zeros(a_p.shape(), a_p.dtype());
-        db_p = Tensor::dense_zeros(b_p.shape(), b_p.dtype());
-        t.da_p = da_p.data<R>();
-        t.db_p = db_p.data<R>();
-      }
-      const double v = value(t, gradient_weight * share);
-      if (general) {
-        g.a.add_grad(da_g);
-        g.b.add_grad(db_g);
-      }
-      if (personal) {
-        p.a.add_grad(da_p);
-        p.b.add_grad(db_p);
-      }
-      return v;
-    });
+template <class R>
+Penalties::List Penalties::list(bool with_gradients) const {
+  List list;
+  std::vector<OrthogonalityLayer<R>> entries;
+  for (const Layer& l : layers_) {
+    const Adapter &g = l.slice->general, &p = l.slice->personal;
+    OrthogonalityLayer<R> t;
+    const auto dense = [&](const Var& v) {
+      list.adapters.push_back(v.value().contiguous());
+      return list.adapters.back().data<R>();
+    };
+    t.in = g.a.value().cols();
+    t.out = g.b.value().rows();
+    t.rank_g = g.rank();
+    t.rank_p = p.rank();
+    t.a_g = dense(g.a);
+    t.b_g = dense(g.b);
+    t.a_p = dense(p.a);
+    t.b_p = dense(p.b);
+    t.w0 = l.w0.data<R>();
+    t.ld_w0 = l.w0.pitch();
+    t.w0_norm2 = l.w0_norm2;
+    if (l.v_k.defined()) {
+      t.v_k = l.v_k.data<R>();
+      t.k = l.v_k.rows();
+    }
+    const auto wanted = [&](const Adapter& adapter, R*& da, R*& db) {
+      list.gradients.push_back({&adapter, Tensor::dense_zeros(adapter.a.shape(), l.w0.dtype()),
+                                Tensor::dense_zeros(adapter.b.shape(), l.w0.dtype())});
+      da = list.gradients.back().a.data<R>();
+      db = list.gradients.back().b.data<R>();
+    };
+    if (with_gradients && config_.detach != "general" && g.a.requires_grad())
+      wanted(g, t.da_g, t.db_g);
+    if (with_gradients && p.a.requires_grad()) wanted(p, t.da_p, t.db_p);
+    entries.push_back(t);
   }
-  return sum * share;
+  list.layers = bytes_of(entries);
+  return list;
+}
+
+namespace {
+
+constexpr const char* kKinds[] = {"update", "base", "subspace", "subspace_l1", "base_subspace"};
+
+// Writes the layers' values and adds *weight * gradient, all on the list's device.
+template <class R>
+void run_kind(const std::string& kind, const Tensor& list, int64_t count, PenaltyForm form,
+              const double* weight, double* values) {
+  const auto* layers = as<const OrthogonalityLayer<R>>(list);
+  if (kind == "update")
+    of_on(queue_of(list), orthogonality_update, R)(layers, count, form, weight, values);
+  else if (kind == "base")
+    of_on(queue_of(list, gpu::orthogonality_base_scratch(count)), orthogonality_base, R)(
+        layers, count, form, weight, values);
+  else if (kind == "subspace")
+    of_on(queue_of(list), orthogonality_subspace, R)(layers, count, weight, values);
+  else if (kind == "subspace_l1")
+    of_on(queue_of(list), orthogonality_subspace_l1, R)(layers, count, weight, values);
+  else
+    of_on(queue_of(list), orthogonality_base_subspace, R)(layers, count, weight, values);
+}
+
+double mean(const std::vector<double>& values) {
+  double sum = 0;
+  for (const double v : values) sum += v;
+  return values.empty() ? 0 : sum / double(values.size());
+}
+
+}  // namespace
+
+double Penalties::lambda(const std::string& kind) const {
+  return kind == "update"        ? config_.update
+         : kind == "base"        ? config_.base
+         : kind == "subspace"    ? config_.subspace
+         : kind == "subspace_l1" ? config_.subspace_l1
+                                 : config_.base_subspace;
 }
 
 double Penalties::apply(double factor) {
-  const auto& c = config_;
-  double total = 0;
-  if (c.update > 0)
-    total +=
-        c.update * over_layers(factor * c.update, [&](const auto& t, double w) {
-          return value_of([&](double* to) { cpu::orthogonality_update(&t, 1, form_, &w, to); });
-        });
-  if (c.base > 0)
-    total += c.base * over_layers(factor * c.base, [&](const auto& t, double w) {
-               return value_of([&](double* to) { cpu::orthogonality_base(&t, 1, form_, &w, to); });
-             });
-  if (c.subspace > 0)
-    total += c.subspace * over_layers(factor * c.subspace, [&](const auto& t, double w) {
-               return value_of([&](double* to) { cpu::orthogonality_subspace(&t, 1, &w, to); });
-             });
-  if (c.subspace_l1 > 0)
-    total += c.subspace_l1 * over_layers(factor * c.subspace_l1, [&](const auto& t, double w) {
-               return value_of([&](double* to) { cpu::orthogonality_subspace_l1(&t, 1, &w, to); });
-             });
-  if (c.base_subspace > 0)
-    total +=
-        c.base_subspace * over_layers(factor * c.base_subspace, [&](const auto& t, double w) {
-          return value_of([&](double* to) { cpu::orthogonality_base_subspace(&t, 1, &w, to); });
-        });
-  return total;
+  std::vector<std::string> kinds;
+  for (const char* kind : kKinds)
+    if (lambda(kind) > 0) kinds.push_back(kind);
+  if (kinds.empty()) return 0;
+  const int64_t count = int64_t(layers_.size()), number = int64_t(kinds.size());
+  std::vector<double> weights;
+  for (const std::string& kind : kinds) weights.push_back(factor * lambda(kind) / double(count));
+  return dispatch_accum(layers_.front().w0.dtype(), [&]<class R>(Tag<R>) {
+    const List all = list<R>(true);
+    const Tensor w = Tensor::of(weights, {number});
+    const Tensor values = Tensor::dense_zeros({number, count}, DType::f64);
+    for (int64_t k = 0; k < number; ++k)
+      run_kind<R>(kinds[size_t(k)], all.layers, count, form_, w.data<double>() + k,
+                  values.data<double>() + k * count);
+    for (const List::Gradient& g : all.gradients) {
+      g.adapter->a.add_grad(g.a);
+      g.adapter->b.add_grad(g.b);
+    }
+    double total = 0;
+    for (int64_t k = 0; k < number; ++k)
+      total += lambda(kinds[size_t(k)]) * mean(values.row_range(k, k + 1).to_vector());
+    return total;
+  });
 }
 
 FeaturesPenalty Penalties::features(double factor, int64_t valid_rows) const {
@@ -156,35 +179,30 @@ FeaturesPenalty Penalties::features(double factor, int64_t valid_rows) const {
 PenaltyValues Penalties::measure() {
   PenaltyValues v;
   if (layers_.empty()) return v;
-  const PenaltyForm form = PenaltyForm::cosine2;  // comparable across runs, whatever is trained
-  v["update"] = over_layers(0, [&](const auto& t, double w) {
-    return value_of([&](double* to) { cpu::orthogonality_update(&t, 1, form, &w, to); });
+  const int64_t count = int64_t(layers_.size());
+  dispatch_accum(layers_.front().w0.dtype(), [&]<class R>(Tag<R>) {
+    const List all = list<R>(false);
+    const Tensor no_gradient = Tensor::dense_zeros({1}, DType::f64);
+    const Tensor values = Tensor::dense_zeros({count}, DType::f64);
+    for (const std::string kind : kKinds) {
+      if (kind == "base_subspace" && config_.base_subspace <= 0) continue;
+      // One form, whatever is trained: comparable across runs.
+      run_kind<R>(kind, all.layers, count, PenaltyForm::cosine2, no_gradient.data<double>(),
+                  values.data<double>());
+      v[kind] = mean(values.to_vector());
+    }
+    const Tensor norms2 = Tensor::dense_zeros({count, 2}, DType::f64);
+    of_on(queue_of(norms2), delta_norm2, R)(as<const OrthogonalityLayer<R>>(all.layers), count,
+                                            norms2.data<double>());
+    for (const int personal : {0, 1}) {
+      std::vector<double> norms = norms2.columns(personal, personal + 1).to_vector();
+      for (double& n : norms) n = std::sqrt(n);
+      v[personal == 0 ? "delta_general" : "delta_personal"] = mean(norms);
+    }
   });
-  v["base"] = over_layers(0, [&](const auto& t, double w) {
-    return value_of([&](double* to) { cpu::orthogonality_base(&t, 1, form, &w, to); });
-  });
-  v["subspace"] = over_layers(0, [&](const auto& t, double w) {
-    return value_of([&](double* to) { cpu::orthogonality_subspace(&t, 1, &w, to); });
-  });
-  v["subspace_l1"] = over_layers(0, [&](const auto& t, double w) {
-    return value_of([&](double* to) { cpu::orthogonality_subspace_l1(&t, 1, &w, to); });
-  });
-  if (config_.base_subspace > 0)
-    v["base_subspace"] = over_layers(0, [&](const auto& t, double w) {
-      return value_of([&](double* to) { cpu::orthogonality_base_subspace(&t, 1, &w, to); });
-    });
-  v["delta_general"] = over_layers(0, [&](const auto& t, double) {
-    double norms2[2];
-    cpu::delta_norm2(&t, 1, norms2);
-    return std::sqrt(norms2[0]);
-  });
-  v["delta_personal"] = over_layers(0, [&](const auto& t, double) {
-    double norms2[2];
-    cpu::delta_norm2(&t, 1, norms2);
-    return std::sqrt(norms2[1]);
-  });
-  v["base_chance"] =
-      over_layers(0, [&](const auto& t, double) { return 1.0 / (double(t.in) * double(t.out)); });
+  double chance = 0;
+  for (const Layer& l : layers_) chance += 1.0 / (double(l.w0.rows()) * double(l.w0.cols()));
+  v["base_chance"] = chance / double(count);
   return v;
 }
 

@@ -40,8 +40,10 @@ class Penalties {
     double w0_norm2 = 0;
     Tensor v_k = {};  // [k, in], if base_subspace is weighted
   };
-  template <class F>
-  double over_layers(double gradient_weight, const F& value) const;
+  struct List;
+  template <class R>
+  List list(bool with_gradients) const;
+  double lambda(const std::string& kind) const;
 
   PenaltyConfig config_;
   PenaltyForm form_;

@@ -213,13 +213,15 @@ Tensor Linear::backward(const Tensor& dy, const Saved& saved, bool need_dx,
         Tensor extra = Tensor::zeros({rows, rg + rp}, accum(compute_));
         Tensor db_g = Tensor::dense_zeros(b_g.shape(), accum(compute_));
         Tensor db_p = Tensor::dense_zeros(b_p.shape(), accum(compute_));
-        double value = 0;
-        cpu::orthogonality_features<T>(
-            saved.u.data<T>() + begin, saved.u.pitch(), saved.u.data<T>() + begin + rg,
-            saved.u.pitch(), b_g.data<R>(), b_p.data<R>(), rows, slice.rows, rg, rp, features->form,
-            &features->weight, extra.data<R>(), extra.pitch(), extra.data<R>() + rg, extra.pitch(),
-            db_g.data<R>(), db_p.data<R>(), &value);
-        features->sum += value;
+        const Tensor numbers = Tensor::of(std::vector<double>{features->weight, 0}, {2});
+        double *const lambda = numbers.data<double>(), *const value = lambda + 1;
+        of_on(queue_of(numbers, gpu::orthogonality_features_scratch(rows, rg, rp)),
+              orthogonality_features,
+              T)(saved.u.data<T>() + begin, saved.u.pitch(), saved.u.data<T>() + begin + rg,
+                 saved.u.pitch(), b_g.data<R>(), b_p.data<R>(), rows, slice.rows, rg, rp,
+                 features->form, lambda, extra.data<R>(), extra.pitch(), extra.data<R>() + rg,
+                 extra.pitch(), db_g.data<R>(), db_p.data<R>(), value);
+        features->sum += numbers.columns(1, 2).item();
         ++features->layers;
         if (features->weight != 0) {
           const int64_t from = features->detach_general ? rg : 0;

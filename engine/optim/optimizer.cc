@@ -6,6 +6,7 @@
 #include <cmath>
 #include <numbers>
 
+#include "engine/tensor/bytes.h"
 #include "kernels/grad_norm/grad_norm.h"
 #include "kernels/optimizer/optimizer.h"
 
@@ -16,19 +17,6 @@ namespace {
 // its moments, and stays so.
 int64_t extent(const Tensor& t) {
   return t.rows() * t.pitch();
-}
-
-// Values for a kernel to read, on the thread's device; the tensor owns them.
-template <class X>
-Tensor bytes_of(const std::vector<X>& values) {
-  static_assert(std::is_trivially_copyable_v<X>);
-  const auto* first = reinterpret_cast<const uint8_t*>(values.data());
-  return Tensor::of(std::span(first, values.size() * sizeof(X)),
-                    {int64_t(values.size() * sizeof(X))});
-}
-template <class X>
-X* as(const Tensor& bytes) {
-  return reinterpret_cast<X*>(bytes.data<uint8_t>());
 }
 
 }  // namespace

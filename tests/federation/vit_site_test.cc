@@ -14,13 +14,21 @@
 #include "engine/tensor/allocator.h"
 #include "federation/alone.h"
 #include "federation/in_process.h"
+#include "kernels/simt/memory.h"
 #include "models/demo_base.h"
 #include "tests/support/files.h"
+#include "tests/support/graph.h"
 
 namespace orthofed {
 namespace {
 
 using test::TemporaryDirectory;
+
+// From here on host code that looks into the emulated device's memory stops the program.
+[[maybe_unused]] const bool guarded = [] {
+  simt::guard_memory();
+  return true;
+}();
 
 // A random base of 16 px and two generated sites; seconds for a whole federation.
 class Federation : public testing::Test {
@@ -112,6 +120,23 @@ TEST_F(Federation, SameSeedGivesTheSameBitsInWhateverOrderClientsAnswer) {
   RunConfig other = config;
   other.seed = 12;
   EXPECT_TRUE(differ(a.result.general, run(other, "c").result.general));
+}
+
+// The GPU's kernels, emulated, through a whole federation: the same bits at every run, and with SGD
+// (whose steps do not amplify the order of a sum) the CPU's adapters.
+TEST_F(Federation, TheEmulatedDeviceTrainsAsTheCpuDoes) {
+  config.train.optimizer = "sgd";
+  config.train.lr = 0.05;
+  RunConfig emulated = config;
+  emulated.device = "simt";
+  const Run want = run(config, "cpu"), got = run(emulated, "simt"), again = run(emulated, "again");
+  expect_identical(got.result.general, again.result.general);
+  for (const auto& [name, t] : want.result.general)
+    EXPECT_LE(test::relative_norm(got.result.general.at(name), t), 1e-4) << name;
+  for (const auto& [client, tensors] : want.personal)
+    for (const auto& [name, t] : tensors)
+      EXPECT_LE(test::relative_norm(got.personal.at(client).at(name), t), 1e-4)
+          << client << ": " << name;
 }
 
 TEST_F(Federation, PersonalAdaptersDifferAndStayOnTheClientsDisk) {

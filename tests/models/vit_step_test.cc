@@ -1,81 +1,14 @@
 // A whole training step of a tiny ViT against PyTorch (tests/fixtures/README.md): features, logits,
 // losses and every gradient; the optimiser on given gradients; and 50 steps of a loss curve.
-#include <gtest/gtest.h>
-
-#include "engine/data/loader.h"
-#include "engine/io/safetensors.h"
-#include "engine/ops/cross_entropy.h"
-#include "models/fine_tune.h"
-#include "tests/support/files.h"
-#include "tests/support/graph.h"
+#include "tests/models/vit_step.h"
 
 namespace orthofed {
 namespace {
 
-using test::relative_norm;
-
-const std::string kFixtures = test::source_dir() + "/tests/fixtures/";
-
-const TensorMap& fixture() {
-  static const TensorMap tensors = load_safetensors(kFixtures + "vit_step.safetensors").tensors;
-  return tensors;
-}
-
-// The tensors under "prefix.", without it.
-TensorMap under(const TensorMap& all, const std::string& prefix) {
-  TensorMap part;
-  for (const auto& [name, t] : all)
-    if (name.starts_with(prefix)) part[name.substr(prefix.size())] = t;
-  return part;
-}
-
-// timm's names only.
-TensorMap weights(bool with_head) {
-  TensorMap part;
-  for (const auto& [name, t] : fixture())
-    for (const char* prefix :
-         {"cls_token", "pos_embed", "patch_embed.", "blocks.", "norm.", "head."})
-      if (name.starts_with(prefix) && (with_head || !name.starts_with("head."))) part[name] = t;
-  return part;
-}
-
-std::unique_ptr<FineTuner> make_tuner(DType compute) {
-  auto vit = std::make_unique<Vit>(Vit::from_tensors(read_vit_config(kFixtures + "vit_step.json"),
-                                                     weights(false), compute, false));
-  FineTuneOptions o;
-  o.classes = 5;
-  o.lora.rank = 4;
-  o.lora.alpha = 8;
-  o.lora.personal_rank = 3;
-  o.lora.personal_alpha = 6;
-  o.penalty.update = 2;
-  o.penalty.base = 20;
-  o.penalty.subspace = 2;
-  o.train.lr = 1e-3;
-  o.train.warmup = 0;
-  auto tuner = std::make_unique<FineTuner>(std::move(vit), o);
-  TensorMap general = under(fixture(), "general.");
-  general["head.weight"] = fixture().at("head.weight");
-  general["head.bias"] = fixture().at("head.bias");
-  tuner->load_general(general);
-  tuner->load_personal(under(fixture(), "personal."));
-  return tuner;
-}
-
-Batch make_batch(const Tensor& patches, const Tensor& labels, const Tensor& sample_weights,
-                 DType compute) {
-  Batch b;
-  b.patches = patches.to(compute);
-  b.labels = labels;
-  b.weights = sample_weights.to(DType::f32).clone();
-  b.valid = 0;
-  for (double w : sample_weights.to_vector()) b.valid += w > 0;
-  return b;
-}
-
-class VitStep : public testing::TestWithParam<DType> {
+class VitStep : public testing::TestWithParam<Where> {
  protected:
-  DType compute() const { return GetParam(); }
+  DType compute() const { return GetParam().compute; }
+  Device device() const { return GetParam().device; }
   // The fixture is rounded to float32 once; fp32 sums differ by their order.
   double tolerance() const { return compute() == DType::f64 ? 3e-7 : 1e-5; }
   Batch batch() const {
@@ -85,11 +18,12 @@ class VitStep : public testing::TestWithParam<DType> {
 };
 
 TEST_P(VitStep, LoraStepAgreesWithPyTorch) {
-  auto tuner = make_tuner(compute());
+  auto tuner = make_tuner(compute(), device());
   const Batch b = batch();
   {
+    const OnDevice scope(device());
     Tape tape(false);
-    EXPECT_LE(relative_norm(tuner->model().features(tape, b.patches, 6).value(),
+    EXPECT_LE(relative_norm(tuner->model().features(tape, b.patches.on(device()), 6).value(),
                             fixture().at("output.features")),
               tolerance());
     EXPECT_LE(relative_norm(tuner->logits(b.patches, 6), fixture().at("output.logits")),
@@ -111,7 +45,7 @@ TEST_P(VitStep, LoraStepAgreesWithPyTorch) {
                                 : kind == AdapterKind::general ? "grad.general."
                                                                : "grad.personal.") +
                                v.name();
-      Tensor mean = v.grad().to(DType::f64).clone();
+      const Tensor mean = v.grad().host_copy().to(DType::f64);
       for (int64_t i = 0; i < mean.rows(); ++i)
         for (int64_t j = 0; j < mean.cols(); ++j) mean.row<double>(i)[j] /= double(r.images);
       EXPECT_LE(relative_norm(mean, fixture().at(name)), tolerance()) << name;
@@ -122,7 +56,7 @@ TEST_P(VitStep, LoraStepAgreesWithPyTorch) {
 }
 
 TEST_P(VitStep, MicroBatchesSumToTheWholeBatch) {
-  auto whole = make_tuner(compute()), parts = make_tuner(compute());
+  auto whole = make_tuner(compute(), device()), parts = make_tuner(compute(), device());
   Batch b = batch();
   b.weights.fill(1);  // counts weigh micro-batches, so samples weigh alike
   b.valid = 6;
@@ -143,14 +77,16 @@ TEST_P(VitStep, MicroBatchesSumToTheWholeBatch) {
 }
 
 TEST_P(VitStep, TrainingFromScratchAgreesWithPyTorch) {
+  const OnDevice scope(device());
   const Vit vit = Vit::from_tensors(read_vit_config(kFixtures + "vit_step.json"), weights(true),
                                     compute(), true);
   const Batch b = batch();
   Tape tape;
-  const Var f = vit.features(tape, b.patches, 6);
+  const Var f = vit.features(tape, b.patches.on(device()), 6);
   EXPECT_LE(relative_norm(f.value(), fixture().at("full.output.features")), tolerance());
   const Var z = vit.logits(tape, f);
-  const Var loss = cross_entropy(tape, z, b.labels, b.weights.to(accum(compute())), {}, {}, {});
+  const Var loss = cross_entropy(tape, z, b.labels.on(device()),
+                                 b.weights.to(accum(compute())).on(device()), {}, {}, {});
   EXPECT_NEAR(loss.value().item(), fixture().at("full.loss.ce").item(), tolerance() * 3);
   tape.backward(loss);
   for (const Var& v : vit.parameters()) {
@@ -161,16 +97,21 @@ TEST_P(VitStep, TrainingFromScratchAgreesWithPyTorch) {
 }
 
 TEST_P(VitStep, MergedAdaptersPredictTheSame) {
-  auto tuner = make_tuner(compute());
+  auto tuner = make_tuner(compute(), device());
   const Tensor patches = batch().patches;
   const Tensor apart = tuner->logits(patches, 6);
+  const OnDevice scope(device());
   for (Block& block : tuner->model().blocks)
     for (Linear* l : {&block.qkv, &block.proj, &block.fc1, &block.fc2}) l->merge();
   EXPECT_LE(relative_norm(tuner->logits(patches, 6), apart), tolerance());
 }
 
-INSTANTIATE_TEST_SUITE_P(ComputeTypes, VitStep, testing::Values(DType::f64, DType::f32),
-                         [](const auto& param) { return std::string(name_of(param.param)); });
+INSTANTIATE_TEST_SUITE_P(Places, VitStep,
+                         testing::ValuesIn(places({{DType::f64, Device::cpu},
+                                                   {DType::f32, Device::cpu},
+                                                   {DType::f32, Device::simt},
+                                                   {DType::f32, Device::cuda}})),
+                         place_name);
 
 // 50 steps. fp32 follows PyTorch's float64 curve; bf16 stays within twice the band that PyTorch's
 // own bf16 autocast leaves around its fp32.
