@@ -220,11 +220,11 @@ TYPED_TEST(Square, ForwardAndInPlace) {
       fill_normal(x, 1);
       std::vector<double> want = x.to_double();
       for (double& v : want) v *= v;
-      OF_ON(queue, square_forward, TypeParam)
+      of_on(queue, square_forward, TypeParam)
       (x.data(), x.ld(), y.data(), y.ld(), s.rows, s.cols);
       finish(queue);
       EXPECT_TRUE(close(y, want, TestFixture::kBudget));
-      OF_ON(queue, square_forward, TypeParam)
+      of_on(queue, square_forward, TypeParam)
       (x.data(), x.ld(), x.data(), x.ld(), s.rows, s.cols);
       finish(queue);
       EXPECT_TRUE(identical(x, y));
@@ -244,11 +244,11 @@ TYPED_TEST(Square, BackwardAndInPlace) {
       for (int64_t i = 0; i < s.rows; ++i)
         for (int64_t j = 0; j < s.cols; ++j)
           want.push_back(double(dy(i, j)) * 2 * double(x(i, j)));
-      OF_ON(queue, square_backward, TypeParam)
+      of_on(queue, square_backward, TypeParam)
       (dy.data(), dy.ld(), x.data(), x.ld(), dx.data(), dx.ld(), s.rows, s.cols);
       finish(queue);
       EXPECT_TRUE(close(dx, want, TestFixture::kBudget));
-      OF_ON(queue, square_backward, TypeParam)
+      of_on(queue, square_backward, TypeParam)
       (dy.data(), dy.ld(), x.data(), x.ld(), dy.data(), dy.ld(), s.rows, s.cols);
       finish(queue);
       EXPECT_TRUE(identical(dx, dy));
@@ -288,7 +288,7 @@ void forward(benchmark::State& state, const Queue& queue) {
   const int64_t rows = 197 * state.range(0), cols = 768, n = rows * cols;
   Array<T> x(queue, n, 1), y(queue, n, 2);
   measure(state, queue, 2.0 * double(n) * sizeof(T), [&] {
-    OF_ON(queue, square_forward, T)(x.data(), cols, y.data(), cols, rows, cols);
+    of_on(queue, square_forward, T)(x.data(), cols, y.data(), cols, rows, cols);
   });
   const float in = x.read()[size_t(n - 1)];
   OF_CHECK(float(y.read()[size_t(n - 1)]) == float(T(in * in)), "wrong result");
@@ -299,7 +299,7 @@ void backward(benchmark::State& state, const Queue& queue) {
   const int64_t rows = 197 * state.range(0), cols = 768, n = rows * cols;
   Array<T> dy(queue, n, 1), x(queue, n, 2), dx(queue, n, 3);
   measure(state, queue, 3.0 * double(n) * sizeof(T), [&] {
-    OF_ON(queue, square_backward, T)
+    of_on(queue, square_backward, T)
     (dy.data(), cols, x.data(), cols, dx.data(), cols, rows, cols);
   });
 }

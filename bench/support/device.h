@@ -3,7 +3,7 @@
 //   template <class T>
 //   void forward(benchmark::State& state, const Queue& queue) {
 //     Array<T> x(queue, n, 1), y(queue, n);
-//     measure(state, queue, bytes, [&] { OF_ON(queue, f, T)(x.data(), y.data(), n); });
+//     measure(state, queue, bytes, [&] { of_on(queue, f, T)(x.data(), y.data(), n); });
 //   }
 //   const bool registered = on_each_device("f/bf16", forward<bf16>, sizes);
 #pragma once

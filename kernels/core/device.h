@@ -115,5 +115,3 @@ void on_device(const Queue& queue, const char* kernel, Cpu&& on_cpu, Gpu&& on_gp
         },                                                                                         \
         of_args...);                                                                               \
   }
-
-#define OF_ON of_on

@@ -316,8 +316,8 @@ TEST(AttentionGpu, SameBitsHoweverQueriesAreDealtToBlocks) {
   const auto run = [&](int64_t first, int64_t images, Buffer<bf16>& out) {
     AttentionShape shape = in.shape;
     shape.batch = images;
-    OF_ON(queue, attention_forward, bf16)
-    (&in.qkv(first * tokens, 0), &out(first * tokens, 0), &in.lse(first, 0), shape, in.scale);
+    of_on(queue, attention_forward, bf16)(&in.qkv(first * tokens, 0), &out(first * tokens, 0),
+                                          &in.lse(first, 0), shape, in.scale);
   };
   Buffer<bf16> whole(batch * tokens, 8), last = whole;
   run(0, batch, whole);
@@ -341,12 +341,10 @@ TYPED_TEST(Attention, Dispatch) {
       const Reference want = reference(in, std::is_same_v<T, bf16> ? epsilon<bf16> / 2 : 0);
       Queue queue;
       queue.device = have_gpu() ? Device::cuda : Device::simt;
-      check_forward(in, want, queue, [&](auto... arguments) {
-        OF_ON(queue, attention_forward, T)(arguments...);
-      });
-      check_backward(in, want, queue, [&](auto... arguments) {
-        OF_ON(queue, attention_backward, T)(arguments...);
-      });
+      check_forward(in, want, queue,
+                    [&](auto... arguments) { of_on(queue, attention_forward, T)(arguments...); });
+      check_backward(in, want, queue,
+                     [&](auto... arguments) { of_on(queue, attention_backward, T)(arguments...); });
     }
   }
 }

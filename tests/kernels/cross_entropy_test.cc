@@ -38,10 +38,10 @@ struct Case {
   T run(const Queue& queue = {}) {
     Buffer<T> loss(1, 1);
     const WithScratch at(queue, gpu::cross_entropy_scratch(logits.rows()));
-    OF_ON(at, cross_entropy, T)
-    (logits.data(), logits.ld(), labels.data(), weights.data(),
-     weighted ? class_weights.data() : nullptr, adjusted ? prior.data() : nullptr, loss.data(),
-     losses.data(), dlogits.data(), dlogits.ld(), logits.rows(), logits.cols(), options);
+    of_on(at, cross_entropy, T)(
+        logits.data(), logits.ld(), labels.data(), weights.data(),
+        weighted ? class_weights.data() : nullptr, adjusted ? prior.data() : nullptr, loss.data(),
+        losses.data(), dlogits.data(), dlogits.ld(), logits.rows(), logits.cols(), options);
     finish(at);
     EXPECT_TRUE(loss.verify());
     return loss(0, 0);
@@ -221,9 +221,9 @@ TYPED_TEST(CrossEntropy, OutputsAreOptionalAndTheGradientMayReplaceTheLogits) {
     const WithScratch at(queue, gpu::cross_entropy_scratch(4));
     Buffer<T> alone(1, 1);
     const auto run = [&](T* dlogits, int64_t ldd) {
-      OF_ON(at, cross_entropy, T)
-      (c.logits.data(), c.logits.ld(), c.labels.data(), c.weights.data(), nullptr, nullptr,
-       alone.data(), nullptr, dlogits, ldd, 4, 9, c.options);
+      of_on(at, cross_entropy, T)(c.logits.data(), c.logits.ld(), c.labels.data(), c.weights.data(),
+                                  nullptr, nullptr, alone.data(), nullptr, dlogits, ldd, 4, 9,
+                                  c.options);
       finish(at);
       EXPECT_EQ(alone(0, 0), loss);
     };

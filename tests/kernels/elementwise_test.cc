@@ -31,9 +31,8 @@ void with_types(DType from, DType to, F&& f) {
 
 template <class From, class To>
 void cast(const Queue& queue, const Buffer<From>& x, Buffer<To>& y) {
-  OF_ON(queue, cast)
-  (x.data(), DTypeOf<From>::value, x.ld(), y.data(), DTypeOf<To>::value, y.ld(), x.rows(),
-   x.cols());
+  of_on(queue, cast)(x.data(), DTypeOf<From>::value, x.ld(), y.data(), DTypeOf<To>::value, y.ld(),
+                     x.rows(), x.cols());
   finish(queue);
 }
 
@@ -163,7 +162,7 @@ TEST(Fill, SetsEveryElement) {
       for_each_device<>([&](const Queue& queue) {
         for (const Shape s : kShapes) {
           Buffer<T> y(s.rows, s.cols, s.padding);
-          OF_ON(queue, fill)(3.0, y.data(), type, y.ld(), s.rows, s.cols);
+          of_on(queue, fill)(3.0, y.data(), type, y.ld(), s.rows, s.cols);
           finish(queue);
           EXPECT_TRUE(close(y, std::vector<double>(size_t(s.rows * s.cols), 3.0), Budget{}));
         }
@@ -181,7 +180,7 @@ TEST(AllFinite, FindsOneNumberThatIsNot) {
           Buffer<T> x(s.rows, s.cols, s.padding);
           Buffer<int32_t> finite(1, 1);
           const auto ask = [&] {
-            OF_ON(queue, all_finite)(x.data(), type, x.ld(), finite.data(), s.rows, s.cols);
+            of_on(queue, all_finite)(x.data(), type, x.ld(), finite.data(), s.rows, s.cols);
             finish(queue);
             EXPECT_TRUE(finite.verify());
             return finite(0, 0);
@@ -226,7 +225,7 @@ TYPED_TEST(Elementwise, Add) {
         for (int64_t j = 0; j < s.cols; ++j) want.push_back(double(x(i, j)) + double(y(i, j)));
       for (double& v : doubled) v *= 2;
       const auto add_to = [&](const Buffer<T>& from, Buffer<T>& to) {
-        OF_ON(queue, add, T)(from.data(), from.ld(), to.data(), to.ld(), s.rows, s.cols);
+        of_on(queue, add, T)(from.data(), from.ld(), to.data(), to.ld(), s.rows, s.cols);
         finish(queue);
       };
       add_to(x, y);
@@ -252,7 +251,7 @@ TYPED_TEST(Elementwise, Scale) {
       std::vector<double> want = y.to_double();
       for (double& v : want) v *= double(factor(0, 0));
       for (Buffer<T>* b : {&y, &again}) {
-        OF_ON(queue, scale, T)(factor.data(), b->data(), b->ld(), s.rows, s.cols);
+        of_on(queue, scale, T)(factor.data(), b->data(), b->ld(), s.rows, s.cols);
         finish(queue);
       }
       EXPECT_TRUE(close(y, want, TestFixture::kBudget));

@@ -53,14 +53,14 @@ TYPED_TEST(Gelu, ForwardAndInPlace) {
         fill_normal(x, 1, 0, 3);
         std::vector<double> want = x.to_double();
         for (double& v : want) v = gelu(v, kind);
-        OF_ON(queue, gelu_forward, TypeParam)
-        (x.data(), x.ld(), y.data(), y.ld(), s.rows, s.cols, kind);
+        of_on(queue, gelu_forward, TypeParam)(x.data(), x.ld(), y.data(), y.ld(), s.rows, s.cols,
+                                              kind);
         finish(queue);
         EXPECT_TRUE(close(y, want, [&](int64_t i, int64_t j) -> double {
           return TestFixture::budget(double(x(i, j)), want[size_t(i * s.cols + j)]);
         }));
-        OF_ON(queue, gelu_forward, TypeParam)
-        (x.data(), x.ld(), x.data(), x.ld(), s.rows, s.cols, kind);
+        of_on(queue, gelu_forward, TypeParam)(x.data(), x.ld(), x.data(), x.ld(), s.rows, s.cols,
+                                              kind);
         finish(queue);
         EXPECT_TRUE(identical(x, y));
         EXPECT_TRUE(x.verify());
@@ -81,15 +81,15 @@ TYPED_TEST(Gelu, BackwardAndInPlace) {
         for (int64_t i = 0; i < s.rows; ++i)
           for (int64_t j = 0; j < s.cols; ++j)
             want[size_t(i * s.cols + j)] = double(dy(i, j)) * gelu_derivative(x(i, j), kind);
-        OF_ON(queue, gelu_backward, TypeParam)
-        (dy.data(), dy.ld(), x.data(), x.ld(), dx.data(), dx.ld(), s.rows, s.cols, kind);
+        of_on(queue, gelu_backward, TypeParam)(dy.data(), dy.ld(), x.data(), x.ld(), dx.data(),
+                                               dx.ld(), s.rows, s.cols, kind);
         finish(queue);
         EXPECT_TRUE(close(dx, want, [&](int64_t i, int64_t j) -> double {
           const double size = std::abs(double(dy(i, j))) * (1 + std::abs(double(x(i, j))));
           return TestFixture::budget(size, want[size_t(i * s.cols + j)]);
         }));
-        OF_ON(queue, gelu_backward, TypeParam)
-        (dy.data(), dy.ld(), x.data(), x.ld(), dy.data(), dy.ld(), s.rows, s.cols, kind);
+        of_on(queue, gelu_backward, TypeParam)(dy.data(), dy.ld(), x.data(), x.ld(), dy.data(),
+                                               dy.ld(), s.rows, s.cols, kind);
         finish(queue);
         EXPECT_TRUE(identical(dx, dy));
         EXPECT_TRUE(dy.verify());
@@ -119,7 +119,7 @@ TEST(GeluForward, Extremes) {
       Buffer<float> x(1, 5);
       const float values[] = {0.0f, 50.0f, -50.0f, NAN, INFINITY};
       std::copy(std::begin(values), std::end(values), x.data());
-      OF_ON(queue, gelu_forward, float)(x.data(), 5, x.data(), 5, 1, 5, kind);
+      of_on(queue, gelu_forward, float)(x.data(), 5, x.data(), 5, 1, 5, kind);
       finish(queue);
       EXPECT_EQ(x(0, 0), 0.0f);
       EXPECT_EQ(x(0, 1), 50.0f);

@@ -140,8 +140,8 @@ struct Call {
   void run(const Queue& queue, Buffer<T>& patches, const ImageShape& shape) const {
     const test::WithScratch at(queue, gpu::image_to_patches_scratch(shape.batch));
     const ImageAugment* draws = augment.cols() > 0 ? augment.data() : nullptr;
-    OF_ON(at, image_to_patches, T)
-    (images.data(), draws, mean.data(), std.data(), patches.data(), patches.ld(), shape);
+    of_on(at, image_to_patches, T)(images.data(), draws, mean.data(), std.data(), patches.data(),
+                                   patches.ld(), shape);
     test::finish(at);
   }
   Buffer<const uint8_t*> images;

@@ -55,24 +55,20 @@ struct Case {
         x.cols());
   }
   void forward(const Queue& queue = {}) {
-    forward_by([&](auto... arguments) { OF_ON(queue, layer_norm_forward, T)(arguments...); });
+    forward_by([&](auto... arguments) { of_on(queue, layer_norm_forward, T)(arguments...); });
     finish(queue);
   }
   void backward(const Buffer<A>* bypass, Buffer<A>& dx, const Queue& queue = {}) {
-    backward_by(
-        [&](auto... arguments) {
-          OF_ON(queue, layer_norm_backward, T)
-          (arguments...);
-        },
-        bypass, dx);
+    backward_by([&](auto... arguments) { of_on(queue, layer_norm_backward, T)(arguments...); },
+                bypass, dx);
     finish(queue);
   }
   void backward_affine(Buffer<A>& dgamma, Buffer<A>& dbeta, bool accumulate,
                        const Queue& queue = {}) {
     const WithScratch at(queue, gpu::layer_norm_backward_affine_scratch(x.rows(), x.cols()));
-    OF_ON(at, layer_norm_backward_affine, T)
-    (dy.data(), dy.ld(), x.data(), x.ld(), mean.data(), rstd.data(), dgamma.data(), dbeta.data(),
-     accumulate, x.rows(), x.cols());
+    of_on(at, layer_norm_backward_affine, T)(dy.data(), dy.ld(), x.data(), x.ld(), mean.data(),
+                                             rstd.data(), dgamma.data(), dbeta.data(), accumulate,
+                                             x.rows(), x.cols());
     finish(at);
   }
   Buffer<A> x, gamma, beta;

@@ -66,29 +66,28 @@ struct Operands {
   }
 
   void down(const Queue& queue = {}) {
-    OF_ON(queue, lora_down, T)
-    (x.data(), x.ld(), a.data(), a.ld(), u.data(), u.ld(), size.rows, size.in, size.rank);
+    of_on(queue, lora_down, T)(x.data(), x.ld(), a.data(), a.ld(), u.data(), u.ld(), size.rows,
+                               size.in, size.rank);
     finish(queue);
   }
   void up(const Queue& queue = {}) {
-    OF_ON(queue, lora_up, T)
-    (u.data(), u.ld(), b.data(), b.ld(), scale.data(), y.data(), y.ld(), size.rows, size.out,
-     size.rank);
+    of_on(queue, lora_up, T)(u.data(), u.ld(), b.data(), b.ld(), scale.data(), y.data(), y.ld(),
+                             size.rows, size.out, size.rank);
     finish(queue);
   }
   void up_backward(bool accumulate, const Queue& queue = {}) {
     const WithScratch with(queue, gpu::lora_up_backward_scratch<T>(size.rows, size.out, size.rank));
-    OF_ON(with, lora_up_backward, T)
-    (dy.data(), dy.ld(), u.data(), u.ld(), b.data(), b.ld(), scale.data(), du.data(), du.ld(),
-     db.data(), db.ld(), accumulate, size.rows, size.out, size.rank);
+    of_on(with, lora_up_backward, T)(dy.data(), dy.ld(), u.data(), u.ld(), b.data(), b.ld(),
+                                     scale.data(), du.data(), du.ld(), db.data(), db.ld(),
+                                     accumulate, size.rows, size.out, size.rank);
     finish(queue);
   }
   void down_backward(bool accumulate, bool need_dx = true, const Queue& queue = {}) {
     const WithScratch with(queue,
                            gpu::lora_down_backward_scratch<T>(size.rows, size.in, size.rank));
-    OF_ON(with, lora_down_backward, T)
-    (du.data(), du.ld(), x.data(), x.ld(), a.data(), a.ld(), da.data(), da.ld(), accumulate,
-     need_dx ? dx.data() : nullptr, dx.ld(), size.rows, size.in, size.rank);
+    of_on(with, lora_down_backward, T)(
+        du.data(), du.ld(), x.data(), x.ld(), a.data(), a.ld(), da.data(), da.ld(), accumulate,
+        need_dx ? dx.data() : nullptr, dx.ld(), size.rows, size.in, size.rank);
     finish(queue);
   }
 };
@@ -219,9 +218,9 @@ TYPED_TEST(Lora, MergeAgreesWithDenseProducts) {
       Buffer<T> merged(t.out, t.in, t.padding);
       const auto merge = [&](const Buffer<Accum<T>>& w, auto& to) {
         using To = std::remove_reference_t<decltype(to(0, 0))>;
-        OF_ON(queue, lora_merge, To)
-        (w.data(), w.ld(), in.a.data(), in.a.ld(), in.b.data(), in.b.ld(), in.scale.data(),
-         to.data(), to.ld(), t.out, t.in, t.rank);
+        of_on(queue, lora_merge, To)(w.data(), w.ld(), in.a.data(), in.a.ld(), in.b.data(),
+                                     in.b.ld(), in.scale.data(), to.data(), to.ld(), t.out, t.in,
+                                     t.rank);
         finish(queue);
       };
       merge(in.w, merged);

@@ -266,9 +266,8 @@ TYPED_TEST(Matmul, EveryVersion) {
       for_each_gpu([&](const Queue& queue) {
         // Takes one of the versions above, so a few cases are enough where they are slow.
         if (t.m > 7 && queue.device == Device::simt) return;
-        check_version(queue, 0, [&](auto... arguments) {
-          OF_ON(queue, matmul, T, C)(arguments...);
-        });
+        check_version(queue, 0,
+                      [&](auto... arguments) { of_on(queue, matmul, T, C)(arguments...); });
       });
       if (this->HasFatalFailure()) return;
     }
@@ -291,8 +290,8 @@ TYPED_TEST(MatmulLayer, ByAdapter) {
     for_each_device<T>([&](const Queue& queue) {
       for (int repeat = 0; repeat < runs(queue); ++repeat) {
         Buffer<T> out = in.c;
-        OF_ON(queue, matmul_by_adapter, T)
-        (in.a.data(), in.b.data(), out.data(), bias, t.accumulate, in.shape);
+        of_on(queue, matmul_by_adapter, T)(in.a.data(), in.b.data(), out.data(), bias, t.accumulate,
+                                           in.shape);
         finish(queue);
         ASSERT_TRUE(check<T>(reference, t, out));
         if (queue.device != Device::cpu) {
@@ -340,8 +339,8 @@ TYPED_TEST(MatmulLayer, Gelu) {
     for_each_device<T>([&](const Queue& queue) {
       for (int repeat = 0; repeat < runs(queue); ++repeat) {
         Buffer<T> h(t.m, t.n, t.padding + 1), y = in.c;
-        OF_ON(queue, matmul_gelu, T)
-        (in.a.data(), in.b.data(), bias, h.data(), h.ld(), y.data(), kind, in.shape);
+        of_on(queue, matmul_gelu, T)(in.a.data(), in.b.data(), bias, h.data(), h.ld(), y.data(),
+                                     kind, in.shape);
         finish(queue);
         ASSERT_TRUE(check<T>(reference, t, h));
         ASSERT_TRUE(close(y, want, [&](int64_t i, int64_t j) -> double {
@@ -380,8 +379,8 @@ TYPED_TEST(MatmulLayer, GeluBackward) {
     for_each_device<T>([&](const Queue& queue) {
       for (int repeat = 0; repeat < runs(queue); ++repeat) {
         Buffer<T> dx = in.c;
-        OF_ON(queue, matmul_gelu_backward, T)
-        (in.a.data(), in.b.data(), h.data(), h.ld(), dx.data(), kind, in.shape);
+        of_on(queue, matmul_gelu_backward, T)(in.a.data(), in.b.data(), h.data(), h.ld(), dx.data(),
+                                              kind, in.shape);
         finish(queue);
         ASSERT_TRUE(close(dx, want, [&](int64_t i, int64_t j) -> double {
           const auto at = size_t(i * t.n + j);
@@ -421,9 +420,9 @@ TYPED_TEST(MatmulLayer, Residual) {
       for_each_device<T>([&](const Queue& queue) {
         for (int repeat = 0; repeat < runs(queue); ++repeat) {
           Buffer<A> y = in.c;
-          OF_ON(queue, matmul_residual, T)
-          (in.a.data(), in.b.data(), bias, scaled ? gamma.data() : nullptr, x.data(), x.ld(),
-           y.data(), in.shape);
+          of_on(queue, matmul_residual, T)(in.a.data(), in.b.data(), bias,
+                                           scaled ? gamma.data() : nullptr, x.data(), x.ld(),
+                                           y.data(), in.shape);
           finish(queue);
           ASSERT_TRUE(close(y, want, [&](int64_t i, int64_t j) -> double {
             const auto at = size_t(i * t.n + j);
@@ -447,7 +446,7 @@ TEST(MatmulLayerContract, RefusesATransposedA) {
   const MatmulShape shape{
       .m = 2, .n = 2, .k = 4, .lda = 2, .ldb = 2, .ldc = 2, .op_a = Op::transpose};
   for_each_device<float>([&](const Queue& queue) {
-    EXPECT_THROW(OF_ON(queue, matmul_gelu_backward, float)(x, x, x, 2, x, GeluKind::erf, shape),
+    EXPECT_THROW(of_on(queue, matmul_gelu_backward, float)(x, x, x, 2, x, GeluKind::erf, shape),
                  Error);
   });
 }

@@ -67,13 +67,13 @@ struct Numbers {
 template <class T>
 void adamw(const Queue& queue, Buffer<OptimizedTensor<T>> tensors, const AdamWStep& step) {
   const int64_t chunks = number_chunks(tensors.data(), tensors.cols());
-  OF_ON(queue, adamw, T)(tensors.data(), tensors.cols(), chunks, step);
+  of_on(queue, adamw, T)(tensors.data(), tensors.cols(), chunks, step);
   finish(queue);
 }
 template <class T>
 void sgd(const Queue& queue, Buffer<OptimizedTensor<T>> tensors, const SgdStep& step) {
   const int64_t chunks = number_chunks(tensors.data(), tensors.cols());
-  OF_ON(queue, sgd, T)(tensors.data(), tensors.cols(), chunks, step);
+  of_on(queue, sgd, T)(tensors.data(), tensors.cols(), chunks, step);
   finish(queue);
 }
 

@@ -136,15 +136,15 @@ void call(const Queue& queue, Case c, const OrthogonalityLayer<T>* layers, int64
           const double* weight, double* values) {
   switch (c.kind) {
     case Kind::update:
-      return OF_ON(queue, orthogonality_update, T)(layers, count, c.form, weight, values);
+      return of_on(queue, orthogonality_update, T)(layers, count, c.form, weight, values);
     case Kind::base:
-      return OF_ON(queue, orthogonality_base, T)(layers, count, c.form, weight, values);
+      return of_on(queue, orthogonality_base, T)(layers, count, c.form, weight, values);
     case Kind::subspace:
-      return OF_ON(queue, orthogonality_subspace, T)(layers, count, weight, values);
+      return of_on(queue, orthogonality_subspace, T)(layers, count, weight, values);
     case Kind::subspace_l1:
-      return OF_ON(queue, orthogonality_subspace_l1, T)(layers, count, weight, values);
+      return of_on(queue, orthogonality_subspace_l1, T)(layers, count, weight, values);
     case Kind::base_subspace:
-      return OF_ON(queue, orthogonality_base_subspace, T)(layers, count, weight, values);
+      return of_on(queue, orthogonality_base_subspace, T)(layers, count, weight, values);
   }
 }
 
@@ -475,7 +475,7 @@ TEST(Orthogonality, ranks_beyond_the_limit_are_refused) {
     for (const Case& c : cases) EXPECT_THROW(run(c, t.layer(), 0, queue), Error) << name_of(c);
     const auto layer = t.layer();
     std::vector<double> norms2(2);
-    EXPECT_THROW((OF_ON(queue, delta_norm2, float)(&layer, 1, norms2.data())), Error);
+    EXPECT_THROW((of_on(queue, delta_norm2, float)(&layer, 1, norms2.data())), Error);
   });
 }
 
@@ -493,7 +493,7 @@ TEST(Orthogonality, delta_norm2_equals_the_dense_norm) {
   SharedLayers<float> shared(layers);
   for_each_device<float>([&](const Queue& queue) {
     Buffer<double> norms2(int64_t(layers.size()), 2);
-    OF_ON(queue, delta_norm2, float)(shared.data(), norms2.rows(), norms2.data());
+    of_on(queue, delta_norm2, float)(shared.data(), norms2.rows(), norms2.data());
     finish(queue);
     EXPECT_TRUE(close(norms2, want, Budget{1e-12, 0}));
   });
@@ -537,10 +537,10 @@ struct Tokens {
     return value(0, 0);
   }
   void call(PenaltyForm form, const Queue& queue) {
-    OF_ON(queue, orthogonality_features, U)
-    (u_g.data(), u_g.ld(), u_p.data(), u_p.ld(), b_g.data(), b_p.data(), rows, out, rank_g, rank_p,
-     form, weight.data(), du_g.data(), du_g.ld(), du_p.data(), du_p.ld(), db_g.data(), db_p.data(),
-     value.data());
+    of_on(queue, orthogonality_features, U)(u_g.data(), u_g.ld(), u_p.data(), u_p.ld(), b_g.data(),
+                                            b_p.data(), rows, out, rank_g, rank_p, form,
+                                            weight.data(), du_g.data(), du_g.ld(), du_p.data(),
+                                            du_p.ld(), db_g.data(), db_p.data(), value.data());
   }
 };
 
@@ -644,10 +644,10 @@ TEST(OrthogonalityFeatures, gradients_that_nobody_wants_are_not_needed) {
     for (auto* g : {&none.du_g, &none.du_p, &none.db_g, &none.db_p})
       EXPECT_TRUE(close(*g, std::vector<double>(size_t(g->rows() * g->cols()), 0.25), Budget{}));
     const WithScratch with(queue, gpu::orthogonality_features_scratch(9, 3, 2));
-    OF_ON(with, orthogonality_features, float)
-    (some.u_g.data(), some.u_g.ld(), some.u_p.data(), some.u_p.ld(), some.b_g.data(),
-     some.b_p.data(), 9, 5, 3, 2, PenaltyForm::abs_cosine, all.weight.data(), nullptr, 0,
-     some.du_p.data(), some.du_p.ld(), nullptr, some.db_p.data(), some.value.data());
+    of_on(with, orthogonality_features, float)(
+        some.u_g.data(), some.u_g.ld(), some.u_p.data(), some.u_p.ld(), some.b_g.data(),
+        some.b_p.data(), 9, 5, 3, 2, PenaltyForm::abs_cosine, all.weight.data(), nullptr, 0,
+        some.du_p.data(), some.du_p.ld(), nullptr, some.db_p.data(), some.value.data());
     finish(queue);
     EXPECT_EQ(some.value(0, 0), value);
     EXPECT_TRUE(identical(some.du_p, all.du_p));

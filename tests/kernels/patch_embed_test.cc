@@ -54,9 +54,9 @@ struct Operands {
 template <class T>
 Buffer<Accum<T>> forward(const Operands<T>& in, const Case& t, const Queue& queue = {}) {
   Buffer<Accum<T>> x(t.batch * in.tokens, t.dim, t.padding);
-  OF_ON(queue, patch_embed_forward, T)
-  (in.z.data(), in.z.ld(), t.class_token ? in.cls.data() : nullptr, in.pos.data(), x.data(), x.ld(),
-   t.batch, t.patches, t.dim);
+  of_on(queue, patch_embed_forward, T)(in.z.data(), in.z.ld(),
+                                       t.class_token ? in.cls.data() : nullptr, in.pos.data(),
+                                       x.data(), x.ld(), t.batch, t.patches, t.dim);
   finish(queue);
   return x;
 }
@@ -75,9 +75,9 @@ Gradients<T> backward(const Operands<T>& in, const Case& t, bool accumulate,
     g.dcls = in.dcls;
     g.dpos = in.dpos;
   }
-  OF_ON(queue, patch_embed_backward, T)
-  (in.dx.data(), in.dx.ld(), g.dz.data(), g.dz.ld(), t.class_token ? g.dcls.data() : nullptr,
-   g.dpos.data(), accumulate, t.class_token, t.batch, t.patches, t.dim);
+  of_on(queue, patch_embed_backward, T)(in.dx.data(), in.dx.ld(), g.dz.data(), g.dz.ld(),
+                                        t.class_token ? g.dcls.data() : nullptr, g.dpos.data(),
+                                        accumulate, t.class_token, t.batch, t.patches, t.dim);
   finish(queue);
   return g;
 }
@@ -174,14 +174,13 @@ TEST(PatchEmbedGradient, FrozenTokensAreNotTouched) {
     for_each_device<float>([&](const Queue& queue) {
       const Gradients<float> all = backward(in, t, false, queue);
       Buffer<float> dz(t.batch * t.patches, t.dim);
-      OF_ON(queue, patch_embed_backward, float)
-      (in.dx.data(), in.dx.ld(), dz.data(), dz.ld(), nullptr, nullptr, false, true, t.batch,
-       t.patches, t.dim);
+      of_on(queue, patch_embed_backward, float)(in.dx.data(), in.dx.ld(), dz.data(), dz.ld(),
+                                                nullptr, nullptr, false, true, t.batch, t.patches,
+                                                t.dim);
       finish(queue);
       EXPECT_TRUE(identical(dz, all.dz));
-      OF_ON(queue, patch_embed_backward, float)
-      (in.dx.data(), in.dx.ld(), nullptr, 0, nullptr, nullptr, false, true, t.batch, t.patches,
-       t.dim);
+      of_on(queue, patch_embed_backward, float)(in.dx.data(), in.dx.ld(), nullptr, 0, nullptr,
+                                                nullptr, false, true, t.batch, t.patches, t.dim);
       finish(queue);
     });
   }
@@ -193,7 +192,7 @@ TEST(PatchEmbedContract, RefusesAClassGradientWithoutAClassToken) {
   Buffer<float> dcls(1, t.dim);
   for_each_device<float>([&](const Queue& queue) {
     EXPECT_THROW(
-        (OF_ON(queue, patch_embed_backward, float)(in.dx.data(), in.dx.ld(), nullptr, 0,
+        (of_on(queue, patch_embed_backward, float)(in.dx.data(), in.dx.ld(), nullptr, 0,
                                                    dcls.data(), nullptr, false, false, 1, 2, 4)),
         Error);
   });

@@ -48,9 +48,8 @@ double additions(const Queue& queue, int64_t n) {
 template <class T>
 void check_device(int64_t n, int64_t offset, const Queue& queue) {
   const WithScratch at(queue, gpu::reduction_sum_scratch(n));
-  check<T>(n, offset, additions(queue, n), at, [&](auto... arguments) {
-    OF_ON(at, reduction_sum, T)(arguments...);
-  });
+  check<T>(n, offset, additions(queue, n), at,
+           [&](auto... arguments) { of_on(at, reduction_sum, T)(arguments...); });
 }
 
 TYPED_TEST(Reduction, EveryDevice) {
@@ -108,7 +107,7 @@ TEST(ReductionSum, NanIsNotLost) {
     x.fill(1);
     x(0, 4999) = NAN;
     const WithScratch at(queue, gpu::reduction_sum_scratch(x.cols()));
-    OF_ON(at, reduction_sum, float)(x.data(), x.cols(), out.data());
+    of_on(at, reduction_sum, float)(x.data(), x.cols(), out.data());
     finish(at);
     EXPECT_TRUE(std::isnan(out(0, 0)));
   });

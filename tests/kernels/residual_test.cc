@@ -24,8 +24,7 @@ constexpr Shape kSumShapes[] = {{0, 4, 0},    {1, 1, 0},   {2, 31, 1},
 template <class T>
 void bias_backward(const Queue& queue, const Buffer<T>& dy, Buffer<Accum<T>>& db, bool accumulate) {
   const WithScratch at(queue, gpu::bias_backward_scratch(dy.rows(), dy.cols()));
-  OF_ON(at, bias_backward, T)
-  (dy.data(), dy.ld(), db.data(), accumulate, dy.rows(), dy.cols());
+  of_on(at, bias_backward, T)(dy.data(), dy.ld(), db.data(), accumulate, dy.rows(), dy.cols());
   finish(at);
 }
 
@@ -57,14 +56,14 @@ TYPED_TEST(Residual, ForwardAndInPlace) {
             size.push_back(std::abs(double(x(i, j))) + 2 * std::abs(branch));
           }
         const A* scale = scaled ? gamma.data() : nullptr;
-        OF_ON(queue, residual_forward, T)
-        (x.data(), x.ld(), z.data(), z.ld(), scale, y.data(), y.ld(), s.rows, s.cols);
+        of_on(queue, residual_forward, T)(x.data(), x.ld(), z.data(), z.ld(), scale, y.data(),
+                                          y.ld(), s.rows, s.cols);
         finish(queue);
         EXPECT_TRUE(close(y, want, [&](int64_t i, int64_t j) -> double {
           return TestFixture::kUnit / 2 * size[size_t(i * s.cols + j)] * 1.01;
         }));
-        OF_ON(queue, residual_forward, T)
-        (x.data(), x.ld(), z.data(), z.ld(), scale, x.data(), x.ld(), s.rows, s.cols);
+        of_on(queue, residual_forward, T)(x.data(), x.ld(), z.data(), z.ld(), scale, x.data(),
+                                          x.ld(), s.rows, s.cols);
         finish(queue);
         EXPECT_TRUE(identical(x, y));
         EXPECT_TRUE(x.verify());
@@ -89,8 +88,8 @@ TYPED_TEST(Residual, Backward) {
           for (int64_t j = 0; j < s.cols; ++j)
             want.push_back((scaled ? double(gamma(0, j)) : 1) * double(dy(i, j)));
         const A* scale = scaled ? gamma.data() : nullptr;
-        OF_ON(queue, residual_backward, T)
-        (dy.data(), dy.ld(), scale, dz.data(), dz.ld(), s.rows, s.cols);
+        of_on(queue, residual_backward, T)(dy.data(), dy.ld(), scale, dz.data(), dz.ld(), s.rows,
+                                           s.cols);
         finish(queue);
         EXPECT_TRUE(close(dz, want, Budget{0.505 * epsilon<T> + 0.5 * epsilon<A>, 1e-37}));
       }
@@ -123,8 +122,8 @@ TYPED_TEST(Residual, ColumnSums) {
       for (int times : {1, 2}) {  // written, then added to
         {
           const WithScratch at(queue, gpu::residual_backward_gamma_scratch(s.rows, s.cols));
-          OF_ON(at, residual_backward_gamma, T)
-          (dy.data(), dy.ld(), z.data(), z.ld(), got_dgamma.data(), times == 2, s.rows, s.cols);
+          of_on(at, residual_backward_gamma, T)(dy.data(), dy.ld(), z.data(), z.ld(),
+                                                got_dgamma.data(), times == 2, s.rows, s.cols);
           finish(at);
         }
         bias_backward(queue, z, got_db, times == 2);

@@ -48,16 +48,14 @@ TYPED_TEST(Softmax, ForwardAndInPlace) {
       Buffer<TypeParam> x(s.rows, s.cols, s.padding), y(s.rows, s.cols, s.padding + 1);
       fill_normal(x, 1, 0, 4);
       const std::vector<double> want = softmax(x);
-      OF_ON(queue, softmax_forward, TypeParam)
-      (x.data(), x.ld(), y.data(), y.ld(), s.rows, s.cols);
+      of_on(queue, softmax_forward, TypeParam)(x.data(), x.ld(), y.data(), y.ld(), s.rows, s.cols);
       finish(queue);
       // x - max rounds once at its own size (up to 40 here); the sum and the exponential add to it.
       EXPECT_TRUE(
           close(y, want,
                 Budget{TestFixture::kUnit * (double(s.cols) / 16 + 40) + 0.505 * epsilon<TypeParam>,
                        1e-37}));
-      OF_ON(queue, softmax_forward, TypeParam)
-      (x.data(), x.ld(), x.data(), x.ld(), s.rows, s.cols);
+      of_on(queue, softmax_forward, TypeParam)(x.data(), x.ld(), x.data(), x.ld(), s.rows, s.cols);
       finish(queue);
       EXPECT_TRUE(identical(x, y));
       EXPECT_TRUE(x.verify());
@@ -73,8 +71,7 @@ TYPED_TEST(Softmax, BackwardAndInPlace) {
           dx(s.rows, s.cols, 2);
       fill_normal(x, 1);
       fill_normal(dy, 2);
-      OF_ON(queue, softmax_forward, TypeParam)
-      (x.data(), x.ld(), y.data(), y.ld(), s.rows, s.cols);
+      of_on(queue, softmax_forward, TypeParam)(x.data(), x.ld(), y.data(), y.ld(), s.rows, s.cols);
       finish(queue);
       std::vector<double> want, size;
       for (int64_t i = 0; i < s.rows; ++i) {
@@ -88,16 +85,16 @@ TYPED_TEST(Softmax, BackwardAndInPlace) {
           size.push_back(double(y(i, j)) * (std::abs(double(dy(i, j))) + dot_size));
         }
       }
-      OF_ON(queue, softmax_backward, TypeParam)
-      (dy.data(), dy.ld(), y.data(), y.ld(), dx.data(), dx.ld(), s.rows, s.cols);
+      of_on(queue, softmax_backward, TypeParam)(dy.data(), dy.ld(), y.data(), y.ld(), dx.data(),
+                                                dx.ld(), s.rows, s.cols);
       finish(queue);
       EXPECT_TRUE(close(dx, want, [&](int64_t i, int64_t j) -> double {
         const size_t e = size_t(i * s.cols + j);
         return TestFixture::kUnit * (double(s.cols) / 16 + 8) * size[e] +
                0.505 * epsilon<TypeParam> * std::abs(want[e]) + 1e-37;
       }));
-      OF_ON(queue, softmax_backward, TypeParam)
-      (dy.data(), dy.ld(), y.data(), y.ld(), dy.data(), dy.ld(), s.rows, s.cols);
+      of_on(queue, softmax_backward, TypeParam)(dy.data(), dy.ld(), y.data(), y.ld(), dy.data(),
+                                                dy.ld(), s.rows, s.cols);
       finish(queue);
       EXPECT_TRUE(identical(dx, dy));
       EXPECT_TRUE(dy.verify());
@@ -124,7 +121,7 @@ TEST(SoftmaxForward, Extremes) {
     Buffer<float> x(3, 3), y(3, 3);
     const float values[] = {1e30f, 1e30f, -1e30f, 0.0f, -INFINITY, 0.0f, 1.0f, NAN, 2.0f};
     std::copy(std::begin(values), std::end(values), x.data());
-    OF_ON(queue, softmax_forward, float)(x.data(), 3, y.data(), 3, 3, 3);
+    of_on(queue, softmax_forward, float)(x.data(), 3, y.data(), 3, 3, 3);
     finish(queue);
     const float want[] = {0.5f, 0.5f, 0.0f, 0.5f, 0.0f, 0.5f};
     for (int64_t e = 0; e < 6; ++e) EXPECT_EQ(y.data()[e], want[e]);

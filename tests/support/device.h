@@ -1,7 +1,7 @@
 // Runs a test body on every device that this build and this machine have:
 //
 //   for_each_device<T>([](const Queue& queue) {
-//     OF_ON(queue, gelu_forward, T)(x.data(), ..., kind);
+//     of_on(queue, gelu_forward, T)(x.data(), ..., kind);
 //     finish(queue);   // results are there
 //   });
 //
