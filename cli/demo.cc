@@ -31,11 +31,8 @@ double seconds_since(Clock::time_point begin) {
 
 // Balanced accuracy on a site that nobody trained on, of the adapters in `files`.
 double on_unseen(const RunConfig& config, const SiteData& unseen, const std::string& file) {
-  const OnDevice scope(device_named(config.device));
   const Predictor predictor(
-      std::make_unique<Vit>(
-          Vit::load(config.model.weights, "", compute_type(config.precision, scope.device()))),
-      {file});
+      load_base(config.model.weights, "", device_named(config.device), config.precision), {file});
   return metrics_of(score(predictor, unseen, config.train.batch_size),
                     int64_t(config.data.classes.size()))
       .balanced_accuracy;

@@ -14,11 +14,9 @@ int eval(const EvalOptions& o) {
   Terminal terminal(o.global);
   const RunConfig config = open_config(o.config, o.set, terminal);
   const std::string client = o.client.empty() ? config.data.client : o.client;
-  const OnDevice scope(device_named(config.device));
-  const Predictor predictor(
-      std::make_unique<Vit>(Vit::load(config.model.weights, config.model.config,
-                                      compute_type(config.precision, scope.device()))),
-      o.adapters);
+  const Predictor predictor(load_base(config.model.weights, config.model.config,
+                                      device_named(config.device), config.precision),
+                            o.adapters);
   if (!predictor.classes().empty() && predictor.classes() != config.data.classes)
     throw UserError("--adapter: its classes or their order differ from data.classes");
   SiteProgress progress(terminal, client);

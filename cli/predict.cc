@@ -16,13 +16,11 @@ namespace orthofed::cli {
 
 int predict(const PredictOptions& o) {
   Terminal terminal(o.global);
-  const OnDevice scope(device_named(o.device));
-  if (o.precision == "auto" && scope.device() == Device::cpu && !cpu::native_bf16())
+  const Device device = device_named(o.device);
+  if (o.precision == "auto" && device == Device::cpu && !cpu::native_bf16())
     terminal.warning("this processor does not multiply bf16 natively: computing in fp32");
   const PredictImages images = open_images(o.input);
-  const Predictor predictor(std::make_unique<Vit>(Vit::load(
-                                o.weights, o.config, compute_type(o.precision, scope.device()))),
-                            o.adapters);
+  const Predictor predictor(load_base(o.weights, o.config, device, o.precision), o.adapters);
   if (!o.csv.empty() && !predictor.has_head())
     throw UserError(
         "--csv: neither the weights nor an adapter has a head, so there are no classes to write; "

@@ -31,12 +31,12 @@ DryRun dry_run(const RunConfig& config, int64_t train) {
 
   DryRun d;
   tuner->step({&b}, 0.5, 1, Phase::joint, 0);
-  reset_peak(Device::cpu);
+  reset_peak(tuner->model().device());
   const auto begin = std::chrono::steady_clock::now();
   tuner->step({&b}, 0.5, 1, Phase::joint, 1);
   d.seconds_per_step =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-  d.peak_bytes = allocator_stats(Device::cpu).peak_bytes_in_use;
+  d.peak_bytes = allocator_stats(tuner->model().device()).peak_bytes_in_use;
   const int64_t per_epoch = (train + batch - 1) / batch;
   d.steps_per_round = config.train.steps > 0 ? config.train.steps * config.train.accumulate
                                              : config.train.epochs * per_epoch;

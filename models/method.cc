@@ -2,6 +2,7 @@
 
 #include <fmt/core.h>
 
+#include "engine/tensor/watch.h"
 #include "kernels/matmul/matmul.h"
 
 namespace orthofed {
@@ -18,10 +19,15 @@ Method method_named(const std::string& name) {
 }
 
 Device device_named(const std::string& name) {
-  if (name == "auto") return available(Device::cuda) ? Device::cuda : Device::cpu;
+  const std::string wanted =
+      name != "auto" ? name : name_of(available(Device::cuda) ? Device::cuda : Device::cpu);
   for (const Device device : {Device::cpu, Device::cuda, Device::simt})
-    if (name == name_of(device)) {
+    if (wanted == name_of(device)) {
       const OnDevice at_hand(device);
+      if (device == Device::cpu && shadow_asked())
+        throw UserError(
+            "--shadow cpu compares a device with the CPU, but the device is cpu: choose cuda or "
+            "simt (--device, or device in the configuration)");
       return device;
     }
   throw UserError(fmt::format("device: '{}' is not one of auto, cpu, cuda, simt", name));
@@ -37,15 +43,20 @@ DType compute_type(const std::string& precision, Device device) {
   throw UserError(fmt::format("precision: '{}' is not one of auto, f32, bf16", precision));
 }
 
+std::unique_ptr<Vit> load_base(const std::string& weights, const std::string& config_json,
+                               Device device, const std::string& precision) {
+  const OnDevice scope(device);
+  return std::make_unique<Vit>(Vit::load(weights, config_json, compute_type(precision, device)));
+}
+
 std::unique_ptr<FineTuner> make_fine_tuner(const RunConfig& config, const std::string& client) {
   const Method method = method_named(config.method);
   if (config.data.classes.size() < 2)
     throw UserError("data.classes: name at least two classes, in the federation's order");
   if (config.model.weights.empty())
     throw UserError("model.weights: name the base model's safetensors file");
-  const OnDevice scope(device_named(config.device));
-  auto model = std::make_unique<Vit>(Vit::load(config.model.weights, config.model.config,
-                                               compute_type(config.precision, scope.device())));
+  auto model = load_base(config.model.weights, config.model.config, device_named(config.device),
+                         config.precision);
   FineTuneOptions options;
   options.general = method.general;
   options.personal = method.personal;

@@ -69,26 +69,29 @@ Var mean_tokens(Tape& tape, const Var& x, int64_t batch, int64_t from) {
   const Tensor& in = x.value();
   const int64_t tokens = in.rows() / batch, dim = in.cols();
   OF_CHECK(in.rows() % batch == 0 && 0 <= from && from < tokens, "token out of range");
-  const Tensor mean = Tensor::zeros({batch, dim}, in.dtype());
+  // On the host, wherever x is: there is no kernel for it yet.
+  const Tensor host = in.on(Device::cpu);
+  const Tensor mean = Tensor::empty({batch, dim}, in.dtype(), Device::cpu);
   dispatch_accum(in.dtype(), [&]<class R>(Tag<R>) {
     for (int64_t b = 0; b < batch; ++b)
       for (int64_t c = 0; c < dim; ++c) {
         double sum = 0;
-        for (int64_t t = from; t < tokens; ++t) sum += in.row<R>(b * tokens + t)[c];
+        for (int64_t t = from; t < tokens; ++t) sum += host.row<R>(b * tokens + t)[c];
         mean.row<R>(b)[c] = R(sum / double(tokens - from));
       }
   });
-  const Var y = tape.output(mean, needed);
+  const Var y = tape.output(mean.on(in.device()), needed);
   if (needed) {
     tape.record({y}, [x, y, batch, tokens, from, dim] {
-      const Tensor dx = Tensor::zeros(x.shape(), x.value().dtype());
+      const Tensor dy = y.grad().on(Device::cpu);
+      const Tensor dx = Tensor::empty(x.shape(), x.value().dtype(), Device::cpu);
       dispatch_accum(dx.dtype(), [&]<class R>(Tag<R>) {
         for (int64_t b = 0; b < batch; ++b)
-          for (int64_t t = from; t < tokens; ++t)
+          for (int64_t t = 0; t < tokens; ++t)
             for (int64_t c = 0; c < dim; ++c)
-              dx.row<R>(b * tokens + t)[c] = y.grad().row<R>(b)[c] / R(tokens - from);
+              dx.row<R>(b * tokens + t)[c] = t < from ? R(0) : dy.row<R>(b)[c] / R(tokens - from);
       });
-      x.give_grad(dx);
+      x.give_grad(dx.on(x.value().device()));
     });
   }
   return y;

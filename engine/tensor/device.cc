@@ -1,7 +1,6 @@
 #include "engine/tensor/device.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <optional>
@@ -15,11 +14,6 @@
 namespace orthofed {
 namespace {
 
-bool asked_for(const char* variable, const char* value) {
-  const char* wish = std::getenv(variable);
-  return wish != nullptr && std::strcmp(wish, value) == 0;
-}
-
 // A thread's queues and their scratch memory, one for each device.
 struct ThreadDevices {
   Queue queues[3];
@@ -30,8 +24,8 @@ struct ThreadDevices {
     for (const Device d : {Device::cpu, Device::cuda, Device::simt}) {
       Queue& q = queues[int(d)];
       q.device = d;
-      if (asked_for("OF_CHECK_FINITE", "1")) watches[int(d)] = make_finite_check(q);
-      if (d != Device::cpu && asked_for("OF_SHADOW", "cpu")) watches[int(d)] = make_shadow(q);
+      if (finite_check_asked()) watches[int(d)] = make_finite_check(q);
+      if (d != Device::cpu && shadow_asked()) watches[int(d)] = make_shadow(q);
       q.watch = watches[int(d)].get();
     }
   }
@@ -78,7 +72,8 @@ const Queue& queue_with_scratch(size_t bytes) {
 bool available(Device device) {
   if (device != Device::cuda) return true;
 #ifdef OF_HAVE_CUDA
-  return cuda::device_count() > 0;
+  static const bool here = cuda::device_count() > 0;  // asked at every OnDevice
+  return here;
 #else
   return false;
 #endif

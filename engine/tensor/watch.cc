@@ -3,6 +3,7 @@
 #include <fmt/core.h>
 
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <vector>
 
@@ -13,6 +14,11 @@ namespace orthofed {
 namespace {
 
 thread_local std::string layer;
+
+bool environment_says(const char* variable, const char* value) {
+  const char* wish = std::getenv(variable);
+  return wish != nullptr && std::strcmp(wish, value) == 0;
+}
 
 // An allocator's block that a call was shown, as bytes in host memory.
 struct Block {
@@ -155,6 +161,14 @@ class FiniteCheck : public Blocks {
 };
 
 }  // namespace
+
+bool shadow_asked() {
+  return environment_says("OF_SHADOW", "cpu");
+}
+
+bool finite_check_asked() {
+  return environment_says("OF_CHECK_FINITE", "1");
+}
 
 std::unique_ptr<Watch> make_shadow(const Queue& queue) {
   return std::make_unique<Shadow>(queue.device);

@@ -5,8 +5,8 @@
 //   finite    stops at the first call that writes a NaN or an infinity
 //
 // Both name the kernel, the layer, the sizes it was called with and the element. They see tensors
-// of the engine's allocator; calls whose arguments hold pointers (the optimiser's lists) go
-// unwatched.
+// of the engine's allocator. Unwatched are calls whose arguments hold pointers (the lists of the
+// optimiser and the penalties), casts, and on the CPU products with a packed frozen weight.
 #pragma once
 #include <memory>
 #include <string>
@@ -14,6 +14,10 @@
 #include "kernels/core/device.h"
 
 namespace orthofed {
+
+// What OF_SHADOW=cpu and OF_CHECK_FINITE=1 in the environment ask for.
+bool shadow_asked();
+bool finite_check_asked();
 
 std::unique_ptr<Watch> make_shadow(const Queue& queue);
 std::unique_ptr<Watch> make_finite_check(const Queue& queue);

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <filesystem>
 #include <limits>
 #include <nlohmann/json.hpp>
@@ -17,6 +18,7 @@
 #include "kernels/core/philox.h"
 #include "models/demo_base.h"
 #include "tests/support/files.h"
+#include "tests/support/graph.h"
 #include "tests/support/process.h"
 
 namespace orthofed {
@@ -249,6 +251,31 @@ TEST_F(Commands, PredictReadsFoldersFilesAndArrays) {
   const auto from_array = features({at("x.npz")}), from_file = features({at("same.png")});
   ASSERT_EQ(from_array.size(), 36u);
   for (size_t i = 0; i < 12; ++i) EXPECT_NEAR(from_file[i], from_array[24 + i], 1e-5);
+}
+
+// The GPU's kernels, emulated, with the device's memory closed to everything else.
+TEST_F(Commands, TheEmulatedDevicePredictsAndScores) {
+  succeed_quietly(predict(world().headed));
+  const TensorMap want = load_safetensors(at("y.safetensors")).tensors;
+  setenv("OF_SIMT_GUARD", "1", 1);
+  for (const Words& watched : {Words{}, Words{"--shadow", "cpu"}, Words{"--check-finite"}}) {
+    Words w = with(predict(world().headed), {"--device", "simt"});
+    w.insert(w.end(), watched.begin(), watched.end());
+    succeed_quietly(w);
+    const TensorMap got = load_safetensors(at("y.safetensors")).tensors;
+    for (const char* name : {"features", "logits"})
+      EXPECT_LE(test::relative_norm(got.at(name), want.at(name)), 1e-5) << name;
+  }
+  const json summary =
+      succeed_with_json({"run", world().config, "--set", "rounds=1", "--set", "train.epochs=0",
+                         "--set", "train.steps=1", "--set", "device=simt", "--out", at("simt")});
+  EXPECT_EQ(summary.at("device"), "simt");
+  const json scores = succeed_with_json({"eval", world().config, "--set", "device=simt", "--client",
+                                         "a", "--adapter", at("simt/general_adapter.safetensors")});
+  EXPECT_TRUE(scores.contains("balanced_accuracy")) << scores;
+  unsetenv("OF_SIMT_GUARD");
+  refuse(with(predict(world().headed), {"--shadow", "cpu", "--device", "cpu"}),
+         {"--shadow", "simt"});
 }
 
 TEST_F(Commands, CheckCountsAndSendsNothing) {

@@ -14,11 +14,21 @@
 
 namespace orthofed {
 
+struct Listed {
+  static constexpr bool holds_pointers = true;
+};
+inline int cpu_calls = 0;
+
 // y = 2 x, except where the device's kernel is told to err.
 namespace cpu {
 template <class T>
 void twice(const T* x, T* y, int64_t n, double) {
   for (int64_t i = 0; i < n; ++i) y[i] = T(2 * float(x[i]));
+}
+template <class T, class List>
+void set_listed(const List&, T* y) {
+  ++cpu_calls;
+  *y = 2;
 }
 }  // namespace cpu
 namespace gpu {
@@ -27,13 +37,14 @@ void twice(const T* x, T* y, int64_t n, double error, const Stream&) {
   const simt::OpenMemory open;
   for (int64_t i = 0; i < n; ++i) y[i] = T(2 * float(x[i]) + (i == 3 ? float(error) : 0.0f));
 }
+template <class T, class List, class Stream>
+void set_listed(const List&, T* y, const Stream&) {
+  const simt::OpenMemory open;
+  *y = 1;
+}
 }  // namespace gpu
 
 namespace {
-
-struct Listed {
-  static constexpr bool holds_pointers = true;
-};
 
 std::string message_of(const std::function<void()>& action) {
   try {
@@ -95,9 +106,18 @@ TEST_F(WatchTest, FiniteCheckFindsTheFirstNan) {
   EXPECT_TRUE(contains(call(make_finite_check(simt_queue()), INFINITY), {"inf"}));
 }
 
+// A list's pointers are the device's: the CPU's kernel must not run on it, let alone be compared.
 TEST_F(WatchTest, ArgumentsWithPointersInsideAreLeftAlone) {
-  EXPECT_TRUE(HoldsPointers<Listed>);
-  EXPECT_FALSE(HoldsPointers<Shape>);
+  const OnDevice scope(Device::simt);
+  const Tensor y = Tensor::full({1}, DType::f32, 7);
+  Queue q = queue();
+  const auto shadow = make_shadow(q);
+  q.watch = shadow.get();
+  of_on(q, set_listed, float, Listed)(Listed{}, y.data<float>());
+  EXPECT_EQ(y.item(), 1);
+  EXPECT_EQ(cpu_calls, 0);
+  EXPECT_NE(message_of([&] { of_on(q, set_listed, float, int)(1, y.data<float>()); }), "");
+  EXPECT_EQ(cpu_calls, 1);
 }
 
 }  // namespace
