@@ -22,48 +22,37 @@ void run_backward(const T* qkv, const T* out, const T* dout, const Accum<T>* lse
   Rung::run(BackwardArguments<T>{qkv, out, dout, lse, dqkv, shape, float(scale)}, stream);
 }
 
+// The best rung for the element type.
+template <class T>
+using Best = std::conditional_t<std::is_same_v<T, bf16>, Mma, Tiles>;
+
 }  // namespace
 
 template <class T, class Stream>
 std::span<const Version<AttentionForward<T, Stream>>> attention_forward_versions() {
-  using V = Version<AttentionForward<T, Stream>>;
-  static constexpr V naive{1, "naive", "one warp a token", 80, run_forward<Naive, T, Stream>};
-  static constexpr V tiles{2, "tiles", "shared-memory tiles, 4 x 4 scores a thread", 80,
-                           run_forward<Tiles, T, Stream>};
-  if constexpr (std::is_same_v<T, bf16>) {
-    static constexpr V versions[] = {
-        naive, tiles,
-        V{3, "mma", "tensor cores, all keys resident", 80, run_forward<Mma, T, Stream>}};
-    return versions;
-  } else {
-    static constexpr V versions[] = {naive, tiles};
-    return versions;
-  }
+  static constexpr Version<AttentionForward<T, Stream>> versions[] = {
+      {1, "naive", run_forward<Naive, T, Stream>},
+      {2, "tiles", run_forward<Tiles, T, Stream>},
+      {3, "mma", run_forward<Best<T>, T, Stream>},
+  };
+  return std::span(versions).first(std::is_same_v<T, bf16> ? 3 : 2);
 }
 
 template <class T, class Stream>
 std::span<const Version<AttentionBackward<T, Stream>>> attention_backward_versions() {
-  using V = Version<AttentionBackward<T, Stream>>;
-  static constexpr V naive{1, "naive", "one warp a token", 80, run_backward<Naive, T, Stream>};
-  static constexpr V tiles{2, "tiles", "shared-memory tiles, 4 x 4 scores a thread", 80,
-                           run_backward<Tiles, T, Stream>};
-  if constexpr (std::is_same_v<T, bf16>) {
-    static constexpr V versions[] = {
-        naive, tiles,
-        V{3, "mma", "tensor cores, a head in one block", 80, run_backward<Mma, T, Stream>}};
-    return versions;
-  } else {
-    static constexpr V versions[] = {naive, tiles};
-    return versions;
-  }
+  static constexpr Version<AttentionBackward<T, Stream>> versions[] = {
+      {1, "naive", run_backward<Naive, T, Stream>},
+      {2, "tiles", run_backward<Tiles, T, Stream>},
+      {3, "mma", run_backward<Best<T>, T, Stream>},
+  };
+  return std::span(versions).first(std::is_same_v<T, bf16> ? 3 : 2);
 }
 
-// The best rung for the element type; the naive one where head_dim is too large for tiles.
+// The naive rung where head_dim is too large for tiles.
 template <class T, class Stream>
 void attention_forward(const T* qkv, T* out, Accum<T>* lse, const AttentionShape& shape,
                        double scale, const Stream& stream) {
-  using Best = std::conditional_t<std::is_same_v<T, bf16>, Mma, Tiles>;
-  const auto run = shape.head_dim <= kMaxTiledHeadDim ? run_forward<Best, T, Stream>
+  const auto run = shape.head_dim <= kMaxTiledHeadDim ? run_forward<Best<T>, T, Stream>
                                                       : run_forward<Naive, T, Stream>;
   run(qkv, out, lse, shape, scale, stream);
 }
@@ -71,8 +60,7 @@ void attention_forward(const T* qkv, T* out, Accum<T>* lse, const AttentionShape
 template <class T, class Stream>
 void attention_backward(const T* qkv, const T* out, const T* dout, const Accum<T>* lse, T* dqkv,
                         const AttentionShape& shape, double scale, const Stream& stream) {
-  using Best = std::conditional_t<std::is_same_v<T, bf16>, Mma, Tiles>;
-  const auto run = shape.head_dim <= kMaxTiledHeadDim ? run_backward<Best, T, Stream>
+  const auto run = shape.head_dim <= kMaxTiledHeadDim ? run_backward<Best<T>, T, Stream>
                                                       : run_backward<Naive, T, Stream>;
   run(qkv, out, dout, lse, dqkv, shape, scale, stream);
 }

@@ -17,12 +17,6 @@ void fail(cudaError_t error, const char* call, const char* file, int line) {
               cudaGetErrorString(error) + " (" + cudaGetErrorName(error) + ")");
 }
 
-StreamHandle make_stream() {
-  cudaStream_t stream = nullptr;
-  OF_CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-  return StreamHandle(stream);
-}
-
 EventHandle make_event() {
   cudaEvent_t event = nullptr;
   OF_CUDA_CHECK(cudaEventCreate(&event));

@@ -24,14 +24,8 @@ struct Deleter {
 template <class Handle, auto Destroy>
 using Owned = std::unique_ptr<std::remove_pointer_t<Handle>, Deleter<Destroy>>;
 
-using StreamHandle = Owned<cudaStream_t, cudaStreamDestroy>;
 using EventHandle = Owned<cudaEvent_t, cudaEventDestroy>;
-using GraphHandle = Owned<cudaGraph_t, cudaGraphDestroy>;
-using GraphExecHandle = Owned<cudaGraphExec_t, cudaGraphExecDestroy>;
-using DeviceMemory = Owned<void*, cudaFree>;
-using PinnedMemory = Owned<void*, cudaFreeHost>;
 
-StreamHandle make_stream();
 EventHandle make_event();
 
 }  // namespace orthofed::cuda

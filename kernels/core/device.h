@@ -1,11 +1,9 @@
 // Where kernels run, and how one call reaches all three places.
 //
-//   cpu   orthofed::cpu::f<T>(...)            the readable reference; returns when it is done
-//   cuda  orthofed::gpu::f<T>(..., stream)    x.cu compiled by nvcc, queued on a cuda::Stream
-//   simt  orthofed::gpu::f<T>(..., stream)    the same x.cu compiled by g++ and run by
-//   kernels/simt,
-//                                             one CUDA thread after another; returns when it is
-//                                             done
+//   cpu   orthofed::cpu::f<T>(...)          the readable reference; returns when it is done
+//   cuda  orthofed::gpu::f<T>(..., stream)  x.cu compiled by nvcc, queued on a cuda::Stream
+//   simt  orthofed::gpu::f<T>(..., stream)  the same x.cu compiled by g++ and run by kernels/simt,
+//                                           thread by thread; returns when it is done
 //
 // A gpu:: function has its cpu:: twin's contract and parameters, and the stream as one more. It
 // computes in float and bf16. of_on picks the twin:

@@ -1,6 +1,6 @@
 // What a .cu file includes: the CUDA language and launches, from nvcc's headers where nvcc
-// compiles, from kernels/simt where g++ does. This header, warp.cuh, mma.cuh and hopper.cuh are the
-// only places that know which; a kernel is written once.
+// compiles, from kernels/simt where g++ does. This header, warp.cuh and mma.cuh are the only places
+// that know which; a kernel is written once.
 //
 // A .cu file keeps its kernels in an anonymous namespace (sanitizers guard only such statics), and
 // defines each gpu:: function as a template over Stream, instantiated for OF_STREAM:
@@ -13,7 +13,7 @@
 
 namespace orthofed::gpu {
 
-// 512 MB of blocks in x would still fit; y and z hold at most 65,535.
+// Devices take 2^31 - 1 blocks in x and 65,535 in y and z.
 struct LaunchShape {
   unsigned grid_x = 1, grid_y = 1, grid_z = 1;
   unsigned threads_x = 1, threads_y = 1;
@@ -55,11 +55,6 @@ void launch(void (*kernel)(P...), const LaunchShape& shape, const cuda::Stream& 
   OF_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...));
 }
 
-template <class Stream>
-void fill_bytes(void* data, int value, size_t bytes, const Stream& stream) {
-  OF_CUDA_CHECK(cudaMemsetAsync(data, value, bytes, static_cast<cudaStream_t>(stream.handle)));
-}
-
 // The block's dynamic shared memory, aligned to 1,024 bytes (TMA's 128-byte swizzle wants that).
 template <class T>
 __device__ T* dynamic_shared() {
@@ -72,7 +67,6 @@ __device__ T* dynamic_shared() {
 
 #else
 
-#include "kernels/simt/memory.h"
 #include "kernels/simt/simt.h"
 
 #define OF_STREAM ::orthofed::simt::Stream
@@ -85,12 +79,6 @@ void launch(void (*kernel)(P...), const LaunchShape& shape, const simt::Stream& 
             const A&... args) {
   simt::run({shape.grid_x, shape.grid_y, shape.grid_z}, {shape.threads_x, shape.threads_y, 1},
             shape.shared_bytes, stream, [&] { kernel(static_cast<P>(args)...); });
-}
-
-template <class Stream>
-void fill_bytes(void* data, int value, size_t bytes, const Stream&) {
-  const simt::OpenMemory open;
-  if (bytes > 0) std::memset(data, value, bytes);
 }
 
 template <class T>

@@ -1,6 +1,6 @@
 // A kernel that teaches is a ladder: numbered versions of one contract, kernels/x/NN_name.cuh, each
-// with one idea more than the last. Tests and benchmarks walk the whole ladder; x.cu picks the rung
-// that production takes.
+// with one idea more than the last, which its first comment line tells. Tests walk the whole
+// ladder; x.cu picks the rung that production takes.
 #pragma once
 
 namespace orthofed {
@@ -10,8 +10,6 @@ template <class Run>
 struct Version {
   int number = 0;         // 1 is the naive one
   const char* name = "";  // "shared-memory tiles"
-  const char* idea = "";  // what changed, and why it is faster, in one line
-  int capability = 80;    // compute capability that it needs; 90 means 9.0 exactly (sm_90a)
   Run* run = nullptr;
 };
 

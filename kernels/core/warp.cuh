@@ -52,6 +52,9 @@ struct alignas(sizeof(T) * N) Pack {
   __device__ const T& operator[](int i) const { return values[i]; }
 };
 
+template <class T>
+inline constexpr int kFullPack = 16 / int(sizeof(T));  // elements that one instruction moves
+
 template <int N, class T>
 __device__ Pack<T, N> load_pack(const T* from) {
   return *reinterpret_cast<const Pack<T, N>*>(from);

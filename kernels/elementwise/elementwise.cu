@@ -92,7 +92,7 @@ void all_finite(const void* x, DType type, int64_t ldx, int32_t* finite, int64_t
   fill(1, finite, DType::i32, 1, 1, 1, stream);
   with_type(type, [&]<class T>(std::type_identity<T>) {
     if constexpr (!std::is_integral_v<T>) {
-      constexpr int N = 16 / sizeof(T);
+      constexpr int N = kFullPack<T>;
       launch(all_finite_kernel<T, N>, map_shape<N>(rows, cols), stream, static_cast<const T*>(x),
              ldx, finite, rows, cols);
     }
@@ -102,14 +102,14 @@ void all_finite(const void* x, DType type, int64_t ldx, int32_t* finite, int64_t
 template <class T, class Stream>
 void add(const T* x, int64_t ldx, T* y, int64_t ldy, int64_t rows, int64_t cols,
          const Stream& stream) {
-  constexpr int N = 16 / sizeof(T);
+  constexpr int N = kFullPack<T>;
   launch(add_kernel<T, N>, map_shape<N>(rows, cols), stream, x, ldx, y, ldy, rows, cols);
 }
 
 template <class T, class Stream>
 void scale(const Accum<T>* factor, T* y, int64_t ldy, int64_t rows, int64_t cols,
            const Stream& stream) {
-  constexpr int N = 16 / sizeof(T);
+  constexpr int N = kFullPack<T>;
   launch(scale_kernel<T, N>, map_shape<N>(rows, cols), stream, factor, y, ldy, rows, cols);
 }
 

@@ -12,13 +12,10 @@
 namespace orthofed::gpu {
 namespace {
 
-template <class T>
-constexpr int kPack = 16 / sizeof(T);  // elements an instruction moves
-
 template <class T, class Form>
 __global__ void forward_kernel(const T* x, int64_t ldx, T* y, int64_t ldy, int64_t rows,
                                int64_t cols) {
-  constexpr int N = kPack<T>;
+  constexpr int N = kFullPack<T>;
   for_each_pack<N>(rows, cols, [&](int64_t i, int64_t j) {
     Pack<T, N> v = load_part<N>(x + i * ldx + j, cols - j);  // [N]
 #pragma unroll
@@ -30,7 +27,7 @@ __global__ void forward_kernel(const T* x, int64_t ldx, T* y, int64_t ldy, int64
 template <class T, class Form>
 __global__ void backward_kernel(const T* dy, int64_t lddy, const T* x, int64_t ldx, T* dx,
                                 int64_t lddx, int64_t rows, int64_t cols) {
-  constexpr int N = kPack<T>;
+  constexpr int N = kFullPack<T>;
   for_each_pack<N>(rows, cols, [&](int64_t i, int64_t j) {
     Pack<T, N> d = load_part<N>(dy + i * lddy + j, cols - j);      // [N]
     const Pack<T, N> v = load_part<N>(x + i * ldx + j, cols - j);  // [N]
@@ -46,14 +43,14 @@ template <class T, class Stream>
 void gelu_forward(const T* x, int64_t ldx, T* y, int64_t ldy, int64_t rows, int64_t cols,
                   GeluKind kind, const Stream& stream) {
   launch(kind == GeluKind::erf ? forward_kernel<T, GeluErf> : forward_kernel<T, GeluTanh>,
-         map_shape<kPack<T>>(rows, cols), stream, x, ldx, y, ldy, rows, cols);
+         map_shape<kFullPack<T>>(rows, cols), stream, x, ldx, y, ldy, rows, cols);
 }
 
 template <class T, class Stream>
 void gelu_backward(const T* dy, int64_t lddy, const T* x, int64_t ldx, T* dx, int64_t lddx,
                    int64_t rows, int64_t cols, GeluKind kind, const Stream& stream) {
   launch(kind == GeluKind::erf ? backward_kernel<T, GeluErf> : backward_kernel<T, GeluTanh>,
-         map_shape<kPack<T>>(rows, cols), stream, dy, lddy, x, ldx, dx, lddx, rows, cols);
+         map_shape<kFullPack<T>>(rows, cols), stream, dy, lddy, x, ldx, dx, lddx, rows, cols);
 }
 
 #define OF_INSTANTIATE(T)                                                                    \

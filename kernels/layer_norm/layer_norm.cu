@@ -45,11 +45,9 @@ __global__ void affine_kernel(const T* dy, int64_t lddy, const float* x, int64_t
 template <class T, class Stream>
 std::span<const Version<LayerNormForwardRun<T, Stream>>> layer_norm_forward_versions() {
   static const Version<LayerNormForwardRun<T, Stream>> versions[] = {
-      {1, "naive", "one thread a row", 80, run_forward<Naive, T, Stream>},
-      {2, "warp", "a warp a row: its lanes read neighbours, shuffles add up", 80,
-       run_forward<WarpPerRow, T, Stream>},
-      {3, "registers", "the row is read once, 16 bytes an instruction, and stays in registers", 80,
-       run_forward<Registers, T, Stream>},
+      {1, "naive", run_forward<Naive, T, Stream>},
+      {2, "warp", run_forward<WarpPerRow, T, Stream>},
+      {3, "registers", run_forward<Registers, T, Stream>},
   };
   return versions;
 }
@@ -57,11 +55,9 @@ std::span<const Version<LayerNormForwardRun<T, Stream>>> layer_norm_forward_vers
 template <class T, class Stream>
 std::span<const Version<LayerNormBackwardRun<T, Stream>>> layer_norm_backward_versions() {
   static const Version<LayerNormBackwardRun<T, Stream>> versions[] = {
-      {1, "naive", "one thread a row", 80, run_backward<Naive, T, Stream>},
-      {2, "warp", "a warp a row: its lanes read neighbours, shuffles add up", 80,
-       run_backward<WarpPerRow, T, Stream>},
-      {3, "registers", "both rows are read once, in packs, and stay in registers", 80,
-       run_backward<Registers, T, Stream>},
+      {1, "naive", run_backward<Naive, T, Stream>},
+      {2, "warp", run_backward<WarpPerRow, T, Stream>},
+      {3, "registers", run_backward<Registers, T, Stream>},
   };
   return versions;
 }

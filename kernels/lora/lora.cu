@@ -39,7 +39,7 @@ constexpr int kTile = 16 * kWarps;  // rows and columns of a tile
 constexpr int kSteps = kTile / 16;  // a product's steps of 16 along a side of a tile
 constexpr int64_t kMostRank = 256;  // what expand's and merge's shared memory holds
 template <class T>
-constexpr int kPitch = kTile + 16 / int(sizeof(T));  // of a tile: no bank conflicts in ldmatrix
+constexpr int kPitch = kTile + kFullPack<T>;  // of a tile: no bank conflicts in ldmatrix
 template <class T>
 constexpr int kPieces = sizeof(T) == 2 ? 1 : 3;  // of an activation
 template <class T>
@@ -164,7 +164,7 @@ template <class T>
 __device__ void load_tile(T* tile, const T* from, int64_t ldx, int64_t rows, int64_t cols,
                           bool packed) {
   if (packed) {
-    constexpr int N = 16 / int(sizeof(T)), kPacks = kTile / N;
+    constexpr int N = kFullPack<T>, kPacks = kTile / N;
 #pragma unroll 4
     for (int e = int(threadIdx.x); e < kTile * kPacks; e += kThreads) {
       const int i = e / kPacks, j = e % kPacks * N;
@@ -330,7 +330,7 @@ void contract(Contraction<T> p, const Stream& stream) {
   constexpr int64_t kGroup = 64;  // ranks of one launch
   const int64_t rank = p.rank;
   p.block_rows = lora_block_rows<T>(p.rows, rank, kAcross, kDown);
-  p.packed = packable<16 / sizeof(T)>(p.x, p.ldx);
+  p.packed = packable<kFullPack<T>>(p.x, p.ldx);
   const auto blocks = unsigned(ceil_div(p.rows, p.block_rows));
   const int64_t row_tiles = ceil_div(p.rows < p.block_rows ? p.rows : p.block_rows, kTile);
   const auto run = [&]<int kRank>(std::integral_constant<int, kRank>) {
@@ -434,7 +434,7 @@ template <class T>
 __global__ void __launch_bounds__(kThreads)
     expand_kernel(const T* v, int64_t ldv, const float* m, int64_t m_col, int64_t m_rank,
                   const float* scale, T* y, int64_t ldy, int64_t rows, int64_t cols, int rank) {
-  constexpr int N = 16 / sizeof(T);
+  constexpr int N = kFullPack<T>;
   const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
   const auto across = unsigned(ceil_div(cols, kTile));
   const int64_t column = int64_t{blockIdx.x % across} * kTile;

@@ -43,7 +43,7 @@ Operand<T> operand(const T* data, int64_t extent, int64_t k, int64_t ld, bool al
           along_k ? k : extent,
           ld,
           along_k,
-          packable<16 / int(sizeof(T))>(data, ld)};
+          packable<kFullPack<T>>(data, ld)};
 }
 
 template <class T, class B>

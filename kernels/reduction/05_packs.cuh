@@ -10,7 +10,7 @@ namespace {
 
 template <class T>
 __global__ void pack_kernel(const T* x, int64_t n, float* partial) {
-  constexpr int N = 16 / sizeof(T), kLoads = 4;
+  constexpr int N = kFullPack<T>, kLoads = 4;
   const int64_t stride = int64_t{gridDim.x} * kThreads * N;
   float sums[N] = {};
   for (int64_t j = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * N; j < n;

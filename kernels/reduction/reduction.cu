@@ -14,15 +14,11 @@ namespace orthofed::gpu {
 template <class T, class Stream>
 std::span<const Version<ReductionSumRun<T, Stream>>> reduction_sum_versions() {
   static const Version<ReductionSumRun<T, Stream>> versions[] = {
-      {1, "interleaved", "a tree in shared memory, neighbours first", 80,
-       Interleaved::run<T, Stream>},
-      {2, "sequential", "halves of the block added: whole warps fall idle, no bank conflicts", 80,
-       Sequential::run<T, Stream>},
-      {3, "sharing", "many elements a thread, added in a register; one tree a block", 80,
-       Sharing::run<T, Stream>},
-      {4, "shuffles", "lanes read each other's registers: two barriers instead of eight", 80,
-       Shuffles::run<T, Stream>},
-      {5, "packs", "16 bytes a load, four loads in flight a thread", 80, Packs::run<T, Stream>},
+      {1, "interleaved", Interleaved::run<T, Stream>},
+      {2, "sequential", Sequential::run<T, Stream>},
+      {3, "sharing", Sharing::run<T, Stream>},
+      {4, "shuffles", Shuffles::run<T, Stream>},
+      {5, "packs", Packs::run<T, Stream>},
   };
   return versions;
 }

@@ -35,8 +35,6 @@ extern std::byte __data_start[], _end[];  // the program's static storage
 namespace orthofed::simt {
 namespace {
 
-constexpr int kBarriers = 16;
-
 enum class State : uint8_t { ready, at_barrier, at_warp, returned };
 
 struct Thread {
@@ -44,12 +42,11 @@ struct Thread {
   uint3 index{};
   const char* waits_for = "";  // name of the operation
   Site site;                   // where it was called
-  int barrier_id = 0;
   uint32_t mask = 0;
   Complete complete = nullptr;
   Lane lane;
-  int result = 0;                   // of a barrier
-  unsigned passes[kBarriers] = {};  // barriers passed, for ThreadSanitizer's phases
+  int result = 0;       // of a barrier
+  unsigned passes = 0;  // barriers passed, for ThreadSanitizer's phases
   unsigned warp_passes = 0;
   struct Copy {
     std::function<void()> run;
@@ -60,7 +57,6 @@ struct Thread {
 };
 
 struct Barrier {
-  unsigned arrived = 0, count = 0;
   int sum = 0;
   std::vector<unsigned> waiting;
   char phase[2] = {};  // ThreadSanitizer's objects: one alone would order the next pass, too
@@ -72,7 +68,7 @@ struct Warp {
 
 struct Block {
   std::vector<Thread> threads;
-  Barrier barriers[kBarriers];
+  Barrier barrier;
   std::vector<Warp> warps;
   unsigned current = 0;  // the running thread
   size_t returned = 0;   // threads that are done
@@ -99,7 +95,7 @@ std::string place(const Site& site) {
 
 bool same(const Site& a, const Site& b) {
   return a.line() == b.line() && a.column() == b.column() &&
-         std::strcmp(a.file_name(), b.file_name()) == 0;
+         (a.file_name() == b.file_name() || std::strcmp(a.file_name(), b.file_name()) == 0);
 }
 
 std::string status(const Thread& t) {
@@ -179,11 +175,8 @@ void run_block(std::vector<unsigned>& order) {
     t.index = index;
     fibers()[i]->prepare(&thread_main, &t);
   }
-  for (Barrier& b : block->barriers) {
-    b.arrived = b.count = 0;
-    b.sum = 0;
-    b.waiting.clear();
-  }
+  block->barrier.sum = 0;
+  block->barrier.waiting.clear();
   __tsan_release(&block->start);
   block->returned = 0;
   while (block->returned < threads.size()) {
@@ -232,7 +225,7 @@ void run(Size grid, Size shape, size_t shared_bytes, const Stream& stream,
   here.random = stream.schedule == Schedule::random;
   here.late = stream.schedule == Schedule::reverse;
   here.rng.seed(stream.seed);
-  for (Barrier& b : here.barriers) b.waiting.reserve(threads);  // no thread allocates
+  here.barrier.waiting.reserve(threads);  // no thread allocates
   while (fibers().size() < threads) fibers().push_back(std::make_unique<Fiber>());
   std::vector<unsigned> order(threads);
   for (unsigned i = 0; i < threads; ++i) {
@@ -325,63 +318,33 @@ void fault(const std::string& what) {
   fail("thread " + std::to_string(block->current) + ": " + what);
 }
 
-namespace {
-
-// A thread's arrival; true if it was the last.
-bool arrive(int id, unsigned count, int value, const char* name, const Site& site, bool waits) {
-  if (id < 0 || id >= kBarriers) fault("a block has barriers 0 to 15");
-  const unsigned threads = unsigned(block->threads.size());
-  if (count != 0 && (count % 32 != 0 || count > (threads + 31) / 32 * 32))
-    fault("a barrier's count is a multiple of 32, at most the block's threads");
-  Barrier& b = block->barriers[id];
-  const unsigned expected = count == 0 ? threads : count;
+int barrier(int value, const Site& site) {
   Thread& t = self();
-  t.waits_for = name;
+  Barrier& b = block->barrier;
+  t.waits_for = "__syncthreads";
   t.site = site;
-  t.barrier_id = id;
-  if (b.arrived > 0 && b.count != expected) fault("threads disagree about a barrier's count");
-  // Barrier 0 of the whole block is __syncthreads: all call it in one place, and nobody is gone.
-  if (count == 0) {
-    // Whoever waits already agrees with the first of them.
-    if (!b.waiting.empty() && !same(block->threads[b.waiting.front()].site, site)) {
-      t.state = State::at_barrier;
-      fail("threads meet in different barriers");
-    }
-    if (block->returned > 0) {
-      t.state = State::at_barrier;
-      fail("a barrier of the whole block, but a thread has returned");
-    }
-  }
-  b.count = expected;
+  t.state = State::at_barrier;
+  // All threads of the block call it in one place, and nobody is gone. Whoever waits already agrees
+  // with the first of them.
+  if (!b.waiting.empty() && !same(block->threads[b.waiting.front()].site, site))
+    fail("threads meet in different barriers");
+  if (block->returned > 0) fail("a barrier of the whole block, but a thread has returned");
   b.sum += value;
-  ++b.arrived;
-  __tsan_release(&b.phase[t.passes[id] % 2]);
-  if (waits) b.waiting.push_back(block->current);
-  if (b.arrived < b.count) return false;
-  for (const unsigned other : b.waiting) {
-    block->threads[other].result = b.sum;
-    block->threads[other].state = State::ready;
+  char* const phase = &b.phase[t.passes++ % 2];
+  __tsan_release(phase);
+  b.waiting.push_back(block->current);
+  if (b.waiting.size() < block->threads.size()) {
+    wait(State::at_barrier);
+  } else {
+    for (const unsigned other : b.waiting) {
+      block->threads[other].result = b.sum;
+      block->threads[other].state = State::ready;
+    }
+    b.sum = 0;
+    b.waiting.clear();
   }
-  b.arrived = b.count = 0;
-  b.sum = 0;
-  b.waiting.clear();
-  return true;
-}
-
-}  // namespace
-
-int barrier(int id, unsigned count, int value, const Site& site) {
-  const char* name = count == 0 ? "__syncthreads" : "a named barrier";
-  Thread& t = self();
-  if (!arrive(id, count, value, name, site, true)) wait(State::at_barrier);
-  __tsan_acquire(&block->barriers[id].phase[t.passes[id]++ % 2]);
+  __tsan_acquire(phase);
   return t.result;
-}
-
-void barrier_arrive(int id, unsigned count, const Site& site) {
-  Thread& t = self();
-  arrive(id, count, 0, "an arrival", site, false);
-  ++t.passes[id];
 }
 
 void rendezvous(const char* name, uint32_t mask, Complete complete, const Lane& mine,

@@ -37,29 +37,17 @@ inline uint3 threadIdx{}, blockIdx{};
 inline dim3 blockDim{}, gridDim{};
 inline constexpr int warpSize = 32;
 
-struct alignas(8) float2 {
-  float x, y;
-};
 struct alignas(16) float4 {
   float x, y, z, w;
 };
 struct alignas(8) uint2 {
   unsigned x, y;
 };
-struct alignas(16) uint4 {
-  unsigned x, y, z, w;
-};
-inline float2 make_float2(float x, float y) {
-  return {x, y};
-}
 inline float4 make_float4(float x, float y, float z, float w) {
   return {x, y, z, w};
 }
 inline uint2 make_uint2(unsigned x, unsigned y) {
   return {x, y};
-}
-inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) {
-  return {x, y, z, w};
 }
 
 namespace orthofed::simt {
@@ -86,10 +74,9 @@ void* dynamic_shared();  // exactly as large as the launch said, 1,024-byte alig
 
 using Site = std::source_location;
 
-// Waits until `count` threads of the block (0: all of them) have arrived at barrier `id` from the
-// same place in the source. Returns the generation's combined value: sum of `value` over arrivals.
-int barrier(int id, unsigned count, int value, const Site& site);
-void barrier_arrive(int id, unsigned count, const Site& site);  // counts, and does not wait
+// Waits until all threads of the block have arrived from the same place in the source. Returns the
+// sum of their values.
+int barrier(int value, const Site& site);
 
 // A warp operation: every lane brings what it gives and where its result goes; when the last of the
 // mask arrives, it completes the operation for all.
@@ -192,16 +179,16 @@ inline uint32_t ballot(const char* name, uint32_t mask, bool vote, const Site& s
 #define OF_SITE const orthofed::simt::Site& site = orthofed::simt::Site::current()
 
 inline void __syncthreads(OF_SITE) {
-  orthofed::simt::barrier(0, 0, 0, site);
+  orthofed::simt::barrier(0, site);
 }
 inline int __syncthreads_count(int predicate, OF_SITE) {
-  return orthofed::simt::barrier(0, 0, predicate != 0, site);
+  return orthofed::simt::barrier(predicate != 0, site);
 }
 inline int __syncthreads_or(int predicate, OF_SITE) {
-  return orthofed::simt::barrier(0, 0, predicate != 0, site) != 0;
+  return orthofed::simt::barrier(predicate != 0, site) != 0;
 }
 inline int __syncthreads_and(int predicate, OF_SITE) {
-  return orthofed::simt::barrier(0, 0, predicate == 0, site) == 0;
+  return orthofed::simt::barrier(predicate == 0, site) == 0;
 }
 inline void __syncwarp(unsigned mask = 0xffffffffu, OF_SITE) {
   orthofed::simt::sync_warp(mask, site);
@@ -273,35 +260,7 @@ T atomicCAS(T* address, std::type_identity_t<T> expected, std::type_identity_t<T
   __atomic_compare_exchange_n(address, &expected, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
   return expected;
 }
-inline void __threadfence() {}
-inline void __threadfence_block() {}
 
-// Intrinsics that are functions of their arguments alone.
-template <class T>
-T __ldg(const T* address) {
-  return *address;
-}
-inline float rsqrtf(float x) {
-  return 1.0f / std::sqrt(x);
-}
-inline float __expf(float x) {
-  return std::exp(x);
-}
-inline float __logf(float x) {
-  return std::log(x);
-}
-inline float __fdividef(float x, float y) {
-  return x / y;
-}
-inline int __popc(unsigned x) {
-  return __builtin_popcount(x);
-}
-inline int __ffs(int x) {
-  return __builtin_ffs(x);
-}
-inline int __clz(int x) {
-  return x == 0 ? 32 : __builtin_clz(unsigned(x));
-}
 [[noreturn]] inline void __trap() {
   orthofed::simt::fault("__trap()");
 }

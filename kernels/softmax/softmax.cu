@@ -9,13 +9,10 @@
 namespace orthofed::gpu {
 namespace {
 
-template <class T>
-constexpr int kPack = 16 / sizeof(T);  // elements an instruction moves
-
 template <class T, int kItems>
 __global__ void forward_kernel(const T* x, int64_t ldx, T* y, int64_t ldy, int64_t rows,
                                int64_t cols) {
-  constexpr int N = kPack<T>;
+  constexpr int N = kFullPack<T>;
   const int64_t i = warp_row_index();
   if (i >= rows) return;
   const WarpRow<T, N, kItems> xi(x + i * ldx, cols);  // [cols]
@@ -51,7 +48,7 @@ __global__ void forward_kernel(const T* x, int64_t ldx, T* y, int64_t ldy, int64
 template <class T, int kItems>
 __global__ void backward_kernel(const T* dy, int64_t lddy, const T* y, int64_t ldy, T* dx,
                                 int64_t lddx, int64_t rows, int64_t cols) {
-  constexpr int N = kPack<T>;
+  constexpr int N = kFullPack<T>;
   const int64_t i = warp_row_index();
   if (i >= rows) return;
   const WarpRow<T, N, kItems> dyi(dy + i * lddy, cols), yi(y + i * ldy, cols);  // [cols]

@@ -134,17 +134,24 @@ TEST(Simt, BlockSumReachesEveryThread) {
   });
 }
 
-__global__ void atomic_kernel(float* sum, int* count, unsigned* largest) {
+__global__ void atomic_kernel(float* sum, int* count, unsigned* largest, int* winners, int* last) {
   atomicAdd(sum, 0.5f);
   atomicAdd(count, 1);
   atomicMax(largest, threadIdx.x);
+  if (atomicCAS(&winners[0], 0, 1) == 0) atomicAdd(&winners[1], 1);
+  atomicExch(last, int(threadIdx.x));
 }
 
 TEST(Simt, Atomics) {
   float sum = 0;
   int count = 0;
   unsigned largest = 0;
-  launch(atomic_kernel, {.grid_x = 2, .threads_x = 100}, kRandom, &sum, &count, &largest);
+  int winners[2] = {}, last = -1;
+  launch(atomic_kernel, {.grid_x = 2, .threads_x = 100}, kRandom, &sum, &count, &largest,
+         static_cast<int*>(winners), &last);
+  EXPECT_EQ(winners[0], 1);
+  EXPECT_EQ(winners[1], 1);  // one thread alone found the 0
+  EXPECT_TRUE(0 <= last && last < 100);
   EXPECT_EQ(sum, 100);
   EXPECT_EQ(count, 200);
   EXPECT_EQ(largest, 99u);
@@ -155,15 +162,23 @@ __global__ void vote_kernel(int* out) {
   const int votes[4] = {__syncthreads_count(i % 5 == 0), __syncthreads_or(i == 77),
                         __syncthreads_and(i != 77), __syncthreads_and(1)};
   if (i < 4) out[i] = votes[i];
+  const int in_warp[4] = {__any_sync(0xffffffffu, i == 40), __all_sync(0xffffffffu, i != 40),
+                          __any_sync(0xffffffffu, 0), __all_sync(0xffffffffu, 1)};
+  if (i == 32)  // in the second warp
+    for (int k = 0; k < 4; ++k) out[4 + k] = in_warp[k];
 }
 
 TEST(Simt, BarriersThatCount) {
-  std::vector<int> out(4);
+  std::vector<int> out(8);
   launch(vote_kernel, {.threads_x = 96}, kRandom, out.data());
   EXPECT_EQ(out[0], 20);
   EXPECT_EQ(out[1], 1);
   EXPECT_EQ(out[2], 0);
   EXPECT_EQ(out[3], 1);
+  EXPECT_EQ(out[4], 1);
+  EXPECT_EQ(out[5], 0);
+  EXPECT_EQ(out[6], 0);
+  EXPECT_EQ(out[7], 1);
 }
 
 // One warp multiplies A [16, 16] by B [16, 8], both taken from shared memory by ldmatrix. b_rows:
