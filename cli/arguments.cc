@@ -14,6 +14,7 @@
 
 #include "cli/text.h"
 #include "cli/version.h"
+#include "engine/io/nearest.h"
 #include "kernels/core/check.h"
 
 namespace orthofed::cli {
@@ -138,7 +139,7 @@ class Parser {
 
   static std::string unknown(const std::string& kind, const std::string& word,
                              const std::vector<std::string>& known, const std::string& help) {
-    const std::string near = nearest(word, known);
+    const std::string near = nearest_name(word, known);
     return fmt::format("unknown {} '{}'; {}", kind, word,
                        near.empty() ? help + " lists them" : "did you mean '" + near + "'?");
   }

@@ -13,6 +13,7 @@
 #include "cli/config_check.h"
 #include "cli/config_keys.h"
 #include "cli/text.h"
+#include "engine/io/nearest.h"
 #include "kernels/core/check.h"
 
 namespace orthofed {
@@ -21,7 +22,6 @@ namespace {
 
 namespace fs = std::filesystem;
 using cli::joined;
-using cli::nearest;
 using cli::string_literal;
 using Strings = std::vector<std::string>;
 using Integers = std::vector<int64_t>;
@@ -199,7 +199,7 @@ std::string read_string(const ConfigKey& key, const Entry& entry, const toml::va
   const std::string text = toml::get<std::string>(value);
   if (!key.rule.words.empty() &&
       std::find(key.rule.words.begin(), key.rule.words.end(), text) == key.rule.words.end()) {
-    const std::string near = nearest(text, key.rule.words);
+    const std::string near = nearest_name(text, key.rule.words);
     throw UserError(fmt::format("{}: {}: {} is not one of {}{}", entry.origin, key.name,
                                 string_literal(text), key.allowed(),
                                 near.empty() ? "" : "; did you mean '" + near + "'?"));

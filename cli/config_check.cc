@@ -8,6 +8,7 @@
 
 #include "cli/config_keys.h"
 #include "cli/text.h"
+#include "engine/io/nearest.h"
 #include "federation/protocol.h"
 #include "kernels/core/check.h"
 #include "models/method.h"
@@ -17,7 +18,6 @@ namespace orthofed {
 namespace {
 
 using cli::joined;
-using cli::nearest;
 using cli::string_literal;
 using Strings = std::vector<std::string>;
 
@@ -70,7 +70,7 @@ void check_data(const DataConfig& data, const Fail& fail) {
     fail("data.classes", string_literal(*twice) + " is named twice");
   for (const auto& [name, label] : data.labels) {
     if (has(data.classes, label)) continue;
-    const std::string near = nearest(label, data.classes);
+    const std::string near = nearest_name(label, data.classes);
     fail("data.labels",
          fmt::format("{} = {}: no such class in data.classes ({}){}", string_literal(name),
                      string_literal(label), joined(data.classes),

@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "cli/text.h"
+#include "engine/io/nearest.h"
 #include "kernels/core/check.h"
 
 namespace orthofed {
@@ -310,8 +311,8 @@ std::string nearest_config_key(const std::string& name) {
   }
   for (const auto& [section, title] : config_sections())
     if (!section.empty()) names.push_back(section);
-  const std::string near = cli::nearest(name, names);
-  const int distance = cli::edit_distance(near, name);
+  const std::string near = nearest_name(name, names);
+  const int distance = edit_distance(near, name);
   const bool misspelt = distance <= 2 && 3 * distance <= static_cast<int>(name.size());
   return misspelt || moved.empty() ? near : moved;
 }

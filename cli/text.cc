@@ -153,36 +153,4 @@ std::string joined(const std::vector<std::string>& words, std::string_view separ
   return fmt::format("{}", fmt::join(words, separator));
 }
 
-int edit_distance(std::string_view a, std::string_view b) {
-  const size_t columns_count = b.size() + 1;
-  std::vector<int> table((a.size() + 1) * columns_count);  // [|a| + 1, |b| + 1]
-  const auto at = [&](size_t i, size_t j) -> int& { return table[i * columns_count + j]; };
-  for (size_t i = 0; i <= a.size(); ++i) at(i, 0) = static_cast<int>(i);
-  for (size_t j = 0; j <= b.size(); ++j) at(0, j) = static_cast<int>(j);
-  for (size_t i = 1; i <= a.size(); ++i) {
-    for (size_t j = 1; j <= b.size(); ++j) {
-      const int change = a[i - 1] == b[j - 1] ? 0 : 1;
-      at(i, j) = std::min({at(i - 1, j) + 1, at(i, j - 1) + 1, at(i - 1, j - 1) + change});
-      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1])
-        at(i, j) = std::min(at(i, j), at(i - 2, j - 2) + 1);
-    }
-  }
-  return table.back();
-}
-
-std::string nearest(const std::string& word, const std::vector<std::string>& known) {
-  // A word of two letters is no misspelling of every other word of two letters.
-  const auto length = static_cast<int>(word.size());
-  int best = (length < 4 ? 1 : std::max(2, length / 3)) + 1;
-  std::string found;
-  for (const std::string& candidate : known) {
-    const int distance = edit_distance(word, candidate);
-    if (distance < best && !candidate.empty()) {
-      best = distance;
-      found = candidate;
-    }
-  }
-  return found;
-}
-
 }  // namespace orthofed::cli

@@ -1,5 +1,5 @@
-// Small text helpers of the command line: widths on a terminal, durations and sizes for people,
-// string literals, and the nearest known word for a misspelt one.
+// Small text helpers of the command line: widths on a terminal, durations and sizes for people, and
+// string literals.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -29,12 +29,5 @@ std::string number_literal(double value);
 
 // "a, b, c"
 std::string joined(const std::vector<std::string>& words, std::string_view separator = ", ");
-
-// Insertions, deletions, substitutions and swaps of neighbours that turn a into b (optimal string
-// alignment; Damerau 1964).
-int edit_distance(std::string_view a, std::string_view b);
-
-// The known word that `word` was probably meant to be; empty if none is near.
-std::string nearest(const std::string& word, const std::vector<std::string>& known);
 
 }  // namespace orthofed::cli

@@ -14,33 +14,34 @@ std::string lower(std::string text) {
   return text;
 }
 
-// Insertions, deletions, substitutions and swaps of neighbours (optimal string alignment).
-size_t distance(const std::string& a, const std::string& b) {
-  std::vector<std::vector<size_t>> d(a.size() + 1, std::vector<size_t>(b.size() + 1));
-  for (size_t i = 0; i <= a.size(); ++i) {
-    for (size_t j = 0; j <= b.size(); ++j) {
-      if (i == 0 || j == 0) {
-        d[i][j] = i + j;
-        continue;
-      }
-      const bool same = a[i - 1] == b[j - 1];
-      d[i][j] = std::min({d[i - 1][j] + 1, d[i][j - 1] + 1, d[i - 1][j - 1] + (same ? 0 : 1)});
-      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1])
-        d[i][j] = std::min(d[i][j], d[i - 2][j - 2] + 1);
-    }
-  }
-  return d[a.size()][b.size()];
-}
-
 }  // namespace
 
+int edit_distance(std::string_view a, std::string_view b) {
+  const size_t columns_count = b.size() + 1;
+  std::vector<int> table((a.size() + 1) * columns_count);  // [|a| + 1, |b| + 1]
+  const auto at = [&](size_t i, size_t j) -> int& { return table[i * columns_count + j]; };
+  for (size_t i = 0; i <= a.size(); ++i) at(i, 0) = static_cast<int>(i);
+  for (size_t j = 0; j <= b.size(); ++j) at(0, j) = static_cast<int>(j);
+  for (size_t i = 1; i <= a.size(); ++i) {
+    for (size_t j = 1; j <= b.size(); ++j) {
+      const int change = a[i - 1] == b[j - 1] ? 0 : 1;
+      at(i, j) = std::min({at(i - 1, j) + 1, at(i, j - 1) + 1, at(i - 1, j - 1) + change});
+      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1])
+        at(i, j) = std::min(at(i, j), at(i - 2, j - 2) + 1);
+    }
+  }
+  return table.back();
+}
+
 std::string nearest_name(const std::string& name, const std::vector<std::string>& known) {
+  // A word of two letters is no misspelling of every other word of two letters.
+  const auto length = static_cast<int>(name.size());
+  int least = (length < 4 ? 1 : std::max(2, length / 3)) + 1;
   std::string best;
-  size_t least = std::max<size_t>(1, name.size() / 3) + 1;
   for (const std::string& candidate : known) {
-    const size_t d = distance(lower(name), lower(candidate));
-    if (d < least) {
-      least = d;
+    const int distance = edit_distance(lower(name), lower(candidate));
+    if (distance < least && !candidate.empty()) {
+      least = distance;
       best = candidate;
     }
   }

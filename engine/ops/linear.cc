@@ -116,15 +116,15 @@ Tensor Linear::forward(const Tensor& x, Saved* saved) const {
   const int64_t rank = columns.back().begin + columns.back().adapter->rank();
   const DType sums = accum(compute_);
   s.a = Tensor::empty({rank, in()}, sums);
-  s.scales.resize(size_t(rank));
+  std::vector<double> scales;  // [rank]
   s.b.assign(slices.size(), Tensor());
   for (const Column& c : columns) {
     const int64_t r = c.adapter->rank();
     s.a.row_range(c.begin, c.begin + r).copy_from(c.adapter->a.value());
-    for (int64_t j = 0; j < r; ++j) s.scales[size_t(c.begin + j)] = c.adapter->scale;
+    scales.insert(scales.end(), size_t(r), c.adapter->scale);
   }
   s.u = Tensor::empty({x.rows(), rank}, compute_);
-  const Tensor scales = scales_tensor(s.scales, sums);
+  s.scales = scales_tensor(scales, sums);
   dispatch(compute_, [&]<class T>(Tag<T>) {
     using R = Accum<T>;
     of_on(queue_of(x), lora_down, T)(x.data<T>(), x.pitch(), s.a.data<R>(), s.a.pitch(),
@@ -145,7 +145,7 @@ Tensor Linear::forward(const Tensor& x, Saved* saved) const {
             .copy_from(c.adapter->b.value());
       }
       of_on(queue_of(x), lora_up, T)(s.u.data<T>() + begin, s.u.pitch(), s.b[i].data<R>(),
-                                     s.b[i].pitch(), scales.data<R>() + begin,
+                                     s.b[i].pitch(), s.scales.data<R>() + begin,
                                      y.data<T>() + slices[i].begin, y.pitch(), x.rows(),
                                      slices[i].rows, width);
     }
@@ -186,7 +186,6 @@ Tensor Linear::backward(const Tensor& dy, const Saved& saved, bool need_dx,
     if (columns.empty()) return;
     const int64_t rank = saved.u.cols();
     Tensor du = Tensor::empty({x.rows(), rank}, compute_);
-    const Tensor scales = scales_tensor(saved.scales, accum(compute_));
     for (size_t i = 0; i < slices.size(); ++i) {
       if (!saved.b[i].defined()) continue;
       int64_t begin = -1;
@@ -195,10 +194,11 @@ Tensor Linear::backward(const Tensor& dy, const Saved& saved, bool need_dx,
       const AdapterSlice& slice = slices[i];
       Tensor db = Tensor::empty(saved.b[i].shape(), accum(compute_));
       of_on(queue_of(dy, gpu::lora_up_backward_scratch<T>(x.rows(), slice.rows, saved.b[i].cols())),
-            lora_up_backward, T)(
-          dy.data<T>() + slice.begin, dy.pitch(), saved.u.data<T>() + begin, saved.u.pitch(),
-          saved.b[i].data<R>(), saved.b[i].pitch(), scales.data<R>() + begin, du.data<T>() + begin,
-          du.pitch(), db.data<R>(), db.pitch(), false, x.rows(), slice.rows, saved.b[i].cols());
+            lora_up_backward, T)(dy.data<T>() + slice.begin, dy.pitch(), saved.u.data<T>() + begin,
+                                 saved.u.pitch(), saved.b[i].data<R>(), saved.b[i].pitch(),
+                                 saved.scales.data<R>() + begin, du.data<T>() + begin, du.pitch(),
+                                 db.data<R>(), db.pitch(), false, x.rows(), slice.rows,
+                                 saved.b[i].cols());
       for (const Column& c : columns)
         if (c.slice == i)
           c.adapter->b.add_grad(db.columns(c.begin_in_slice, c.begin_in_slice + c.adapter->rank()));

@@ -58,11 +58,11 @@ class Linear {
 
   // What backward needs of one forward.
   struct Saved {
-    Tensor x;                    // [rows, in]
-    Tensor u;                    // [rows, R], the stacked x A^T
-    Tensor a;                    // [R, in]
-    std::vector<Tensor> b;       // a slice: [slice rows, its part of R]
-    std::vector<double> scales;  // [R]
+    Tensor x;               // [rows, in]
+    Tensor u;               // [rows, R], the stacked x A^T
+    Tensor a;               // [R, in]
+    std::vector<Tensor> b;  // a slice: [slice rows, its part of R]
+    Tensor scales;          // [R]
   };
 
   // y [rows, out]. saved null: inference.

@@ -83,16 +83,5 @@ TEST(Text, Literals) {
   EXPECT_THROW(number_literal(std::nan("")), Error);
 }
 
-TEST(Text, Nearest) {
-  EXPECT_EQ(edit_distance("", "abc"), 3);
-  EXPECT_EQ(edit_distance("kitten", "sitting"), 3);
-  EXPECT_EQ(edit_distance("trian", "train"), 1);
-  EXPECT_EQ(nearest("rouns", {"seed", "rounds"}), "rounds");
-  EXPECT_EQ(nearest("ab", {"cd"}), "");
-  EXPECT_EQ(nearest("completely", {"rounds", "seed"}), "");
-  EXPECT_EQ(nearest("lr", {"lora"}), "");
-  EXPECT_EQ(nearest("", {"ab", ""}), "");
-}
-
 }  // namespace
 }  // namespace orthofed::cli

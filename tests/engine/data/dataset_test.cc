@@ -9,7 +9,6 @@
 #include "engine/io/dense.h"
 #include "engine/io/files.h"
 #include "engine/io/image.h"
-#include "engine/io/nearest.h"
 #include "engine/io/npz.h"
 #include "engine/io/png.h"
 #include "tests/support/files.h"
@@ -229,17 +228,6 @@ TEST_F(NpzDatasetTest, FaultsAreNamed) {
       {"u8 [2, 3]", "expected u8 [N, H, W]"}));
   EXPECT_TRUE(refused({{"train_images", images(2, 2)}, {"train_labels", labels({0, 1})}}, {},
                       {"[2, 2, 3, 2]"}));
-}
-
-TEST(Nearest, SuggestsWhatIsNear) {
-  const std::vector<std::string> known{"basophil", "eosinophil", "monocyte"};
-  EXPECT_EQ(nearest_name("Basofil", known), "basophil");
-  EXPECT_EQ(nearest_name("eosinophils", known), "eosinophil");
-  EXPECT_EQ(nearest_name("platelet", known), "");
-  EXPECT_EQ(nearest_name("", known), "");
-  EXPECT_EQ(nearest_name("x", {}), "");
-  EXPECT_EQ(suggestion("x", {}), "");
-  EXPECT_EQ(suggestion("platelet", {"a", "b"}), "; known: a, b");
 }
 
 TEST(DatasetOnRealData, ReadsTheLaboratories) {
