@@ -130,12 +130,9 @@ namespace orthofed::gpu {
 namespace {
 
 template <class T>
-constexpr int kPack = 16 / sizeof(T);  // elements an instruction moves
-
-template <class T>
 __global__ void forward_kernel(const T* x, int64_t ldx, T* y, int64_t ldy, int64_t rows,
                                int64_t cols) {
-  constexpr int N = kPack<T>;
+  constexpr int N = kFullPack<T>;
   for_each_pack<N>(rows, cols, [&](int64_t i, int64_t j) {
     Pack<T, N> v = load_part<N>(x + i * ldx + j, cols - j);  // [N]
 #pragma unroll
@@ -147,7 +144,7 @@ __global__ void forward_kernel(const T* x, int64_t ldx, T* y, int64_t ldy, int64
 template <class T>
 __global__ void backward_kernel(const T* dy, int64_t lddy, const T* x, int64_t ldx, T* dx,
                                 int64_t lddx, int64_t rows, int64_t cols) {
-  constexpr int N = kPack<T>;
+  constexpr int N = kFullPack<T>;
   for_each_pack<N>(rows, cols, [&](int64_t i, int64_t j) {
     Pack<T, N> d = load_part<N>(dy + i * lddy + j, cols - j);      // [N]
     const Pack<T, N> v = load_part<N>(x + i * ldx + j, cols - j);  // [N]
@@ -162,13 +159,13 @@ __global__ void backward_kernel(const T* dy, int64_t lddy, const T* x, int64_t l
 template <class T, class Stream>
 void square_forward(const T* x, int64_t ldx, T* y, int64_t ldy, int64_t rows, int64_t cols,
                     const Stream& stream) {
-  launch(forward_kernel<T>, map_shape<kPack<T>>(rows, cols), stream, x, ldx, y, ldy, rows, cols);
+  launch(forward_kernel<T>, map_shape<kFullPack<T>>(rows, cols), stream, x, ldx, y, ldy, rows, cols);
 }
 
 template <class T, class Stream>
 void square_backward(const T* dy, int64_t lddy, const T* x, int64_t ldx, T* dx, int64_t lddx,
                      int64_t rows, int64_t cols, const Stream& stream) {
-  launch(backward_kernel<T>, map_shape<kPack<T>>(rows, cols), stream, dy, lddy, x, ldx, dx, lddx,
+  launch(backward_kernel<T>, map_shape<kFullPack<T>>(rows, cols), stream, dy, lddy, x, ldx, dx, lddx,
          rows, cols);
 }
 
@@ -220,12 +217,10 @@ TYPED_TEST(Square, ForwardAndInPlace) {
       fill_normal(x, 1);
       std::vector<double> want = x.to_double();
       for (double& v : want) v *= v;
-      of_on(queue, square_forward, TypeParam)
-      (x.data(), x.ld(), y.data(), y.ld(), s.rows, s.cols);
+      of_on(queue, square_forward, TypeParam)(x.data(), x.ld(), y.data(), y.ld(), s.rows, s.cols);
       finish(queue);
       EXPECT_TRUE(close(y, want, TestFixture::kBudget));
-      of_on(queue, square_forward, TypeParam)
-      (x.data(), x.ld(), x.data(), x.ld(), s.rows, s.cols);
+      of_on(queue, square_forward, TypeParam)(x.data(), x.ld(), x.data(), x.ld(), s.rows, s.cols);
       finish(queue);
       EXPECT_TRUE(identical(x, y));
       EXPECT_TRUE(x.verify());
@@ -244,12 +239,10 @@ TYPED_TEST(Square, BackwardAndInPlace) {
       for (int64_t i = 0; i < s.rows; ++i)
         for (int64_t j = 0; j < s.cols; ++j)
           want.push_back(double(dy(i, j)) * 2 * double(x(i, j)));
-      of_on(queue, square_backward, TypeParam)
-      (dy.data(), dy.ld(), x.data(), x.ld(), dx.data(), dx.ld(), s.rows, s.cols);
+      of_on(queue, square_backward, TypeParam)(dy.data(), dy.ld(), x.data(), x.ld(), dx.data(), dx.ld(), s.rows, s.cols);
       finish(queue);
       EXPECT_TRUE(close(dx, want, TestFixture::kBudget));
-      of_on(queue, square_backward, TypeParam)
-      (dy.data(), dy.ld(), x.data(), x.ld(), dy.data(), dy.ld(), s.rows, s.cols);
+      of_on(queue, square_backward, TypeParam)(dy.data(), dy.ld(), x.data(), x.ld(), dy.data(), dy.ld(), s.rows, s.cols);
       finish(queue);
       EXPECT_TRUE(identical(dx, dy));
       EXPECT_TRUE(dy.verify());
