@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <set>
 
 #include "cli/text.h"
 #include "engine/io/nearest.h"
@@ -315,6 +316,21 @@ std::string nearest_config_key(const std::string& name) {
   const int distance = edit_distance(near, name);
   const bool misspelt = distance <= 2 && 3 * distance <= static_cast<int>(name.size());
   return misspelt || moved.empty() ? near : moved;
+}
+
+std::map<std::string, std::string> shared_settings(const RunConfig& config) {
+  // What memory allows, not what is trained.
+  static const std::set<std::string> own = {"train.batch_size", "train.accumulate"};
+  static const std::set<std::string> others = {"seed", "model.head", "data.image_size"};
+  RunConfig copy = config;
+  std::map<std::string, std::string> settings;
+  for (const ConfigKey& key : config_keys()) {
+    const std::string section = key.section();
+    const bool training = section == "lora" || section == "penalty" || section == "train";
+    if ((training && !own.count(key.name)) || others.count(key.name))
+      settings[key.name] = toml_value(key.field(copy));
+  }
+  return settings;
 }
 
 std::string toml_value(const ConfigField& field) {

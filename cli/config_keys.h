@@ -60,6 +60,10 @@ bool is_config_section(const std::string& name);
 // "train.lr" for "train.lrr", "lr" or "model.lr"; a key or a section; empty if none is near.
 std::string nearest_config_key(const std::string& name);
 
+// What the clients of a federation must have set alike, key -> value as TOML: how adapters are made
+// and trained. What a site may choose (its images, device, batch) is not among them.
+std::map<std::string, std::string> shared_settings(const RunConfig& config);
+
 // A value as TOML; a table of strings is written inline.
 std::string toml_value(const ConfigField& field);
 

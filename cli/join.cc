@@ -6,6 +6,7 @@
 #include <iostream>
 
 #include "cli/commands.h"
+#include "cli/config_keys.h"
 #include "cli/session.h"
 #include "cli/text.h"
 #include "engine/io/files.h"
@@ -51,6 +52,7 @@ void take_part(const JoinOptions& o, const RunConfig& config, const std::string&
   options.share = parse_share_metrics(config.federation.share_metrics);
   options.join_timeout_seconds = config.federation.join_timeout_seconds;
   options.max_frame_mb = config.federation.max_frame_mb;
+  options.settings = shared_settings(config);
   const JoinResult result = orthofed::join(config.federation.address, site, options, observer);
 
   const int64_t train = int64_t(site.trainer().data().train.size());
@@ -85,6 +87,7 @@ int join(const JoinOptions& o) {
   if (folder.empty())
     folder = config.federation.state_dir.empty() ? o.client
                                                  : config.federation.state_dir + "/" + o.client;
+  refuse_results(folder, "metrics.json");
   make_directories(folder);
   try {
     take_part(o, config, folder, terminal);

@@ -2,6 +2,7 @@
 
 #include "cli/commands.h"
 #include "cli/config.h"
+#include "cli/config_keys.h"
 #include "cli/federation_view.h"
 #include "engine/io/files.h"
 #include "federation/vit_site.h"
@@ -18,6 +19,7 @@ int serve(const ServeOptions& o) {
   write_file(o.out + "/config.toml", config_toml(config));
   FederationView view(terminal, config, o.out);
   ServerOptions options;
+  options.settings = shared_settings(config);
   options.listening = [&](uint16_t port) {
     terminal.message(fmt::format("listening on port {}; waiting for {} clients", port,
                                  config.federation.clients.size()));

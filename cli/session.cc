@@ -45,13 +45,17 @@ static void remove_half_written(const std::string& folder) {
   for (const fs::path& path : found) fs::remove(path, ignored);
 }
 
-OutputFolder::OutputFolder(const std::string& folder, const std::string& marker)
-    : folder_(folder), marker_(folder + "/" + marker), made_here_(!fs::exists(folder)) {
-  if (fs::exists(marker_))
+void refuse_results(const std::string& folder, const std::string& marker) {
+  if (fs::exists(folder + "/" + marker))
     throw UserError(
         fmt::format("{}: holds the results of a run already ({}); name another folder or "
                     "remove it",
                     folder, marker));
+}
+
+OutputFolder::OutputFolder(const std::string& folder, const std::string& marker)
+    : folder_(folder), marker_(folder + "/" + marker), made_here_(!fs::exists(folder)) {
+  refuse_results(folder, marker);
   make_directories(folder);
   remove_half_written(folder);
 }

@@ -17,13 +17,16 @@ namespace orthofed::cli {
 RunConfig open_config(const std::string& file, const std::vector<std::string>& set,
                       Terminal& terminal);
 
+// Throws UserError where `marker` is in the folder: a run never overwrites another.
+void refuse_results(const std::string& folder, const std::string& marker);
+
 // The folder for results. It is made if it is not there, and goes again with what is in it if the
 // command ends, by bad input for example, before there is a result or the line of a first round in
 // metrics.jsonl. A folder that was there stays. Files that a killed client had not finished
 // writing are removed.
 class OutputFolder {
  public:
-  // Throws UserError where `marker` is already in the folder: a run never overwrites another.
+  // Throws as refuse_results.
   OutputFolder(const std::string& folder, const std::string& marker);
   ~OutputFolder();
   OutputFolder(const OutputFolder&) = delete;

@@ -71,8 +71,25 @@ class Client {
     const auto* welcome = std::get_if<Welcome>(&message);
     if (!welcome) unexpected(frame);
     welcome_ = *welcome;
+    check(welcome_.settings);
     network_.admit(connection_, size_t(options_.max_frame_mb) << 20);
     observer_.joined(welcome_.rounds);
+  }
+
+  // An average of adapters that were trained in different ways is no method's: say so before the
+  // first round. The client compares, so that its own configuration stays at home.
+  void check(const Settings& server) const {
+    std::string differences;
+    for (const auto& [key, value] : server) {
+      const auto own = options_.settings.find(key);
+      if (own != options_.settings.end() && own->second == value) continue;
+      differences +=
+          fmt::format("{}{} = {} (here {})", differences.empty() ? "" : ", ", printable(key),
+                      printable(value), own == options_.settings.end() ? "not known" : own->second);
+    }
+    if (!differences.empty())
+      throw UserError(fmt::format("the server at {} trains with other settings: {}: set them alike",
+                                  address_, differences));
   }
 
   // ---- Rounds -----------------------------------------------------------------------------------

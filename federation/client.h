@@ -30,6 +30,7 @@ struct JoinOptions {
   int64_t max_frame_mb = 256;
   std::stop_token stop;  // looked at whenever join() waits; a site watches its own while it trains
   TransportOptions transport;
+  Settings settings = {};  // this client's, as far as the server may name them
 };
 
 struct JoinResult {
@@ -38,7 +39,8 @@ struct JoinResult {
   int64_t bytes_sent = 0, bytes_received = 0;
 };
 
-// Throws UserError where no server answers or it refuses (with its reason), FederationError where
+// Throws UserError where no server answers, it refuses (with its reason) or it trains with other
+// settings (naming each), FederationError where
 // the run fails elsewhere, Cancelled on stop, and whatever the site throws. In each case the server
 // is told that this client is gone.
 JoinResult join(const std::string& address, Site& site, const JoinOptions& options,

@@ -25,6 +25,7 @@ static_assert(kDigestOffset + kDigestBytes == kHeaderBytes);
 constexpr int64_t kMaxCount = int64_t{1} << 53;  // exact in JSON everywhere
 constexpr size_t kMaxSchema = 65536;
 constexpr size_t kMaxPenalties = 64;
+constexpr size_t kMaxSettings = 256;
 constexpr size_t kMaxText = 500;
 
 template <class T>
@@ -123,6 +124,14 @@ class Fields {
       fail(path(key), fmt::format("has more than {} entries", max_entries));
     return value;
   }
+  std::map<std::string, std::string> texts(const char* key, size_t max_entries) {
+    std::map<std::string, std::string> texts;
+    for (const auto& [name, value] : object(key, max_entries).items()) {
+      if (!value.is_string()) fail(path(key), "holds what is not a string");
+      texts[name] = value.get<std::string>();
+    }
+    return texts;
+  }
   const json& array(const char* key, size_t max_entries) {
     const json& value = at(key);
     if (!value.is_array()) fail(path(key), "is not an array");
@@ -191,23 +200,23 @@ void read(Fields& f, Hello& m) {
   m.method = f.text("method");
   m.base_sha256 = f.sha256("base_sha256");
   m.classes_sha256 = f.sha256("classes_sha256");
-  for (const auto& [name, type] : f.object("schema", kMaxSchema).items()) {
-    if (!type.is_string()) f.fail(f.path("schema"), "holds what is not a string");
-    m.schema[name] = type.get<std::string>();
-  }
+  m.schema = f.texts("schema", kMaxSchema);
 }
 
 constexpr double kMaxSeconds = 1e9;
 
 json manifest_of(const Welcome& m) {
-  return {
-      {"rounds", m.rounds}, {"join_seconds", m.join_seconds}, {"answer_seconds", m.answer_seconds}};
+  return {{"rounds", m.rounds},
+          {"join_seconds", m.join_seconds},
+          {"answer_seconds", m.answer_seconds},
+          {"settings", m.settings}};
 }
 
 void read(Fields& f, Welcome& m) {
   m.rounds = f.integer("rounds", 1, kMaxCount);
   m.join_seconds = f.number("join_seconds", 0, kMaxSeconds);
   m.answer_seconds = f.number("answer_seconds", 0, kMaxSeconds);
+  m.settings = f.texts("settings", kMaxSettings);
 }
 
 json manifest_of(const Refuse& m) {

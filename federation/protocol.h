@@ -33,7 +33,8 @@ struct ProtocolError : FederationError {
 };
 
 using Bytes = std::vector<std::byte>;
-using Schema = std::map<std::string, std::string>;  // tensor -> "f32[8, 192]"
+using Schema = std::map<std::string, std::string>;    // tensor -> "f32[8, 192]"
+using Settings = std::map<std::string, std::string>;  // configuration key -> value as TOML
 
 // ---- Frames -------------------------------------------------------------------------------------
 
@@ -112,6 +113,7 @@ struct Welcome {
   int64_t rounds = 0;
   double join_seconds = 0;    // how long the first round may be away
   double answer_seconds = 0;  // the longest time the server gives a client for one answer
+  Settings settings = {};     // what the client must have set alike; it checks that itself
 };
 
 struct Refuse {

@@ -95,6 +95,7 @@ class Server {
         observer_(observer),
         stop_(options.stop),
         listening_(options.listening),
+        settings_(options.settings),
         theta_(initial),
         network_(options.transport) {}
 
@@ -300,8 +301,8 @@ class Server {
     member.result.client = hello.client;
     member.result.bytes_sent = int64_t(event.frame.size());
     const double left = std::chrono::duration<double>(join_deadline_ - Clock::now()).count();
-    send(member,
-         encode(Welcome{config_.rounds, std::max(left, 0.0), config_.federation.timeout_seconds}));
+    send(member, encode(Welcome{config_.rounds, std::max(left, 0.0),
+                                config_.federation.timeout_seconds, settings_}));
     observer_.client_joined(hello.client, members_.size(), clients.size());
   }
 
@@ -406,6 +407,7 @@ class Server {
   ServerObserver& observer_;
   const std::stop_token stop_;
   const std::function<void(uint16_t)> listening_;
+  const Settings settings_;
 
   Phase phase_ = Phase::joining;
   int64_t round_ = 0;

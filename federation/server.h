@@ -72,6 +72,7 @@ struct ServerOptions {
   std::function<void(uint16_t)>
       listening;  // called with the port, which the address may leave open
   TransportOptions transport;
+  Settings settings = {};  // sent to every client, which compares them with its own
 };
 
 // Runs one federation: method, rounds and [federation] of `config`; clients must match `agreement`,

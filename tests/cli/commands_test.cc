@@ -394,6 +394,8 @@ TEST_F(Commands, AFederationIsTheSameHoweverItIsRun) {
   EXPECT_TRUE(site_b.at("balanced_accuracy").is_number());
 
   refuse(run("one"), {at("one"), "summary.json", "another folder"});
+  refuse({"join", world().config, "--client", "a", "--out", at("served/clients/a")},
+         {at("served/clients/a"), "metrics.json", "another folder"});
   // It can be repeated from what it wrote.
   succeed_quietly({"run", at("one/config.toml"), "--out", at("again")});
   EXPECT_TRUE(contents(at("again/general_adapter.safetensors")) ==
@@ -544,7 +546,7 @@ TEST_F(Commands, Addresses) {
                         {"pooled", "orthofed run"});
 }
 
-TEST_F(Commands, AClientWithAnotherBaseModel) {
+TEST_F(Commands, AClientWithAnotherBaseModelOrOtherSettings) {
   auto server = start({"serve", world().config, "--set", "federation.address=127.0.0.1:0", "--out",
                        at("served"), "--set", "federation.join_timeout_seconds=100"});
   const std::string said = "listening on port ";
@@ -560,6 +562,9 @@ TEST_F(Commands, AClientWithAnotherBaseModel) {
   refuse_without_traces({"join", world().config, "--client", "a", "--quiet", "--set",
                          "federation.address=127.0.0.1:" + port, "--set", "method=dual"},
                         {"method differs", "opal", "dual"});
+  refuse_without_traces({"join", world().config, "--client", "a", "--quiet", "--set",
+                         "federation.address=127.0.0.1:" + port, "--set", "train.lr=0.5"},
+                        {"other settings: train.lr = ", "(here 0.5)"});
   EXPECT_NE(server->err().find("base model differs"), std::string::npos) << server->err();
   server->signal(SIGTERM);
   EXPECT_EQ(server->status(), 128 + SIGTERM);

@@ -438,6 +438,24 @@ TEST_F(Failing, AServerThatBreaksTheProtocol) {
   EXPECT_SAYS(error({encode(Abort{"for a reason"})}), "the server ended the run: for a reason");
 }
 
+TEST_F(Failing, AServerThatTrainsWithOtherSettings) {
+  uint16_t port = 0;
+  Socket listener = Socket::listen(&port);
+  ArithmeticSite a("a", 1, 1);
+  JoinOptions options = quick_join();
+  options.settings = {{"train.lr", "0.001"}, {"lora.rank", "8"}, {"ours", "1"}};
+  auto joined = join_async(fmt::format("127.0.0.1:{}", port), a, options);
+  RawPeer client(listener.accept());
+  client.expect<Hello>();
+  client.send(
+      Welcome{2, 5, 5, {{"train.lr", "0.003"}, {"lora.rank", "8"}, {"train.new\n", "\x1b[1m"}}});
+  const std::string what = message_of<UserError>([&] { joined.get(); });
+  EXPECT_SAYS(what, "train.lr = 0.003 (here 0.001)");
+  EXPECT_SAYS(what, "(here not known)");
+  EXPECT_EQ(what.find("lora.rank"), std::string::npos) << what;
+  EXPECT_EQ(what.find_first_of("\n\x1b"), std::string::npos) << what;
+}
+
 TEST_F(Failing, AServerThatDiesWhileTheClientTrains) {
   uint16_t port = 0;
   Socket listener = Socket::listen(&port);

@@ -49,10 +49,11 @@ TEST(Protocol, MessagesComeBack) {
   EXPECT_EQ(hello.schema, schema_of(theta0()));
   EXPECT_EQ(hello.schema.at("blocks.0.attn.qkv.general.a"), "f32[2, 3]");
 
-  const Welcome welcome = round_trip(Welcome{7, 1.5, 3600});
+  const Welcome welcome = round_trip(Welcome{7, 1.5, 3600, {{"train.lr", "0.001"}}});
   EXPECT_EQ(welcome.rounds, 7);
   EXPECT_EQ(welcome.join_seconds, 1.5);
   EXPECT_EQ(welcome.answer_seconds, 3600);
+  EXPECT_EQ(welcome.settings, (Settings{{"train.lr", "0.001"}}));
 
   EXPECT_EQ(round_trip(Refuse{"no"}).reason, "no");
   EXPECT_EQ(round_trip(Abort{"why"}).reason, "why");
