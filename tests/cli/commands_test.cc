@@ -278,6 +278,38 @@ TEST_F(Commands, TheEmulatedDevicePredictsAndScores) {
          {"--shadow", "simt"});
 }
 
+// configs/demo.toml as the demo runs it (processes, the demo's geometry), only smaller: one step of
+// SGD, whose result does not amplify the order of a sum, at two sites on an untrained base.
+TEST_F(Commands, TheDemosFederationRunsOnTheEmulatedDevice) {
+  const std::string base = save_base(Vit::create(demo_geometry(), DType::f32, 3), at("base"));
+  const auto run = [&](const std::string& device) {
+    Words words = {"run", OF_SOURCE_DIR "/configs/demo.toml", "--out", at(device)};
+    const Words settings = {"model.weights=" + base,
+                            "device=" + device,
+                            "precision=f32",
+                            "rounds=1",
+                            "train.epochs=0",
+                            "train.steps=1",
+                            "train.batch_size=2",
+                            "train.optimizer=sgd",
+                            "train.warmup=0",
+                            "data.synthetic.clients=2",
+                            "data.synthetic.train=2",
+                            "data.synthetic.test=1",
+                            "federation.clients=[\"site_a\", \"site_b\"]"};
+    for (const std::string& setting : settings) {
+      words.push_back("--set");
+      words.push_back(setting);
+    }
+    succeed_quietly(words);
+    return load_safetensors(at(device + "/general_adapter.safetensors")).tensors;
+  };
+  const TensorMap want = run("cpu"), got = run("simt");
+  ASSERT_EQ(got.size(), want.size());
+  for (const auto& [name, tensor] : want)
+    EXPECT_LE(test::relative_norm(got.at(name), tensor), 1e-4) << name;
+}
+
 TEST_F(Commands, CheckCountsAndSendsNothing) {
   const json all = succeed_with_json({"check", world().config});
   EXPECT_TRUE(all.at("clean"));
