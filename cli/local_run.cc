@@ -17,6 +17,7 @@ namespace {
 
 FederationResult in_threads(const RunConfig& config, const InitialState& start,
                             const std::string& folder, Terminal& terminal, ServerObserver& view) {
+  const std::unique_ptr<Vit> base = load_base(config);  // one, frozen, for all
   std::vector<std::unique_ptr<VitSite>> sites;
   std::vector<Site*> pointers;
   for (const std::string& client : config.federation.clients) {
@@ -24,8 +25,8 @@ FederationResult in_threads(const RunConfig& config, const InitialState& start,
     callbacks.skipped = [&](const std::vector<BadImage>& bad) {
       warn_skipped(terminal, bad, client);
     };
-    sites.push_back(
-        std::make_unique<VitSite>(config, client, folder + "/clients/" + client, callbacks));
+    sites.push_back(std::make_unique<VitSite>(config, client, folder + "/clients/" + client,
+                                              callbacks, base.get()));
     pointers.push_back(sites.back().get());
   }
   return run_in_process(config, start.agreement, start.general, pointers, view);

@@ -39,10 +39,10 @@ SiteMetrics metrics_of(const Scores& scores, int64_t classes) {
 }
 
 VitSite::VitSite(const RunConfig& config, const std::string& client, const std::string& state_dir,
-                 SiteTrainer::Callbacks callbacks)
+                 SiteTrainer::Callbacks callbacks, const Vit* base)
     : config_(config),
       state_dir_(state_dir),
-      trainer_(config, client, state_dir, std::move(callbacks)) {}
+      trainer_(config, client, state_dir, std::move(callbacks), base) {}
 
 Agreement VitSite::agreement() const {
   return agreement_of(config_, trainer_.tuner(), trainer_.tuner().model().sha256);

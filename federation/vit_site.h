@@ -12,9 +12,9 @@ class VitSite : public Site {
  public:
   // state_dir: the client's own folder; after every round it holds its personal adapter and
   // optimiser state, after the last its final adapters. Loads model and images, which may take a
-  // while.
+  // while. base: as make_fine_tuner's, for sites in one process.
   VitSite(const RunConfig& config, const std::string& client, const std::string& state_dir,
-          SiteTrainer::Callbacks callbacks = {});
+          SiteTrainer::Callbacks callbacks = {}, const Vit* base = nullptr);
 
   const std::string& name() const override { return trainer_.client(); }
   Agreement agreement() const override;

@@ -49,14 +49,19 @@ std::unique_ptr<Vit> load_base(const std::string& weights, const std::string& co
   return std::make_unique<Vit>(Vit::load(weights, config_json, compute_type(precision, device)));
 }
 
-std::unique_ptr<FineTuner> make_fine_tuner(const RunConfig& config, const std::string& client) {
+std::unique_ptr<Vit> load_base(const RunConfig& config) {
+  if (config.model.weights.empty())
+    throw UserError("model.weights: name the base model's safetensors file");
+  return load_base(config.model.weights, config.model.config, device_named(config.device),
+                   config.precision);
+}
+
+std::unique_ptr<FineTuner> make_fine_tuner(const RunConfig& config, const std::string& client,
+                                           const Vit* base) {
   const Method method = method_named(config.method);
   if (config.data.classes.size() < 2)
     throw UserError("data.classes: name at least two classes, in the federation's order");
-  if (config.model.weights.empty())
-    throw UserError("model.weights: name the base model's safetensors file");
-  auto model = load_base(config.model.weights, config.model.config, device_named(config.device),
-                         config.precision);
+  auto model = base ? std::make_unique<Vit>(*base) : load_base(config);
   FineTuneOptions options;
   options.general = method.general;
   options.personal = method.personal;

@@ -30,9 +30,12 @@ DType compute_type(const std::string& precision, Device device);
 // The frozen base on that device, which it stays on; config_json as for Vit::load.
 std::unique_ptr<Vit> load_base(const std::string& weights, const std::string& config_json,
                                Device device, const std::string& precision);
+std::unique_ptr<Vit> load_base(const RunConfig& config);
 
 // The base model with this method's adapters and heads, nothing drawn yet. `client` keys the
-// personal draw; the server passes "".
-std::unique_ptr<FineTuner> make_fine_tuner(const RunConfig& config, const std::string& client);
+// personal draw; the server passes "". base: what load_base gave for this configuration, whose
+// frozen tensors are then shared; null: loaded from model.weights.
+std::unique_ptr<FineTuner> make_fine_tuner(const RunConfig& config, const std::string& client,
+                                           const Vit* base = nullptr);
 
 }  // namespace orthofed

@@ -57,14 +57,14 @@ Batch copy_of(const Batch& b) {
 }  // namespace
 
 SiteTrainer::SiteTrainer(const RunConfig& config, const std::string& client,
-                         const std::string& state_dir, Callbacks callbacks)
+                         const std::string& state_dir, Callbacks callbacks, const Vit* base)
     : config_(config),
       client_(client),
       state_dir_(state_dir),
       callbacks_(std::move(callbacks)),
       method_(method_named(config.method)) {
   cpu::set_threads(int(config.threads));
-  tuner_ = make_fine_tuner(config, client);
+  tuner_ = make_fine_tuner(config, client, base);
   data_ = open_site(config, client, tuner_->model().config, callbacks_.decoding);
   if (callbacks_.skipped && !data_.cache->skipped().empty())
     callbacks_.skipped(data_.cache->skipped());

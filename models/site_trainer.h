@@ -41,9 +41,9 @@ class SiteTrainer {
   };
 
   // client: whose images (empty: everybody's, for `pooled`). state_dir: where personal state is
-  // kept after every round; empty: nowhere.
+  // kept after every round; empty: nowhere. base: as make_fine_tuner's.
   SiteTrainer(const RunConfig& config, const std::string& client, const std::string& state_dir,
-              Callbacks callbacks = {});
+              Callbacks callbacks = {}, const Vit* base = nullptr);
 
   FineTuner& tuner() { return *tuner_; }
   const FineTuner& tuner() const { return *tuner_; }

@@ -18,6 +18,8 @@ Tensor scales_tensor(const std::vector<double>& scales, DType dtype) {
 Linear::Linear(Var weight_, Var bias_, DType compute)
     : weight(std::move(weight_)), bias(std::move(bias_)), compute_(compute) {
   OF_CHECK(weight.value().dtype() == accum(compute), "weights are kept in the accumulation type");
+  // Now, so that copies of a frozen layer share it; a CPU multiplies the packed W instead.
+  if (!weight.requires_grad() && weight.value().device() != Device::cpu) computed_weight();
 }
 
 template <class T>

@@ -61,11 +61,13 @@ class Federation : public testing::Test {
     std::map<std::string, SiteMetrics> local;
   };
   // delays: seconds that each client, in order, waits before it answers.
-  Run run(const RunConfig& c, const std::string& name, std::vector<double> delays = {}) {
+  Run run(const RunConfig& c, const std::string& name, std::vector<double> delays = {},
+          const Vit* base = nullptr) {
     class Slow : public VitSite {
      public:
-      Slow(const RunConfig& rc, const std::string& client, const std::string& dir, double delay)
-          : VitSite(rc, client, dir), delay_(delay) {}
+      Slow(const RunConfig& rc, const std::string& client, const std::string& dir, double delay,
+           const Vit* base)
+          : VitSite(rc, client, dir, {}, base), delay_(delay) {}
       SiteUpdate train(const TensorMap& broadcast, int64_t round, int64_t rounds) override {
         SiteUpdate update = VitSite::train(broadcast, round, rounds);
         std::this_thread::sleep_for(std::chrono::duration<double>(delay_));
@@ -81,7 +83,7 @@ class Federation : public testing::Test {
     for (size_t i = 0; i < c.federation.clients.size(); ++i) {
       const std::string& client = c.federation.clients[i];
       sites.push_back(std::make_unique<Slow>(c, client, directory / (name + "/" + client),
-                                             i < delays.size() ? delays[i] : 0));
+                                             i < delays.size() ? delays[i] : 0, base));
       pointers.push_back(sites.back().get());
     }
     ServerObserver quiet;
@@ -137,6 +139,29 @@ TEST_F(Federation, TheEmulatedDeviceTrainsAsTheCpuDoes) {
     for (const auto& [name, t] : tensors)
       EXPECT_LE(test::relative_norm(got.personal.at(client).at(name), t), 1e-4)
           << client << ": " << name;
+}
+
+TEST_F(Federation, SitesOfOneProcessShareTheFrozenBase) {
+  const std::unique_ptr<Vit> base = load_base(config);
+  const Run own = run(config, "own"), shared = run(config, "shared", {}, base.get());
+  expect_identical(own.result.general, shared.result.general);
+  for (const auto& [client, tensors] : own.personal)
+    expect_identical(tensors, shared.personal.at(client));
+
+  // On a device in bf16, a second site costs adapters, and neither the weights nor their bf16 form.
+  RunConfig emulated = config;
+  emulated.device = "simt";
+  emulated.precision = "bf16";
+  const auto in_use = [] { return allocator_stats(Device::simt).bytes_in_use; };
+  const int64_t before = in_use();
+  const std::unique_ptr<Vit> resident = load_base(emulated);
+  const int64_t of_base = in_use() - before;
+  const auto first = make_fine_tuner(emulated, "a", resident.get());
+  const int64_t of_adapters = in_use() - before - of_base;
+  const auto second = make_fine_tuner(emulated, "b", resident.get());
+  EXPECT_EQ(in_use() - before, of_base + 2 * of_adapters);
+  const auto third = make_fine_tuner(emulated, "c");
+  EXPECT_EQ(in_use() - before, 2 * of_base + 3 * of_adapters);
 }
 
 TEST_F(Federation, PersonalAdaptersDifferAndStayOnTheClientsDisk) {
