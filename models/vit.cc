@@ -6,8 +6,7 @@
 #include <filesystem>
 #include <set>
 
-#include "engine/io/safetensors.h"
-#include "engine/io/sha256.h"
+#include "engine/io/checkpoint.h"
 #include "engine/ops/layer_norm.h"
 #include "engine/ops/tokens.h"
 #include "kernels/core/philox.h"
@@ -146,10 +145,11 @@ Vit Vit::from_tensors(const VitConfig& given, const TensorMap& tensors, DType co
 }
 
 Vit Vit::load(const std::string& weights, const std::string& config, DType compute) {
-  const Safetensors file = load_safetensors(weights);
+  const Safetensors file = load_checkpoint(weights);
   std::string path = config;
   if (path.empty()) {
-    path = (std::filesystem::path(weights).parent_path() / "config.json").string();
+    const std::string main = checkpoint_files(weights).main;
+    path = (std::filesystem::path(main).parent_path() / "config.json").string();
     if (!std::filesystem::exists(path))
       throw UserError(
           fmt::format("{}: no config.json beside the weights; name one (model.config, "
@@ -159,7 +159,7 @@ Vit Vit::load(const std::string& weights, const std::string& config, DType compu
   const VitConfig geometry = read_vit_config(path);
   try {
     Vit m = from_tensors(geometry, file.tensors, compute, false);
-    m.sha256 = sha256_of_file(weights);
+    m.sha256 = sha256_of_checkpoint(weights);
     return m;
   } catch (const UserError& error) {
     throw UserError(fmt::format("{}: {}", weights, error.what()));

@@ -32,9 +32,9 @@ struct VitConfig {
 
 class Vit {
  public:
-  // weights: safetensors. config: its config.json; empty: the file of that name beside it. compute:
-  // the dtype of activations (f32, bf16; f64 for gradient checks). Throws UserError naming the
-  // tensor or key that is missing or has the wrong shape.
+  // weights: a checkpoint (engine/io/checkpoint.h). config: its config.json; empty: the file of
+  // that name beside it. compute: the dtype of activations (f32, bf16; f64 for gradient checks).
+  // Throws UserError naming the tensor or key that is missing or has the wrong shape.
   static Vit load(const std::string& weights, const std::string& config, DType compute);
   // The same from tensors in memory.
   static Vit from_tensors(const VitConfig& config, const TensorMap& tensors, DType compute,
@@ -55,7 +55,7 @@ class Vit {
 
   VitConfig config;
   DType compute = DType::f32;
-  std::string sha256;  // of the file; empty for a created model
+  std::string sha256;  // sha256_of_checkpoint; empty for a created model
   Linear patch_embed;
   Var cls_token, pos_embed;  // [dim], [tokens, dim]
   std::vector<Block> blocks;

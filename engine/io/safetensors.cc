@@ -224,8 +224,7 @@ class Reader {
     if (e.dtype == "I64") return from_int64(first, e.shape);
     const DType dtype = memory_dtype(e.dtype);
     const size_t row_bytes = static_cast<size_t>(e.shape.cols()) * size_of(dtype);
-    const bool aligned = reinterpret_cast<uintptr_t>(first) % 16 == 0 &&
-                         (e.shape.rows() <= 1 || row_bytes % 16 == 0);
+    const bool aligned = reinterpret_cast<uintptr_t>(first) % size_of(dtype) == 0;
     if (owner_ != nullptr && aligned && e.shape.size() > 0)
       return Tensor::view(owner_, first, e.shape, dtype);
     Tensor copy = Tensor::empty(e.shape, dtype, Device::cpu);

@@ -20,8 +20,10 @@ struct Safetensors {
   std::map<std::string, std::string> metadata;  // __metadata__
 };
 
-// Tensors are views of the mapped file where their rows start on 16 bytes, copies elsewhere (I64 is
-// converted: to i32, or to f64 if a value does not fit). Writing to a view does not reach the file.
+// Tensors are dense views of the mapped file, so that opening a large file reads its header alone
+// and a tensor that nobody touches is never read. Their rows start where the file has them, on a
+// multiple of the element's size. Copies are made of what is not even that, and of I64 (converted:
+// to i32, or to f64 if a value does not fit). Writing to a view does not reach the file.
 Safetensors load_safetensors(const std::string& path);
 
 // The same from memory; all tensors are copies. `source` takes the file's place in messages.

@@ -1,9 +1,11 @@
 #include "engine/io/safetensors.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 
 #include "engine/io/files.h"
 #include "tests/support/files.h"
@@ -18,6 +20,12 @@ using test::user_error;
 std::string file_of(const std::string& header, const std::string& data = "") {
   const uint64_t length = header.size();
   return std::string(reinterpret_cast<const char*>(&length), 8) + header + data;
+}
+
+// The header filled up with spaces, so that the data starts on a multiple of eight.
+std::string padded(std::string header) {
+  header.append((8 - header.size() % 8) % 8, ' ');
+  return header;
 }
 
 Safetensors decode(const std::string& file) {
@@ -92,17 +100,25 @@ TEST(Safetensors, WritesDenseDataWhateverThePitch) {
   EXPECT_EQ(last[2], 7);
 }
 
-TEST(Safetensors, ViewsTheMappedFileWhereAligned) {
+TEST(Safetensors, ViewsTheMappedFile) {
   const TemporaryDirectory directory;
   const std::string path = directory / "a.safetensors";
   save_safetensors(path, {{"aligned", Tensor::full({3, 4}, DType::f32, 1)},
                           {"odd", Tensor::full({3, 3}, DType::f32, 2)}});
   Safetensors file = load_safetensors(path);
+  // Dense, where they are in the file: one right behind the other.
   EXPECT_TRUE(file.tensors.at("aligned").dense());
-  EXPECT_EQ(file.tensors.at("odd").pitch(), 4);
-  for (const auto& [name, tensor] : file.tensors)
-    for (int64_t r = 0; r < tensor.rows(); ++r)
-      EXPECT_EQ(reinterpret_cast<uintptr_t>(tensor.row<float>(r)) % 16, 0U) << name;
+  EXPECT_EQ(file.tensors.at("odd").pitch(), 3);
+  EXPECT_EQ(file.tensors.at("odd").data<float>(), file.tensors.at("aligned").data<float>() + 12);
+  // What does not even start on a multiple of its element is copied, to rows on 16 bytes.
+  write_file(directory / "b.safetensors",
+             file_of(padded(R"({"f":{"dtype":"F32","shape":[2,1],"data_offsets":[1,9]},)"
+                            R"("u":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}})"),
+                     std::string(9, '\0')));
+  const Tensor copied = load_safetensors(directory / "b.safetensors").tensors.at("f");
+  EXPECT_EQ(copied.pitch(), 4);
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(copied.data<float>()) % 16, 0U);
+  EXPECT_EQ(copied.to_vector(), (std::vector<double>{0, 0}));
   // The tensor keeps the mapping alive, can be written to, and the file does not change.
   const Tensor kept = file.tensors.at("aligned");
   file = {};
@@ -243,6 +259,26 @@ TEST(Safetensors, SurvivesFlippedBytes) {
     }
   }
   EXPECT_GT(accepted, 29 * 8 - 1);  // the data itself is free
+}
+
+long peak_kib() {
+  struct rusage usage {};
+  getrusage(RUSAGE_SELF, &usage);
+  return usage.ru_maxrss;
+}
+
+// 1.2 GB of which one element is read. The file is a hole: it takes no room on the disk.
+TEST(Safetensors, OpensALargeFileWithoutReadingIt) {
+  const TemporaryDirectory directory;
+  const std::string path = directory / "large.safetensors";
+  const std::string start = file_of(
+      padded(R"({"w":{"dtype":"F32","shape":[30000,10000],"data_offsets":[0,1200000000]}})"));
+  write_file(path, start);
+  std::filesystem::resize_file(path, start.size() + 1200000000);
+  const long before = peak_kib();
+  const Safetensors file = load_safetensors(path);
+  EXPECT_EQ(file.tensors.at("w").row<float>(29999)[9999], 0);
+  EXPECT_LT(peak_kib() - before, 64 << 10);
 }
 
 TEST(Safetensors, MissingFile) {
