@@ -184,15 +184,17 @@ void FineTuner::set_phase(Phase phase, bool personal_active) {
   set_head_trainable(personal_head_, phase != Phase::general);
 }
 
+bool FineTuner::dropped(uint64_t index) const {
+  const double p = options_.train.personal_dropout;
+  const Philox rng(PhiloxKey(options_.seed).with("personal_dropout").with(options_.client));
+  return p > 0 && uniform01(rng(index)[0]) < float(p);
+}
+
 StepResult FineTuner::gradients(const std::vector<const Batch*>& micro_batches, double ramp,
                                 Phase phase, uint64_t index, bool measure_features) {
   const OnDevice scope(model_->device());
   const TrainConfig& train = options_.train;
-  const bool dropped =
-      train.personal_dropout > 0 &&
-      uniform01(Philox(PhiloxKey(options_.seed).with("personal_dropout").with(options_.client))(
-          index)[0]) < float(train.personal_dropout);
-  const bool personal_active = phase != Phase::general && !dropped;
+  const bool personal_active = phase != Phase::general && !dropped(index);
   set_phase(phase, personal_active);
   const bool penalised = personal_active && options_.general && options_.personal;
   const bool features_wanted = penalised && (penalties_->wants_features() || measure_features);
@@ -241,7 +243,12 @@ StepResult FineTuner::gradients(const std::vector<const Batch*>& micro_batches, 
 StepResult FineTuner::step(const std::vector<const Batch*>& micro_batches, double progress,
                            double ramp, Phase phase, uint64_t index, bool measure_features) {
   const OnDevice scope(model_->device());
-  StepResult result = gradients(micro_batches, ramp, phase, index, measure_features);
+  StepResult result;
+  try {
+    result = gradients(micro_batches, ramp, phase, index, measure_features);
+  } catch (const OutOfMemory& e) {
+    throw UserError(what_fits(e, *micro_batches.front(), micro_batches.size()));
+  }
   std::vector<ParameterGroup*> groups;
   if (phase != Phase::personal) groups.push_back(&general_group_);
   if (phase != Phase::general) groups.push_back(&personal_group_);
@@ -250,6 +257,38 @@ StepResult FineTuner::step(const std::vector<const Batch*>& micro_batches, doubl
       train.schedule == "cosine" ? Schedule::cosine : Schedule::constant, train.warmup, progress);
   result.norm = optimizer_.step(groups, train.lr * factor, 1 / double(result.images));
   return result;
+}
+
+// Tries half the batch, a quarter, ... with everything a step may need. The gradients left behind
+// are of no use to anybody: the caller gives up.
+std::string FineTuner::what_fits(const OutOfMemory& error, const Batch& batch,
+                                 size_t micro_batches) {
+  const int64_t images = batch.labels.size(), tokens = batch.patches.rows() / images;
+  uint64_t index = 0;
+  while (options_.train.personal_dropout < 1 && dropped(index)) ++index;
+  for (int64_t n = images / 2; n > 0; n /= 2) {
+    const auto first = [n](const Tensor& t) {
+      const OnDevice host(Device::cpu);
+      std::vector<double> values = t.to_vector();
+      values.resize(size_t(n));
+      return Tensor::of(values, {n}).to(t.dtype());
+    };
+    const Batch part{
+        batch.patches.row_range(0, n * tokens), first(batch.labels), first(batch.weights), {}, n};
+    try {
+      gradients({&part}, 1, Phase::joint, index, true);
+    } catch (const OutOfMemory&) {
+      continue;
+    }
+    const int64_t pieces = (images * int64_t(micro_batches) + n - 1) / n;
+    return fmt::format(
+        "train.batch_size: {} images do not fit: {}; {} do: set train.batch_size = {} and "
+        "train.accumulate = {} for steps of as many images",
+        images, error.what(), n, n, pieces);
+  }
+  return fmt::format(
+      "not even one image fits: {}; free some of it, or take a smaller model or another device",
+      error.what());
 }
 
 PenaltyValues FineTuner::penalties() {

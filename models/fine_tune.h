@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "engine/optim/optimizer.h"
+#include "engine/tensor/allocator.h"
 #include "models/config.h"
 #include "models/penalty.h"
 
@@ -70,6 +71,7 @@ class FineTuner {
   // One optimiser step on micro-batches whose gradients are summed. progress: u in [0, 1] of the
   // whole run, which sets the learning rate; ramp in [0, 1] of the penalties; index numbers the
   // step for personal dropout. measure_features: also evaluate the features penalty (features()).
+  // Throws UserError naming the batch that fits where the device's memory does not do.
   StepResult step(const std::vector<const Batch*>& micro_batches, double progress, double ramp,
                   Phase phase, uint64_t index, bool measure_features = false);
   const ParameterGroup& parameters(AdapterKind kind) const {
@@ -84,6 +86,8 @@ class FineTuner {
  private:
   Var head_logits(Tape& tape, const Var& features, bool personal) const;
   void set_phase(Phase phase, bool personal_active);
+  bool dropped(uint64_t index) const;  // is the personal adapter off in this step?
+  std::string what_fits(const OutOfMemory& error, const Batch& batch, size_t micro_batches);
 
   std::unique_ptr<Vit> model_;
   FineTuneOptions options_;

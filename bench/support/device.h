@@ -30,6 +30,7 @@ class Array {
 #ifdef OF_HAVE_CUDA
     if (queue.device != Device::cuda) return;
     device_ = static_cast<T*>(cuda::allocate(bytes()));
+    OF_CHECK(device_ != nullptr, "the GPU has no " + std::to_string(bytes()) + " bytes free");
     cuda::copy_rows(device_, bytes(), host_.data(), bytes(), bytes(), 1, queue.cuda);
 #endif
   }

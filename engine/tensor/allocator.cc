@@ -33,6 +33,13 @@ size_t size_class(size_t bytes) {
   return (bytes + step - 1) / step * step;
 }
 
+std::string text_of_bytes(size_t bytes) {
+  const double kib = double(bytes) / 1024;
+  if (kib < 1024) return fmt::format("{:.1f} KiB", kib);
+  return kib < 1 << 20 ? fmt::format("{:.1f} MiB", kib / 1024)
+                       : fmt::format("{:.1f} GiB", kib / (1 << 20));
+}
+
 struct Cache {
   std::mutex mutex;
   std::unordered_map<size_t, std::vector<void*>> free;
@@ -46,7 +53,7 @@ Cache& cache(Device device) {
   return instances[int(device)];
 }
 
-// Null or Error where there is no more.
+// Null where there is no more.
 void* ask(size_t bytes, Device device) {
   switch (device) {
     case Device::cpu:
@@ -76,12 +83,33 @@ void give_back(void* block, size_t bytes, Device device) noexcept {
   }
 }
 
+std::string free_memory(Device device) {
+  size_t bytes = SIZE_MAX;
+  if (device == Device::simt) bytes = simt::free_memory();
+#ifdef OF_HAVE_CUDA
+  if (device == Device::cuda) bytes = cuda::free_memory();
+#endif
+  return bytes == SIZE_MAX ? "" : fmt::format(", {} are free", text_of_bytes(bytes));
+}
+
 // AddressSanitizer knows no GPU's addresses.
 void poison(Device device, const void* block, size_t bytes) {
   if (device != Device::cuda) ASAN_POISON_MEMORY_REGION(block, bytes);
 }
 void unpoison(Device device, const void* block, size_t bytes) {
   if (device != Device::cuda) ASAN_UNPOISON_MEMORY_REGION(block, bytes);
+}
+
+void give_back_cached(Cache& c, Device device) {
+  for (auto& [size, blocks] : c.free) {
+    for (void* block : blocks) {
+      unpoison(device, block, size);
+      c.in_use.erase(static_cast<char*>(block));
+      give_back(block, size, device);
+      c.stats.bytes_reserved -= int64_t(size);
+    }
+    blocks.clear();
+  }
 }
 
 }  // namespace
@@ -97,11 +125,16 @@ void* allocate(size_t bytes, Device device) {
     list.pop_back();
   } else {
     block = ask(size, device);
+    if (block == nullptr) {  // blocks of other sizes may be what is missing
+      give_back_cached(c, device);
+      block = ask(size, device);
+    }
     if (block == nullptr)
-      throw Error(
-          fmt::format("out of memory: {} MiB more were needed, {} MiB are in use; a smaller "
-                      "train.batch_size needs less",
-                      size >> 20, c.stats.bytes_in_use >> 20));
+      throw OutOfMemory(
+          fmt::format("device {} is out of memory: {} more were needed, {} are in "
+                      "use{}",
+                      name_of(device), text_of_bytes(size),
+                      text_of_bytes(size_t(c.stats.bytes_in_use)), free_memory(device)));
     ++c.stats.heap_allocations;
     c.in_use.emplace(static_cast<char*>(block), 0);
     c.stats.bytes_reserved += int64_t(size);
@@ -148,20 +181,10 @@ void reset_peak(Device device) {
   c.stats.peak_bytes_in_use = c.stats.bytes_in_use;
 }
 
-void release_cached() {
-  for (const Device device : {Device::cpu, Device::cuda, Device::simt}) {
-    Cache& c = cache(device);
-    std::lock_guard lock(c.mutex);
-    for (auto& [size, blocks] : c.free) {
-      for (void* block : blocks) {
-        unpoison(device, block, size);
-        c.in_use.erase(static_cast<char*>(block));
-        give_back(block, size, device);
-        c.stats.bytes_reserved -= int64_t(size);
-      }
-      blocks.clear();
-    }
-  }
+void release_cached(Device device) {
+  Cache& c = cache(device);
+  std::lock_guard lock(c.mutex);
+  give_back_cached(c, device);
 }
 
 }  // namespace orthofed

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/core/check.h"
 #include "kernels/core/device.h"
 
 namespace orthofed {
@@ -16,10 +17,15 @@ struct AllocatorStats {
   int64_t bytes_reserved = 0;  // held from the heap, in use or cached
 };
 
+// A device's memory does not do for what is asked of it.
+struct OutOfMemory : Error {
+  using Error::Error;
+};
+
 // Memory of a device, aligned to 64 bytes (256 on a GPU), uninitialised; 0 bytes give a valid
 // pointer. Thread-safe. A GPU's block may be handed out again while kernels that read it are still
-// queued: whatever uses it next must be queued behind them, on the same stream. Throws Error naming
-// the size when there is no more.
+// queued: whatever uses it next must be queued behind them, on the same stream. Cached blocks are
+// given back before it throws OutOfMemory, which names what was needed and what there is.
 void* allocate(size_t bytes, Device device);
 void release(void* block, size_t bytes, Device device) noexcept;  // as given to allocate
 
@@ -32,6 +38,6 @@ BlockOfMemory block_of(const void* address, Device device);
 
 AllocatorStats allocator_stats(Device device);
 void reset_peak(Device device);
-void release_cached();  // give cached blocks back, on every device
+void release_cached(Device device);  // give cached blocks back
 
 }  // namespace orthofed

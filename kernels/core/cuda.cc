@@ -32,8 +32,19 @@ int device_count() noexcept {
 
 void* allocate(size_t bytes) {
   void* memory = nullptr;
-  OF_CUDA_CHECK(cudaMalloc(&memory, bytes == 0 ? 1 : bytes));
+  const cudaError_t error = cudaMalloc(&memory, bytes == 0 ? 1 : bytes);
+  if (error == cudaErrorMemoryAllocation) {
+    (void)cudaGetLastError();  // not sticky; the next check must not find it
+    return nullptr;
+  }
+  OF_CUDA_CHECK(error);
   return memory;
+}
+
+size_t free_memory() {
+  size_t free = 0, total = 0;
+  OF_CUDA_CHECK(cudaMemGetInfo(&free, &total));
+  return free;
 }
 
 void* allocate_managed(size_t bytes) {

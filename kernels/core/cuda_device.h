@@ -12,7 +12,8 @@ namespace orthofed::cuda {
 
 int device_count() noexcept;  // 0 without a driver, too
 
-void* allocate(size_t bytes);          // device memory, aligned to 256; throws Error
+void* allocate(size_t bytes);          // device memory, aligned to 256; null where there is no more
+size_t free_memory();                  // of the current device, for everybody
 void* allocate_managed(size_t bytes);  // at the same address on host and device
 void release(void* memory) noexcept;   // what any allocate_ function here gave; null is fine
 

@@ -2,7 +2,9 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
@@ -21,8 +23,9 @@ struct Arena {
   std::mutex mutex;
   bool guarded = false;
   char* begin = nullptr;
-  size_t used = 0;
+  size_t used = 0;  // of the arena
   int open = 0;
+  size_t limit = SIZE_MAX, allocated = 0;
 };
 
 Arena& arena() {
@@ -33,6 +36,10 @@ Arena& arena() {
     return a;
   }();
   return *instance;
+}
+
+size_t rounded(size_t bytes) {
+  return std::max((bytes + kAlignment - 1) / kAlignment, size_t{1}) * kAlignment;
 }
 
 void protect(const Arena& a, int protection) {
@@ -47,13 +54,26 @@ void guard_memory() {
   arena().guarded = true;
 }
 
+void limit_memory(size_t bytes) {
+  Arena& a = arena();
+  std::lock_guard lock(a.mutex);
+  a.limit = bytes == 0 ? SIZE_MAX : bytes;
+}
+
+size_t free_memory() {
+  Arena& a = arena();
+  std::lock_guard lock(a.mutex);
+  return a.limit == SIZE_MAX ? SIZE_MAX : a.limit - std::min(a.limit, a.allocated);
+}
+
 void* allocate(size_t bytes) {
   Arena& a = arena();
   std::lock_guard lock(a.mutex);
-  bytes = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  bytes = rounded(bytes);
+  if (a.limit < a.allocated || bytes > a.limit - a.allocated) return nullptr;
   if (!a.guarded) {
-    void* memory = std::aligned_alloc(kAlignment, bytes == 0 ? kAlignment : bytes);
-    if (memory == nullptr) throw Error("no memory for the emulated device");
+    void* memory = std::aligned_alloc(kAlignment, bytes);
+    if (memory != nullptr) a.allocated += bytes;
     return memory;
   }
   if (a.begin == nullptr) {
@@ -63,15 +83,18 @@ void* allocate(size_t bytes) {
       throw Error(std::string("no memory for the emulated device: ") + std::strerror(errno));
     a.begin = static_cast<char*>(memory);
   }
-  if (a.used + bytes > kArenaBytes) throw Error("the emulated device's memory is used up");
+  if (a.used + bytes > kArenaBytes) return nullptr;
   void* memory = a.begin + a.used;
   a.used += bytes;
+  a.allocated += bytes;
   if (a.open > 0) protect(a, PROT_READ | PROT_WRITE);
   return memory;
 }
 
-void release(void* memory, size_t) noexcept {
+void release(void* memory, size_t bytes) noexcept {
   Arena& a = arena();
+  std::lock_guard lock(a.mutex);
+  if (memory != nullptr) a.allocated -= rounded(bytes);
   if (!a.guarded) std::free(memory);  // the arena only grows: the caching allocator reuses blocks
 }
 

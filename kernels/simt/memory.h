@@ -10,7 +10,11 @@ namespace orthofed::simt {
 // Before the first allocation; there is no way back. OF_SIMT_GUARD=1 does the same.
 void guard_memory();
 
-void* allocate(size_t bytes);  // aligned to 256; throws Error
+// How much the device has: 0 is as much as the host gives. For tests of a full device.
+void limit_memory(size_t bytes);
+size_t free_memory();  // up to the limit; without one, SIZE_MAX
+
+void* allocate(size_t bytes);  // aligned to 256; null where there is no more
 void release(void* memory, size_t bytes) noexcept;
 
 // While one exists, this thread may touch the memory (all threads may: protection is the

@@ -93,7 +93,7 @@ TEST(Allocator, ReusesBlocksOfTheSameSize) {
   }
   EXPECT_EQ(allocator_stats(Device::cpu).heap_allocations, before.heap_allocations);
   EXPECT_EQ(allocator_stats(Device::cpu).bytes_in_use, before.bytes_in_use);
-  release_cached();
+  release_cached(Device::cpu);
   { const Tensor t = Tensor::empty({1000, 33}, DType::f32); }
   EXPECT_EQ(allocator_stats(Device::cpu).heap_allocations, before.heap_allocations + 1);
 }
