@@ -50,6 +50,16 @@ void adapter_files(CLI::App& app, std::vector<std::string>& adapters) {
       ->type_name("FILE");
 }
 
+CLI::Option* base_model(CLI::App& app, std::string& weights, std::string& config,
+                        const std::string& otherwise) {
+  app.add_option("--config", config, "Its config.json; default: the one beside the weights")
+      ->type_name("FILE");
+  return app
+      .add_option("--weights", weights,
+                  "Base model: safetensors, an index of shards, or their folder" + otherwise)
+      ->type_name("PATH");
+}
+
 // The parser of one invocation: which options each command has, and which command was asked for.
 class Parser {
  public:
@@ -199,8 +209,9 @@ void Parser::add(const Commands& c) {
           "--csv out.csv",
           c.predict, [](CLI::App& app, PredictOptions& o) {
             watch_flags(app);
-            app.add_option("--weights", o.weights, "Model (safetensors, timm names)")
-                ->type_name("FILE")
+            app.add_option("--weights", o.weights,
+                           "Model: safetensors, an index of shards, or their folder")
+                ->type_name("PATH")
                 ->required();
             app.add_option("--input", o.input, "An .npz with `images`, a folder, or image files")
                 ->type_name("PATH")
@@ -222,6 +233,64 @@ void Parser::add(const Commands& c) {
                            "emulated")
                 ->type_name("NAME")
                 ->check(CLI::IsMember({"auto", "cpu", "cuda", "simt"}));
+          });
+  command("export", "Write adapters as other programs read them",
+          "orthofed export runs/wbc --format peft --adapter both --client bccd --out peft/bccd\n"
+          "  orthofed export general.safetensors --weights vit.safetensors --format merged --out "
+          "merged\n"
+          "  orthofed export runs/wbc --bundle wbc-model",
+          c.export_model, [](CLI::App& app, ExportOptions& o) {
+            app.add_option("RUN_OR_ADAPTER", o.sources, "A run's folder, or adapter files")
+                ->type_name(" ")
+                ->expected(1, 2)
+                ->required();
+            app.add_option("--format", o.format,
+                           "peft: adapter_model.safetensors and adapter_config.json; merged: full "
+                           "weights")
+                ->type_name("NAME")
+                ->check(CLI::IsMember({"peft", "merged"}));
+            app.add_option("--adapter", o.adapter,
+                           "general, personal or both; default: the files given, of a run the "
+                           "general one")
+                ->type_name("NAME")
+                ->check(CLI::IsMember({"general", "personal", "both"}));
+            app.add_flag("--concatenate", o.concatenate,
+                         "Both adapters as one of rank r_g + r_p instead of two named ones");
+            app.add_option("--client", o.client, "Whose personal adapter")->type_name("NAME");
+            base_model(app, o.weights, o.config, "; default: the run's");
+            app.add_option("--out", o.out, "Folder to write")->type_name("DIR");
+            app.add_option("--bundle", o.bundle,
+                           "Instead of --format and --out: a folder with weights, class names, "
+                           "preprocessing and model card, from which `predict` works")
+                ->type_name("DIR");
+          });
+  command("import", "Read an adapter that PEFT wrote",
+          "orthofed import peft/bccd --weights vit.safetensors --out adapter.safetensors",
+          c.import_adapter, [](CLI::App& app, ImportOptions& o) {
+            app.add_option("DIR", o.folder, "Folder with adapter_config.json")
+                ->type_name(" ")
+                ->required();
+            base_model(app, o.weights, o.config, "")->required();
+            app.add_option("--adapter", o.adapter,
+                           "What it is to be: general or personal; default: as it was exported, "
+                           "else general")
+                ->type_name("NAME")
+                ->check(CLI::IsMember({"general", "personal"}));
+            app.add_option("--class", o.classes, "Names of the classes, in the classifier's order")
+                ->type_name("NAME")
+                ->allow_extra_args(false);
+            app.add_option("--out", o.out, "Adapter to write (safetensors)")
+                ->type_name("FILE")
+                ->required();
+          });
+  command("inspect", "Say what a file of weights or an adapter is, or which tensors do not fit",
+          "orthofed inspect vit.safetensors --json", c.inspect,
+          [](CLI::App& app, InspectOptions& o) {
+            app.add_option("PATH", o.path, "Safetensors, an index of shards, or a folder")
+                ->type_name(" ")
+                ->required();
+            app.add_option("--config", o.config, "config.json; default: the one beside the weights")
+                ->type_name("FILE");
           });
   command("check", "Examine a site's data before it joins; sends nothing",
           "orthofed check configs/wbc_sites.toml --client bccd --set data.root=/data/wbc", c.check,

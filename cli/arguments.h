@@ -16,6 +16,9 @@ struct Commands {
   int (*train)(const TrainOptions&) = nullptr;
   int (*eval)(const EvalOptions&) = nullptr;
   int (*predict)(const PredictOptions&) = nullptr;
+  int (*export_model)(const ExportOptions&) = nullptr;
+  int (*import_adapter)(const ImportOptions&) = nullptr;
+  int (*inspect)(const InspectOptions&) = nullptr;
   int (*check)(const CheckOptions&) = nullptr;
   int (*demo)(const DemoOptions&) = nullptr;
   int (*report)(const ReportOptions&) = nullptr;

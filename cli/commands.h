@@ -62,7 +62,7 @@ struct EvalOptions {
 // Features and logits of images, with weights and any number of adapters.
 struct PredictOptions {
   GlobalOptions global;
-  std::string weights;                // safetensors
+  std::string weights;                // a checkpoint (engine/io/checkpoint.h)
   std::string config;                 // config.json; empty: the one beside the weights
   std::vector<std::string> input;     // one .npz with `images`, one folder, or image files
   std::string output;                 // safetensors
@@ -70,6 +70,35 @@ struct PredictOptions {
   std::string csv;                    // also path, class, probabilities; empty: not written
   std::string precision = "auto";     // auto | f32 | bf16
   std::string device = "auto";        // auto | cpu | cuda | simt
+};
+
+// Adapters in the formats of other programs. One of `out` and `bundle` is set.
+struct ExportOptions {
+  GlobalOptions global;
+  std::vector<std::string> sources;  // a run's folder, or one or two adapter files
+  std::string format;                // peft | merged
+  std::string adapter;  // general | personal | both; empty: those given, of a run the general one
+  bool concatenate = false;     // both as one PEFT adapter instead of two
+  std::string client;           // whose personal adapter, of a run
+  std::string weights, config;  // the base model; empty: the run's
+  std::string out, bundle;      // folders
+};
+
+// An adapter folder of PEFT as an adapter file of ours.
+struct ImportOptions {
+  GlobalOptions global;
+  std::string folder;
+  std::string weights, config;       // the base model
+  std::string adapter;               // general | personal; empty: as it was exported, else general
+  std::vector<std::string> classes;  // of the classifier's rows; empty: as it was exported
+  std::string out;                   // safetensors
+};
+
+// What a file of weights or an adapter is.
+struct InspectOptions {
+  GlobalOptions global;
+  std::string path;    // a checkpoint, an adapter, or a folder of one or of PEFT's
+  std::string config;  // config.json; empty: the one beside the weights
 };
 
 // A dry run at a site before it joins. Sends nothing.
@@ -115,6 +144,9 @@ int join(const JoinOptions& options);
 int train(const TrainOptions& options);
 int eval(const EvalOptions& options);
 int predict(const PredictOptions& options);
+int export_model(const ExportOptions& options);
+int import_adapter(const ImportOptions& options);
+int inspect(const InspectOptions& options);
 int check(const CheckOptions& options);
 int demo(const DemoOptions& options);
 int report(const ReportOptions& options);

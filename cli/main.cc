@@ -40,6 +40,9 @@ int main(int argc, char** argv) {
   commands.train = orthofed::cli::train;
   commands.eval = orthofed::cli::eval;
   commands.predict = orthofed::cli::predict;
+  commands.export_model = orthofed::cli::export_model;
+  commands.import_adapter = orthofed::cli::import_adapter;
+  commands.inspect = orthofed::cli::inspect;
   commands.check = orthofed::cli::check;
   commands.demo = orthofed::cli::demo;
   commands.report = orthofed::cli::report;

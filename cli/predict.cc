@@ -9,6 +9,7 @@
 #include "engine/io/files.h"
 #include "engine/io/safetensors.h"
 #include "kernels/matmul/matmul.h"
+#include "models/bundle.h"
 #include "models/method.h"
 #include "models/predict.h"
 
@@ -38,7 +39,12 @@ int predict(const PredictOptions& o) {
   TensorMap out = {{"features", p.features}};
   if (p.logits.defined()) out["logits"] = p.logits;
   save_safetensors(o.output, out);
-  if (!o.csv.empty()) write_predictions_csv(o.csv, images, p, predictor.classes());
+  if (!o.csv.empty()) {
+    std::vector<std::string> classes = predictor.classes();
+    if (classes.empty()) classes = label_names(o.weights, o.config);
+    if (int64_t(classes.size()) != p.logits.cols()) classes.clear();
+    write_predictions_csv(o.csv, images, p, classes);
+  }
   if (o.global.json) {
     std::cout << fmt::format(
         "{{\"images\": {}, \"features\": {}, \"classes\": {}, \"output\": {}}}\n", images.size(),

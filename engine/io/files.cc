@@ -187,6 +187,27 @@ void write_file(const std::string& path, std::string_view text) {
   write_file(path, as_bytes(text));
 }
 
+AtomicFolder::AtomicFolder(const std::string& wanted) : wanted_(wanted) {
+  static std::atomic<unsigned> counter{0};
+  while (wanted_.size() > 1 && wanted_.ends_with('/')) wanted_.pop_back();
+  std::error_code error;
+  if (std::filesystem::exists(wanted_, error) && !std::filesystem::is_empty(wanted_, error))
+    throw UserError(fmt::format("{}: is there already; name another folder or remove it", wanted_));
+  temporary_ = fmt::format("{}.{}-{}.tmp", wanted_, ::getpid(), counter++);
+  make_directories(temporary_);
+}
+
+AtomicFolder::~AtomicFolder() {
+  std::error_code ignored;
+  if (!temporary_.empty()) std::filesystem::remove_all(temporary_, ignored);
+}
+
+void AtomicFolder::commit() {
+  OF_CHECK(!temporary_.empty(), "commit twice");
+  if (::rename(temporary_.c_str(), wanted_.c_str()) != 0) fail(wanted_, "write", errno);
+  temporary_.clear();
+}
+
 MappedFile map_file(const std::string& path) {
   const auto [fd, size] = open_regular(path);
   const Descriptor file(fd);

@@ -46,6 +46,24 @@ class AtomicFile {
 void write_file(const std::string& path, std::span<const std::byte> bytes);
 void write_file(const std::string& path, std::string_view text);
 
+// The same for a folder of files: they are written to path(), a new folder beside the one that is
+// wanted, which commit() renames. Without commit() nothing is left behind.
+class AtomicFolder {
+ public:
+  // Makes the parents where they are missing. Throws UserError where `wanted` is there already,
+  // unless as an empty folder.
+  explicit AtomicFolder(const std::string& wanted);
+  ~AtomicFolder();
+  AtomicFolder(const AtomicFolder&) = delete;
+  AtomicFolder& operator=(const AtomicFolder&) = delete;
+
+  const std::string& path() const { return temporary_; }
+  void commit();
+
+ private:
+  std::string wanted_, temporary_;  // temporary_: empty after commit
+};
+
 // A file mapped privately: writes to the memory stay in this process. The file must not be
 // shortened while it is mapped (replacing it by AtomicFile is safe: the mapping keeps the old one).
 struct MappedFile {

@@ -104,5 +104,26 @@ TEST(Files, AFileThatCannotGrowIsAUserErrorAndLeavesNothing) {
   EXPECT_TRUE(names_in(directory.path()).empty());
 }
 
+TEST(Files, AFolderIsThereWholeOrNotAtAll) {
+  const TemporaryDirectory directory;
+  {
+    AtomicFolder folder(directory / "deep/a/");
+    write_file(folder.path() + "/one", "1");
+    EXPECT_FALSE(std::filesystem::exists(directory / "deep/a"));
+  }
+  EXPECT_TRUE(names_in(directory / "deep").empty());        // without commit
+  std::filesystem::create_directory(directory / "deep/a");  // an empty folder is nothing to lose
+  {
+    AtomicFolder folder(directory / "deep/a");
+    write_file(folder.path() + "/one", "1");
+    folder.commit();
+  }
+  EXPECT_EQ(read_text(directory / "deep/a/one"), "1");
+  EXPECT_EQ(names_in(directory / "deep"), std::vector<std::string>{"a"});
+  EXPECT_TRUE(user_error([&] { AtomicFolder again(directory / "deep/a"); }, {"deep/a", "another"}));
+  write_file(directory / "file", "x");
+  EXPECT_TRUE(user_error([&] { AtomicFolder again(directory / "file"); }, {"file", "is there"}));
+}
+
 }  // namespace
 }  // namespace orthofed

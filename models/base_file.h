@@ -1,0 +1,35 @@
+// A base model as it lies in its files: names, shapes and bytes, without a model that computes.
+// Exchange with other programs speaks of modules ("encoder.layer.3.attention.attention.query"),
+// our adapters of layers with timm's names ("blocks.3.attn.qkv"); this is where the two meet.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "engine/io/checkpoint.h"
+
+namespace orthofed {
+
+// A module of the file, and which rows of our layer it is: all of them, or those of q, k or v.
+struct ModuleRows {
+  std::string module;
+  int64_t begin = 0, rows = 0;
+};
+
+struct BaseFile {
+  std::string path;         // as it was given
+  std::string config_path;  // its config.json; empty: none
+  std::string sha256;       // sha256_of_checkpoint
+  Safetensors file;
+
+  // Throws UserError where the file is no model that we read.
+  static BaseFile open(const std::string& weights, const std::string& config);
+
+  int64_t depth() const;                    // blocks
+  std::vector<std::string> layers() const;  // every layer that can be adapted, block by block
+  // The modules that make up a layer, by rows. Throws UserError if there is no such layer.
+  std::vector<ModuleRows> modules_of(const std::string& layer) const;
+  int64_t inputs_of(const std::string& layer) const;  // columns of its weight
+  std::string head() const;                           // the classifier's module: "head"
+};
+
+}  // namespace orthofed

@@ -1,0 +1,143 @@
+#include "models/bundle.h"
+
+#include <fmt/core.h>
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "engine/io/files.h"
+
+namespace orthofed {
+namespace {
+
+using json = nlohmann::ordered_json;
+
+json read_json(const std::string& path) {
+  try {
+    json j = json::parse(read_text(path));
+    if (j.is_object()) return j;
+  } catch (const json::exception&) {
+  }
+  throw UserError(fmt::format("{}: a JSON object is expected", path));
+}
+
+// W + s B A, [rows, in] in fp32.
+Tensor with_update(const Tensor& weight, const ModuleAdapter& m) {
+  const Tensor out = Tensor::empty(weight.shape(), DType::f32, Device::cpu);
+  out.copy_from(weight);
+  std::vector<double> row(size_t(out.cols()));
+  for (int64_t i = 0; i < out.rows(); ++i) {
+    float* w = out.row<float>(i);
+    for (int64_t j = 0; j < out.cols(); ++j) row[size_t(j)] = w[j];
+    for (int64_t r = 0; r < m.rank(); ++r) {
+      const double factor = m.scale * m.b.row<float>(i)[r];
+      const float* a = m.a.row<float>(r);
+      if (factor != 0)
+        for (int64_t j = 0; j < out.cols(); ++j) row[size_t(j)] += factor * a[j];
+    }
+    for (int64_t j = 0; j < out.cols(); ++j) w[j] = float(row[size_t(j)]);
+  }
+  return out;
+}
+
+std::vector<std::string> classes_of(std::span<const AdapterFile> adapters) {
+  for (const AdapterFile& file : adapters)
+    if (!file.classes.empty()) return file.classes;
+  return {};
+}
+
+// A value is at the top level or in timm's pretrained_cfg; the reader looks at both, in this order.
+void put(json& config, const char* key, const json& value) {
+  const auto inner = config.find("pretrained_cfg");
+  if (inner == config.end() || config.contains(key)) config[key] = value;
+  if (inner != config.end() && inner->is_object()) (*inner)[key] = value;
+}
+
+// timm takes a configuration without pretrained_cfg for one, and stops at a key that it does not
+// know there. With it, keys beside it are left alone (timm/models/_hub.py, _parse_model_cfg).
+void add_pretrained_cfg(json& config) {
+  if (config.contains("pretrained_cfg") || !config.contains("architecture")) return;
+  json inner = json::object();
+  for (const char* key : {"mean", "std", "interpolation", "crop_pct", "num_classes"})
+    if (config.contains(key)) inner[key] = config[key];
+  if (const auto size = config.find("img_size"); size != config.end() && size->is_number_integer())
+    inner["input_size"] = {3, *size, *size};
+  config["pretrained_cfg"] = inner;
+}
+
+json merged_config(const BaseFile& base, std::span<const AdapterFile> adapters,
+                   const DataConfig* data) {
+  json config = read_json(base.config_path);
+  if (const auto head = head_of(adapters)) {
+    put(config, "num_classes", head->weight.rows());
+    for (const char* stale : {"label_names", "label_descriptions", "labels"}) {
+      config.erase(stale);
+      if (config.contains("pretrained_cfg")) config["pretrained_cfg"].erase(stale);
+    }
+    if (const auto classes = classes_of(adapters); !classes.empty())
+      config["label_names"] = classes;
+  }
+  if (data != nullptr) {
+    if (data->crop_pct > 0) put(config, "crop_pct", data->crop_pct);
+    if (!data->interpolation.empty()) put(config, "interpolation", data->interpolation);
+    if (data->image_size > 0) config["img_size"] = data->image_size;
+  }
+  add_pretrained_cfg(config);
+  return config;
+}
+
+}  // namespace
+
+TensorMap merged_tensors(const BaseFile& base, std::span<const AdapterFile> adapters) {
+  TensorMap tensors = base.file.tensors;
+  for (const ModuleAdapter& m : module_adapters(base, adapters)) {
+    Tensor& weight = tensors.at(m.module + ".weight");
+    weight = with_update(weight, m);
+  }
+  if (const auto head = head_of(adapters)) {
+    tensors[base.head() + ".weight"] = head->weight;
+    tensors[base.head() + ".bias"] = head->bias;
+  }
+  return tensors;
+}
+
+void save_merged(const std::string& folder, const BaseFile& base,
+                 std::span<const AdapterFile> adapters, const DataConfig* data) {
+  if (base.config_path.empty())
+    throw UserError(fmt::format(
+        "{}: no config.json beside the weights; name one with --config: the merged model needs it",
+        base.path));
+  const json config = merged_config(base, adapters, data);
+  const std::filesystem::path to(folder);
+  save_safetensors((to / "model.safetensors").string(), merged_tensors(base, adapters),
+                   {{"format", "pt"}});
+  write_file((to / "config.json").string(), config.dump(2) + "\n");
+}
+
+std::vector<std::string> label_names(const std::string& weights, const std::string& config) {
+  std::string path = config;
+  if (path.empty())
+    path = (std::filesystem::path(checkpoint_files(weights).main).parent_path() / "config.json")
+               .string();
+  if (!std::filesystem::exists(path)) return {};
+  const json j = read_json(path);
+  const json inner = j.value("pretrained_cfg", json::object());
+  std::vector<std::string> names;
+  for (const json* at : {&j, &inner}) {
+    const auto list = at->find("label_names");
+    if (list == at->end() || !list->is_array()) continue;
+    for (const json& name : *list)
+      if (name.is_string()) names.push_back(name.get<std::string>());
+    if (names.size() == list->size()) return names;
+    names.clear();
+  }
+  if (const auto map = j.find("id2label"); map != j.end() && map->is_object())
+    for (size_t i = 0; i < map->size(); ++i) {
+      const auto name = map->find(std::to_string(i));
+      if (name == map->end() || !name->is_string()) return {};
+      names.push_back(name->get<std::string>());
+    }
+  return names;
+}
+
+}  // namespace orthofed
