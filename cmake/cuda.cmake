@@ -32,6 +32,9 @@ find_package(CUDAToolkit REQUIRED)
 set(CMAKE_CUDA_STANDARD_DEFAULT "")
 string(APPEND CMAKE_CUDA_FLAGS " -std=c++20 --expt-relaxed-constexpr --extended-lambda -lineinfo -Xptxas=-v"
                                " -Xcompiler=-Wall,-Wextra,-Wno-unknown-pragmas,-Wno-psabi")
+if(CMAKE_CUDA_ARCHITECTURES MATCHES "90a")
+  string(APPEND CMAKE_CUDA_FLAGS " -DOF_CUDA_SM90A")  # kernels of Hopper's own are there to be launched
+endif()
 if(OF_WERROR)
   string(APPEND CMAKE_CUDA_FLAGS " -Werror=all-warnings -Xcompiler=-Werror")
 endif()

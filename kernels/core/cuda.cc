@@ -30,6 +30,24 @@ int device_count() noexcept {
   return 0;
 }
 
+namespace {
+int attribute(cudaDeviceAttr which) {
+  int device = 0, value = 0;
+  OF_CUDA_CHECK(cudaGetDevice(&device));
+  OF_CUDA_CHECK(cudaDeviceGetAttribute(&value, which, device));
+  return value;
+}
+}  // namespace
+
+int capability() {
+  return 10 * attribute(cudaDevAttrComputeCapabilityMajor) +
+         attribute(cudaDevAttrComputeCapabilityMinor);
+}
+
+int multiprocessors() {
+  return attribute(cudaDevAttrMultiProcessorCount);
+}
+
 void* allocate(size_t bytes) {
   void* memory = nullptr;
   const cudaError_t error = cudaMalloc(&memory, bytes == 0 ? 1 : bytes);

@@ -12,6 +12,10 @@ namespace orthofed::cuda {
 
 int device_count() noexcept;  // 0 without a driver, too
 
+// Of the current device. A capability of 90 is compute capability 9.0.
+int capability();
+int multiprocessors();
+
 void* allocate(size_t bytes);          // device memory, aligned to 256; null where there is no more
 size_t free_memory();                  // of the current device, for everybody
 void* allocate_managed(size_t bytes);  // at the same address on host and device

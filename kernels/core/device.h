@@ -48,6 +48,7 @@ struct Stream {
   Schedule schedule = Schedule::forward;
   uint64_t seed = 0;  // of Schedule::random
   Scratch scratch;
+  int capability = 80;  // the emulated device's: 80, or 90 for Hopper
 };
 }  // namespace simt
 

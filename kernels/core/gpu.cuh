@@ -1,6 +1,6 @@
 // What a .cu file includes: the CUDA language and launches, from nvcc's headers where nvcc
-// compiles, from kernels/simt where g++ does. This header, warp.cuh and mma.cuh are the only places
-// that know which; a kernel is written once.
+// compiles, from kernels/simt where g++ does. Headers of kernels/core are the only places that know
+// which; a kernel is written once.
 //
 // A .cu file keeps its kernels in an anonymous namespace (sanitizers guard only such statics), and
 // defines each gpu:: function as a template over Stream, instantiated for OF_STREAM:
@@ -60,6 +60,11 @@ template <class T>
 __device__ T* dynamic_shared() {
   extern __shared__ __align__(1024) unsigned char of_dynamic_shared[];
   return reinterpret_cast<T*>(of_dynamic_shared);
+}
+
+// The address of shared memory by which instructions know it.
+__device__ inline uint32_t shared_address(const void* pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
 }  // namespace

@@ -7,24 +7,12 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <deque>
-#include <exception>
-#include <memory>
 #include <mutex>
 #include <numeric>
-#include <random>
-#include <string>
-#include <vector>
 
+#include "kernels/simt/block.h"
 #include "kernels/simt/fiber.h"
 #include "kernels/simt/memory.h"
-
-#if defined(OF_TSAN_FIBERS)
-#include <sanitizer/tsan_interface.h>
-#else
-static void __tsan_acquire(void*) {}
-static void __tsan_release(void*) {}
-#endif
 
 extern "C" {
 extern std::byte __start_of_shared[] __attribute__((weak));
@@ -33,69 +21,27 @@ extern std::byte __data_start[], _end[];  // the program's static storage
 }
 
 namespace orthofed::simt {
-namespace {
 
-enum class State : uint8_t { ready, at_barrier, at_warp, returned };
-
-struct Thread {
-  State state = State::ready;
-  uint3 index{};
-  const char* waits_for = "";  // name of the operation
-  Site site;                   // where it was called
-  uint32_t mask = 0;
-  Complete complete = nullptr;
-  Lane lane;
-  int result = 0;       // of a barrier
-  unsigned passes = 0;  // barriers passed, for ThreadSanitizer's phases
-  unsigned warp_passes = 0;
-  struct Copy {
-    std::function<void()> run;
-    int group;
-  };
-  std::deque<Copy> copies;  // issued and not yet done
-  int group = 0;            // that the next copy belongs to
-};
-
-struct Barrier {
-  int sum = 0;
-  std::vector<unsigned> waiting;
-  char phase[2] = {};  // ThreadSanitizer's objects: one alone would order the next pass, too
-};
-
-struct Warp {
-  char phase[2] = {};
-};
-
-struct Block {
-  std::vector<Thread> threads;
-  Barrier barrier;
-  std::vector<Warp> warps;
-  unsigned current = 0;  // the running thread
-  size_t returned = 0;   // threads that are done
-  std::exception_ptr error;
-  const std::function<void()>* body = nullptr;
-  void* shared = nullptr;
-  size_t shared_bytes = 0;
-  bool late = false;
-  bool random = false;
-  std::mt19937_64 rng;
-  char start = 0, end = 0;  // ThreadSanitizer's objects for the launch as a whole
-};
-
-Block* block = nullptr;  // of the launch in progress
+Block* block = nullptr;
 
 Thread& self() {
   return block->threads[block->current];
 }
 
-std::string place(const Site& site) {
-  return std::string(site.file_name()) + ":" + std::to_string(site.line()) + ":" +
-         std::to_string(site.column());
-}
-
 bool same(const Site& a, const Site& b) {
   return a.line() == b.line() && a.column() == b.column() &&
          (a.file_name() == b.file_name() || std::strcmp(a.file_name(), b.file_name()) == 0);
+}
+
+bool late() {
+  return block->random ? (block->rng() & 1) != 0 : block->late;
+}
+
+namespace {
+
+std::string place(const Site& site) {
+  return std::string(site.file_name()) + ":" + std::to_string(site.line()) + ":" +
+         std::to_string(site.column());
 }
 
 std::string status(const Thread& t) {
@@ -105,7 +51,8 @@ std::string status(const Thread& t) {
     case State::ready:
       return "is running";
     default:
-      return std::string("waits in ") + t.waits_for + " at " + place(t.site);
+      return std::string("waits in ") + t.waits_for + " at " + place(t.site) +
+             (t.state == State::at_mbarrier ? describe(t.mbarrier) : "");
   }
 }
 
@@ -125,10 +72,21 @@ std::string table() {
   return text;
 }
 
-[[noreturn]] void fail(const std::string& what) {
+}  // namespace
+
+void fail(const std::string& what) {
   throw Fault("block (" + std::to_string(blockIdx.x) + ", " + std::to_string(blockIdx.y) + ", " +
               std::to_string(blockIdx.z) + "): " + what + table());
 }
+
+void wait(State state) {
+  Thread& t = self();
+  t.state = state;
+  __tsan_release(&block->end);  // should the launch end in a fault, this was the thread's end
+  Fiber::suspend();
+}
+
+namespace {
 
 void thread_main(void* argument) {
   __tsan_acquire(&block->start);
@@ -139,14 +97,6 @@ void thread_main(void* argument) {
   }
   static_cast<Thread*>(argument)->state = State::returned;
   __tsan_release(&block->end);
-}
-
-// Waits until somebody sets this thread ready.
-void wait(State state) {
-  Thread& t = self();
-  t.state = state;
-  __tsan_release(&block->end);  // should the launch end in a fault, this was the thread's end
-  Fiber::suspend();
 }
 
 // Never freed: a stack costs nothing while it is not touched, and the next launch wants it again.
@@ -177,8 +127,11 @@ void run_block(std::vector<unsigned>& order) {
   }
   block->barrier.sum = 0;
   block->barrier.waiting.clear();
-  __tsan_release(&block->start);
   block->returned = 0;
+  block->warpgroups.clear();
+  block->bulk_copies.clear();
+  if (block->capability >= 90) block->async_view.assign(block->shared_bytes, std::byte{0xff});
+  __tsan_release(&block->start);
   while (block->returned < threads.size()) {
     if (block->random) std::shuffle(order.begin(), order.end(), block->rng);
     bool moved = false;
@@ -192,8 +145,12 @@ void run_block(std::vector<unsigned>& order) {
       if (block->error) std::rethrow_exception(block->error);
       if (t.state == State::returned) ++block->returned;
     }
-    if (!moved) fail("the block hangs: not everybody who is waited for arrives");
+    // Copies as late as they may: when nobody can go on without them, or at random.
+    if (block->random && block->rng() % 2 == 0) moved |= finish_one_copy();
+    if (!moved && !finish_one_copy())
+      fail("the block hangs: not everybody who is waited for arrives");
   }
+  if (!block->bulk_copies.empty()) fail("all threads have returned while a bulk copy is under way");
   __tsan_acquire(&block->end);
 }
 
@@ -241,6 +198,7 @@ void run(Size grid, Size shape, size_t shared_bytes, const Stream& stream,
   }
   here.shared = shared.get();
   here.shared_bytes = shared_bytes;
+  here.capability = stream.capability;
   blockDim = {shape.x, shape.y, shape.z};
   gridDim = {grid.x, grid.y, grid.z};
 
@@ -251,6 +209,9 @@ void run(Size grid, Size shape, size_t shared_bytes, const Stream& stream,
     std::iota(block_order.begin(), block_order.end(), uint64_t{0});
     std::shuffle(block_order.begin(), block_order.end(), here.rng);
   }
+#if defined(OF_TSAN_FIBERS)
+  here.scheduler = __tsan_get_current_fiber();
+#endif
   block = &here;
   struct Leave {
     ~Leave() {
@@ -290,12 +251,6 @@ void check_shared(const void* address, size_t bytes, const char* name) {
   if (reinterpret_cast<uintptr_t>(address) % bytes != 0)
     fault(std::string(name) + ": the address is not a multiple of " + std::to_string(bytes));
 }
-
-namespace {
-bool late() {
-  return block->random ? (block->rng() & 1) != 0 : block->late;
-}
-}  // namespace
 
 void copy_async(std::function<void()> copy) {
   if (!late()) return copy();
