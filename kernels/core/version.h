@@ -7,10 +7,15 @@ namespace orthofed {
 
 // Run: the type of a function with the contract's parameters, the stream last.
 template <class Run>
-struct Version {
+struct Version;
+
+template <class... P>
+struct Version<void(P...)> {
   int number = 0;         // 1 is the naive one
   const char* name = "";  // "shared-memory tiles"
-  Run* run = nullptr;
+  void (*run)(P...) = nullptr;
+  // May it run on this device, with operands like these? Null: anywhere, with any.
+  bool (*applies)(P...) = nullptr;
 };
 
 }  // namespace orthofed

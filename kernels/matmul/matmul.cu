@@ -1,19 +1,24 @@
 // Matrix products on a GPU: a ladder of versions, and the choice of the rung that production takes.
 //
-//   bf16 x bf16            5, tensor cores; float sums
+//   bf16 x bf16            6, where the device is a Hopper and the operands suit its copy engine;
+//                          else 5, tensor cores; float sums
 //   float, and by adapter  4, the vector units: fp32 stays fp32, tensor cores would round it to
 //                          TF32
 //
-// Both take any size, order and alignment, and a tile of 128 x 128 of C a block. With tiles of that
-// size a block reads (128 + 128) k elements for 128 * 128 * k products: 64 flops a byte in bf16
-// from the L2 cache. What C's elements go through on their way to memory is in epilogue.cuh.
+// 4 and 5 take any size, order and alignment, and a tile of 128 x 128 of C a block. With tiles of
+// that size a block reads (128 + 128) k elements for 128 * 128 * k products: 64 flops a byte in
+// bf16 from the L2 cache; 85 with the 128 x 256 of version 6. What C's elements go through on their
+// way to memory is in epilogue.cuh.
 #include "kernels/matmul/matmul.h"
+
+#include <vector>
 
 #include "kernels/matmul/01_naive.cuh"
 #include "kernels/matmul/02_tiled.cuh"
 #include "kernels/matmul/03_register_blocked.cuh"
 #include "kernels/matmul/04_vectorised.cuh"
 #include "kernels/matmul/05_mma.cuh"
+#include "kernels/matmul/06_wgmma.cuh"
 
 namespace orthofed::gpu {
 namespace {
@@ -24,8 +29,22 @@ void run_rung(const T* a, const T* b, C* c, const float* bias, bool accumulate,
   Rung::run(product(a, b, shape), Store<C>{c, shape.ldc, bias, accumulate}, stream);
 }
 
-template <class T>
-using Fastest = std::conditional_t<std::is_same_v<T, bf16>, Mma, Vectorised>;
+// The rung that production takes.
+template <class T, class Epilogue, class Stream>
+void run_fastest(const Product<T, T>& x, const Epilogue& epilogue, const Stream& stream) {
+  if constexpr (!std::is_same_v<T, bf16>)
+    Vectorised::run(x, epilogue, stream);
+  else if (Wgmma::applies(x, stream))
+    Wgmma::run(x, epilogue, stream);
+  else
+    Mma::run(x, epilogue, stream);
+}
+
+template <class C, class Stream>
+bool wgmma_applies(const bf16* a, const bf16* b, C*, const float*, bool, const MatmulShape& shape,
+                   const Stream& stream) {
+  return Wgmma::applies(product(a, b, shape), stream);
+}
 
 template <class T>
 Product<T, T> layer_product(const T* a, const T* b, const MatmulShape& shape) {
@@ -38,20 +57,24 @@ Product<T, T> layer_product(const T* a, const T* b, const MatmulShape& shape) {
 template <class T, class C, class Stream>
 std::span<const Version<MatmulRun<T, C, Stream>>> matmul_versions() {
   using V = Version<MatmulRun<T, C, Stream>>;
-  static const V versions[] = {
-      {1, "naive", run_rung<Naive, T, C, Stream>},
-      {2, "tiled", run_rung<Tiled, T, C, Stream>},
-      {3, "register-blocked", run_rung<RegisterBlocked, T, C, Stream>},
-      {4, "vectorised", run_rung<Vectorised, T, C, Stream>},
-      {5, "mma", run_rung<Fastest<T>, T, C, Stream>},
-  };
-  return std::span(versions).first(std::is_same_v<T, bf16> ? 5 : 4);
+  static const auto versions = [] {
+    std::vector<V> list = {{1, "naive", run_rung<Naive, T, C, Stream>},
+                           {2, "tiled", run_rung<Tiled, T, C, Stream>},
+                           {3, "register-blocked", run_rung<RegisterBlocked, T, C, Stream>},
+                           {4, "vectorised", run_rung<Vectorised, T, C, Stream>}};
+    if constexpr (std::is_same_v<T, bf16>) {
+      list.push_back({5, "mma", run_rung<Mma, T, C, Stream>});
+      list.push_back({6, "wgmma", run_rung<Wgmma, T, C, Stream>, wgmma_applies<C, Stream>});
+    }
+    return list;
+  }();
+  return versions;
 }
 
 template <class T, class C, class Stream>
 void matmul(const T* a, const T* b, C* c, const Accum<T>* bias, bool accumulate,
             const MatmulShape& shape, const Stream& stream) {
-  run_rung<Fastest<T>>(a, b, c, bias, accumulate, shape, stream);
+  run_fastest(product(a, b, shape), Store<C>{c, shape.ldc, bias, accumulate}, stream);
 }
 
 template <class T, class Stream>
@@ -63,20 +86,20 @@ void matmul_by_adapter(const T* a, const Accum<T>* b, T* c, const Accum<T>* bias
 template <class T, class Stream>
 void matmul_gelu(const T* a, const T* b, const Accum<T>* bias, T* h, int64_t ldh, T* y,
                  GeluKind kind, const MatmulShape& shape, const Stream& stream) {
-  Fastest<T>::run(layer_product(a, b, shape), Gelu<T>{h, ldh, y, shape.ldc, bias, kind}, stream);
+  run_fastest(layer_product(a, b, shape), Gelu<T>{h, ldh, y, shape.ldc, bias, kind}, stream);
 }
 
 template <class T, class Stream>
 void matmul_gelu_backward(const T* a, const T* b, const T* h, int64_t ldh, T* dx, GeluKind kind,
                           const MatmulShape& shape, const Stream& stream) {
-  Fastest<T>::run(layer_product(a, b, shape), GeluBackward<T>{h, ldh, dx, shape.ldc, kind}, stream);
+  run_fastest(layer_product(a, b, shape), GeluBackward<T>{h, ldh, dx, shape.ldc, kind}, stream);
 }
 
 template <class T, class Stream>
 void matmul_residual(const T* a, const T* b, const Accum<T>* bias, const Accum<T>* gamma,
                      const Accum<T>* x, int64_t ldx, Accum<T>* y, const MatmulShape& shape,
                      const Stream& stream) {
-  Fastest<T>::run(layer_product(a, b, shape), Residual{x, ldx, gamma, y, shape.ldc, bias}, stream);
+  run_fastest(layer_product(a, b, shape), Residual{x, ldx, gamma, y, shape.ldc, bias}, stream);
 }
 
 #define OF_INSTANTIATE(T, C)                                                                 \

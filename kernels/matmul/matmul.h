@@ -11,7 +11,8 @@
 // measured, skinny and small ones included, so no rule divides them by size.
 //
 // GPU: a ladder of versions (matmul_versions). bf16 takes tensor cores, float the vector units, at
-// any shape and alignment; rows that are 16 bytes apart, or a multiple of that, are read fastest.
+// any shape and alignment; rows that are 16 bytes apart, or a multiple of that, are read fastest,
+// and only those by Hopper's version.
 //
 // Error: |C - exact| <= k eps/2 sum_p |A_ip B_pj| + eps(C)/2 |C|, eps of Accum<T> (Higham, Accuracy
 // and Stability of Numerical Algorithms, section 3.1). Same bits at every run; the blocked loop's

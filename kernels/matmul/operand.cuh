@@ -72,9 +72,9 @@ struct Corner {
   int64_t i, j;
 };
 template <int kTileM, int kTileN>
-__device__ Corner tile_corner(int64_t n) {
+__device__ Corner tile_corner(int64_t n, unsigned tile = blockIdx.x) {
   const unsigned across = unsigned(ceil_div(n, kTileN));
-  return {int64_t{blockIdx.x / across} * kTileM, int64_t{blockIdx.x % across} * kTileN};
+  return {int64_t{tile / across} * kTileM, int64_t{tile % across} * kTileN};
 }
 template <int kTileM, int kTileN>
 unsigned tiles(int64_t m, int64_t n) {

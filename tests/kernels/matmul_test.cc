@@ -7,6 +7,7 @@
 #include <map>
 #include <set>
 #include <string>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -14,6 +15,7 @@
 #include "kernels/core/check.h"
 #include "kernels/core/parallel.h"
 #include "kernels/matmul/05_mma.cuh"
+#include "kernels/matmul/06_wgmma.cuh"
 #include "tests/support/buffer.h"
 #include "tests/support/compare.h"
 #include "tests/support/device.h"
@@ -65,9 +67,9 @@ std::vector<Case> cases() {
   return list;
 }
 
-// The same for the GPU's kernels, whose tiles are 16, 64 and 128 wide and end in steps of 8, 16 and
-// 32 along k; small, because the emulator runs them. Rows that are a multiple of 16 bytes apart are
-// read in packs, others are not.
+// The same for the GPU's kernels, whose tiles are 16, 64, 128 and 256 wide and end in steps of 8,
+// 16, 32 and 64 along k; small, because the emulator runs them. Rows that are a multiple of 16
+// bytes apart are read in packs, others are not.
 std::vector<Case> gpu_cases() {
   std::vector<Case> list;
   const auto add = [&](const std::array<int64_t, 3>& size, int options, int64_t padding) {
@@ -89,6 +91,8 @@ std::vector<Case> gpu_cases() {
     add({5, 0, 3}, options, 1);
     add({5, 3, 0}, options, 1);
   }
+  // All pitches multiples of 16 bytes; four tiles of version 6, for the emulator's three blocks.
+  for (const int options : {0, 7}) add({129, 265, 73}, options, 7);
   return list;
 }
 
@@ -215,18 +219,19 @@ TYPED_TEST(Matmul, Dispatch) {
   run_cases<T, C>(/*blocked=*/false);
 }
 
-// Remembers the first result of each device and version; every later one must have its bits, in
-// whatever order the emulator's threads ran.
+// Remembers the first result of each kind of device and version; every later one must have its
+// bits, in whatever order the emulator's threads ran.
 template <class C>
 class SameBits {
  public:
-  testing::AssertionResult check(Device device, int version, const Buffer<C>& out) {
-    const auto [first, is_first] = results_.try_emplace({device, version}, out);
+  testing::AssertionResult check(const Queue& queue, int version, const Buffer<C>& out) {
+    const auto [first, is_first] =
+        results_.try_emplace({queue.device, queue.simt.capability, version}, out);
     return is_first ? testing::AssertionSuccess() : identical(first->second, out);
   }
 
  private:
-  std::map<std::pair<Device, int>, Buffer<C>> results_;
+  std::map<std::tuple<Device, int, int>, Buffer<C>> results_;
 };
 
 // The emulator repeats a run by its three schedules.
@@ -238,38 +243,53 @@ TYPED_TEST(Matmul, EveryVersion) {
   using T = typename TypeParam::first_type;
   using C = typename TypeParam::second_type;
   if constexpr (gpu_computes<T>) {
+    std::map<int, int> run;  // version: cases
     for (const Case& t : gpu_cases()) {
       SCOPED_TRACE(t.name());
       const Operands<T, C> in(t);
       const Accum<T>* bias = t.bias ? in.bias.data() : nullptr;
       const Reference reference(in, t);
       SameBits<C> same;
-      const auto check_version = [&](const Queue& queue, int number, const auto& run) {
+      const auto check_version = [&](const Queue& queue, int number, const auto& multiply) {
         SCOPED_TRACE(number);
         for (int repeat = 0; repeat < runs(queue); ++repeat) {
           Buffer<C> out = in.c;
-          run(in.a.data(), in.b.data(), out.data(), bias, t.accumulate, in.shape);
+          multiply(in.a.data(), in.b.data(), out.data(), bias, t.accumulate, in.shape);
           finish(queue);
           ASSERT_TRUE(check<T>(reference, t, out));
-          ASSERT_TRUE(same.check(queue.device, number, out));
+          ASSERT_TRUE(same.check(queue, number, out));
         }
       };
-      for_each_gpu([&](const Queue& queue) {
+      for_each_gpu([&](Queue queue) {
+        queue.simt.capability = 90;  // where all of them run
         const auto walk = [&]<class Stream>(const Stream& stream) {
-          for (const auto& version : gpu::matmul_versions<T, C, Stream>())
+          for (const auto& version : gpu::matmul_versions<T, C, Stream>()) {
+            // The largest case is there for the largest tiles; the others would take long for it.
+            if (t.n > 256 && version.number < 5 && queue.device == Device::simt) continue;
+            if (version.applies != nullptr &&
+                !version.applies(in.a.data(), in.b.data(), nullptr, bias, t.accumulate, in.shape,
+                                 stream))
+              continue;
+            ++run[version.number];
             check_version(queue, version.number,
                           [&](auto... arguments) { version.run(arguments..., stream); });
+          }
         };
         on_device<T>(
             queue, "matmul", [] {}, walk);
       });
-      for_each_gpu([&](const Queue& queue) {
+      for_each_gpu([&](Queue queue) {
+        queue.simt.capability = 90;
         // Takes one of the versions above, so a few cases are enough where they are slow.
         if (t.m > 7 && queue.device == Device::simt) return;
         check_version(queue, 0,
                       [&](auto... arguments) { of_on(queue, matmul, T, C)(arguments...); });
       });
       if (this->HasFatalFailure()) return;
+    }
+    if (wanted(Device::simt)) {
+      EXPECT_EQ(run.size(), (std::is_same_v<T, bf16> ? 6u : 4u));
+      for (const auto& [version, cases] : run) EXPECT_GE(cases, 3 * 16) << version;
     }
   }
 }
@@ -295,7 +315,7 @@ TYPED_TEST(MatmulLayer, ByAdapter) {
         finish(queue);
         ASSERT_TRUE(check<T>(reference, t, out));
         if (queue.device != Device::cpu) {
-          ASSERT_TRUE(same.check(queue.device, 0, out));
+          ASSERT_TRUE(same.check(queue, 0, out));
         }
       }
     });
@@ -304,6 +324,20 @@ TYPED_TEST(MatmulLayer, ByAdapter) {
 }
 
 // --- With a fused step ------------------------------------------------------------------------
+
+// for_each_device, and the emulated Hopper, where version 6 takes what it can.
+template <class T, class F>
+void for_each_layer_device(F&& body) {
+  for_each_device<T>(body);
+  if constexpr (std::is_same_v<T, bf16>)
+    if (!testing::Test::HasFatalFailure())
+      for_each_gpu([&](Queue queue) {
+        if (queue.device != Device::simt) return;
+        SCOPED_TRACE("compute capability 9.0");
+        queue.simt.capability = 90;
+        body(queue);
+      });
+}
 
 std::vector<Case> layer_cases() {
   std::vector<Case> list;
@@ -336,7 +370,7 @@ TYPED_TEST(MatmulLayer, Gelu) {
     std::vector<double> want;
     for (double x : reference.want) want.push_back(gelu(x, kind));
     SameBits<T> same;
-    for_each_device<T>([&](const Queue& queue) {
+    for_each_layer_device<T>([&](const Queue& queue) {
       for (int repeat = 0; repeat < runs(queue); ++repeat) {
         Buffer<T> h(t.m, t.n, t.padding + 1), y = in.c;
         of_on(queue, matmul_gelu, T)(in.a.data(), in.b.data(), bias, h.data(), h.ld(), y.data(),
@@ -349,8 +383,8 @@ TYPED_TEST(MatmulLayer, Gelu) {
                  4 * e * std::abs(reference.want[at]) + epsilon<T> / 2 * 1.01 * std::abs(want[at]);
         }));
         if (queue.device != Device::cpu) {
-          ASSERT_TRUE(same.check(queue.device, 0, h));
-          ASSERT_TRUE(same.check(queue.device, 1, y));
+          ASSERT_TRUE(same.check(queue, 0, h));
+          ASSERT_TRUE(same.check(queue, 1, y));
         }
       }
     });
@@ -376,7 +410,7 @@ TYPED_TEST(MatmulLayer, GeluBackward) {
         want.push_back(reference.want[size_t(i * t.n + j)] * slope.back());
       }
     SameBits<T> same;
-    for_each_device<T>([&](const Queue& queue) {
+    for_each_layer_device<T>([&](const Queue& queue) {
       for (int repeat = 0; repeat < runs(queue); ++repeat) {
         Buffer<T> dx = in.c;
         of_on(queue, matmul_gelu_backward, T)(in.a.data(), in.b.data(), h.data(), h.ld(), dx.data(),
@@ -390,7 +424,7 @@ TYPED_TEST(MatmulLayer, GeluBackward) {
                  epsilon<T> / 2 * (std::abs(want[at]) + std::abs(slope[at]) * sum);
         }));
         if (queue.device != Device::cpu) {
-          ASSERT_TRUE(same.check(queue.device, 0, dx));
+          ASSERT_TRUE(same.check(queue, 0, dx));
         }
       }
     });
@@ -417,7 +451,7 @@ TYPED_TEST(MatmulLayer, Residual) {
           want.push_back(x(i, j) +
                          (scaled ? gamma(0, j) : A(1)) * reference.want[size_t(i * t.n + j)]);
       SameBits<A> same;
-      for_each_device<T>([&](const Queue& queue) {
+      for_each_layer_device<T>([&](const Queue& queue) {
         for (int repeat = 0; repeat < runs(queue); ++repeat) {
           Buffer<A> y = in.c;
           of_on(queue, matmul_residual, T)(in.a.data(), in.b.data(), bias,
@@ -431,7 +465,7 @@ TYPED_TEST(MatmulLayer, Residual) {
                    e * (std::abs(double(x(i, j))) + 2 * scale * std::abs(reference.want[at]));
           }));
           if (queue.device != Device::cpu) {
-            ASSERT_TRUE(same.check(queue.device, 0, y));
+            ASSERT_TRUE(same.check(queue, 0, y));
           }
         }
       });
@@ -449,6 +483,33 @@ TEST(MatmulLayerContract, RefusesATransposedA) {
     EXPECT_THROW(of_on(queue, matmul_gelu_backward, float)(x, x, x, 2, x, GeluKind::erf, shape),
                  Error);
   });
+}
+
+TEST(MatmulVersions, Version6LeavesTheRestToOthers) {
+  alignas(16) static bf16 data[512] = {};
+  const MatmulShape shape{.m = 8, .n = 16, .k = 8, .lda = 8, .ldb = 16, .ldc = 16};
+  const auto applies = [](const bf16* a, const MatmulShape& s, int capability) {
+    const simt::Stream stream{simt::Schedule::forward, 0, {}, capability};
+    return gpu::Wgmma::applies(gpu::product(a, data, s), stream);
+  };
+  const auto with = [&](auto change) {
+    MatmulShape changed = shape;
+    change(changed);
+    return applies(data, changed, 90);
+  };
+  EXPECT_TRUE(applies(data, shape, 90));
+  EXPECT_FALSE(applies(data, shape, 80));
+  EXPECT_FALSE(applies(data + 1, shape, 90));
+  EXPECT_FALSE(with([](MatmulShape& s) { s.lda = 9; }));
+  EXPECT_FALSE(with([](MatmulShape& s) { s.ldb = 17; }));
+  EXPECT_FALSE(with([](MatmulShape& s) { s.m = 0; }));
+  EXPECT_FALSE(with([](MatmulShape& s) { s.n = 0; }));
+  EXPECT_FALSE(with([](MatmulShape& s) { s.k = 0; }));
+  // Called all the same, it refuses.
+  const gpu::Store<float> nowhere{};
+  EXPECT_THROW(gpu::Wgmma::run(gpu::product(data + 1, data, shape), nowhere,
+                               simt::Stream{simt::Schedule::forward, 0, {}, 90}),
+               Error);
 }
 
 // Eight rows of one column of chunks, which ldmatrix reads at once, in 16-byte pieces of a line of
