@@ -1,7 +1,7 @@
 // 6, wgmma: on Hopper (compute capability 9.0), one thread has the copy engine fetch tiles of 64
-// deep into a ring of three stages, and two warpgroups do nothing but multiply: 64 x 256 of C each,
-// by instructions that read both operands from shared memory, so that no thread spends instructions
-// or registers on addresses, loads and fragments; blocks stay for many tiles, and the next one's
+// deep into a ring of three stages, and two warpgroups multiply, 64 x 256 of C each, by
+// instructions that read both operands from shared memory, so that neither instructions nor
+// registers go into addresses, loads and fragments; blocks stay for many tiles, and the next one's
 // operands arrive while this one's results are written.
 //
 // bf16, and operands the copy engine can read: base and pitch a multiple of 16 bytes. Who may start
