@@ -115,10 +115,10 @@ std::string result_table(const RunSummary& summary) {
 void report(const RunConfig& config, const Agreement& agreement, const FederationResult& result,
             const std::string& folder, const GlobalOptions& global) {
   if (!result.general.empty())
-    save_adapter(
-        folder + "/general_adapter.safetensors",
-        {AdapterKind::general, adapter_scale(config.lora, AdapterKind::general).scale(),
-         config.data.classes, agreement.base_sha256, config.method, config.rounds, result.general});
+    save_adapter(folder + "/general_adapter.safetensors",
+                 {AdapterKind::general, adapter_scale(config.lora, AdapterKind::general).scale(),
+                  config.data.classes, agreement.base_sha256, config.method, config.rounds,
+                  result.general, preprocessing_of(config.data)});
   const RunSummary summary = summary_of(config, agreement, result);
   write_summary(folder + "/summary.json", summary);
   if (global.json) {

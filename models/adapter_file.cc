@@ -20,6 +20,7 @@ std::string base_name(const std::string& tensor) {
 }  // namespace
 
 void save_adapter(const std::string& path, const AdapterFile& file) {
+  const Preprocessing& p = file.preprocessing;
   save_safetensors(path, file.tensors,
                    {{"format", kFormat},
                     {"kind", file.kind == AdapterKind::general ? "general" : "personal"},
@@ -27,7 +28,10 @@ void save_adapter(const std::string& path, const AdapterFile& file) {
                     {"classes", nlohmann::json(file.classes).dump()},
                     {"base_sha256", file.base_sha256},
                     {"method", file.method},
-                    {"round", std::to_string(file.round)}});
+                    {"round", std::to_string(file.round)},
+                    {"image_size", std::to_string(p.image_size)},
+                    {"crop_pct", fmt::format("{}", p.crop_pct)},
+                    {"interpolation", p.interpolation}});
 }
 
 AdapterFile load_adapter(const std::string& path) {
@@ -55,8 +59,14 @@ AdapterFile load_adapter(const std::string& path) {
     a.scale = std::stod(get("scale"));
     a.round = std::stoll(get("round"));
     a.classes = nlohmann::json::parse(get("classes")).get<std::vector<std::string>>();
+    if (file.metadata.contains("image_size"))  // earlier releases did not write it
+      a.preprocessing = {std::stoll(get("image_size")), std::stod(get("crop_pct")),
+                         get("interpolation")};
+  } catch (const UserError&) {
+    throw;
   } catch (const std::exception&) {
-    throw UserError(fmt::format("{}: its metadata (scale, round, classes) is damaged", path));
+    throw UserError(fmt::format(
+        "{}: its metadata (scale, round, classes, image_size, crop_pct) is damaged", path));
   }
   a.base_sha256 = get("base_sha256");
   a.method = get("method");
@@ -86,6 +96,10 @@ Predictor::Predictor(std::unique_ptr<Vit> model, const std::vector<std::string>&
     if (!classes_.empty() && !file.classes.empty() && classes_ != file.classes)
       throw UserError(fmt::format("{}: its classes differ from the other adapter's", path));
     if (classes_.empty()) classes_ = file.classes;
+    VitConfig& images = model_->config;
+    if (file.preprocessing.crop_pct > 0) images.crop_pct = file.preprocessing.crop_pct;
+    if (!file.preprocessing.interpolation.empty())
+      images.interpolation = file.preprocessing.interpolation;
 
     for (const auto& [name, t] : file.tensors)
       if (const std::string slice = base_name(name); !slice.empty())

@@ -8,6 +8,17 @@
 
 namespace orthofed {
 
+// How the images were prepared that an adapter was trained on, as far as it differs from what the
+// base model asks for: the fields of [data] with these names.
+struct Preprocessing {
+  int64_t image_size = 0;     // 0: the model's
+  double crop_pct = -1;       // -1: the model's
+  std::string interpolation;  // empty: the model's
+};
+inline Preprocessing preprocessing_of(const DataConfig& data) {
+  return {data.image_size, data.crop_pct, data.interpolation};
+}
+
 struct AdapterFile {
   AdapterKind kind = AdapterKind::general;
   double scale = 0;                  // s = alpha / rank
@@ -18,6 +29,7 @@ struct AdapterFile {
   // "blocks.0.attn.qkv.lora_A.weight" ...; "head.weight", "head.bias", "personal_head.*" where
   // there are such.
   TensorMap tensors;
+  Preprocessing preprocessing = {};
 };
 
 void save_adapter(const std::string& path, const AdapterFile& file);
@@ -28,7 +40,8 @@ AdapterFile load_adapter(const std::string& path);
 class Predictor {
  public:
   // Any number of adapters, at most one of each kind; without a head of theirs the base model's own
-  // is used. Throws UserError where they do not fit, or were trained on another base model.
+  // is used. Images are to be prepared as the adapters' were, which model().config then says.
+  // Throws UserError where they do not fit, or were trained on another base model.
   Predictor(std::unique_ptr<Vit> model, const std::vector<std::string>& adapters);
 
   const Vit& model() const { return *model_; }

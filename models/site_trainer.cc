@@ -190,7 +190,7 @@ AdapterFile SiteTrainer::general_file(int64_t round) const {
   return {AdapterKind::general, adapter_scale(lora, AdapterKind::general).scale(),
           config_.data.classes, tuner_->model().sha256,
           config_.method,       round,
-          tuner_->general()};
+          tuner_->general(),    preprocessing_of(config_.data)};
 }
 
 AdapterFile SiteTrainer::personal_file(int64_t round) const {
@@ -198,7 +198,7 @@ AdapterFile SiteTrainer::personal_file(int64_t round) const {
       AdapterKind::personal, adapter_scale(config_.lora, AdapterKind::personal).scale(),
       config_.data.classes,  tuner_->model().sha256,
       config_.method,        round,
-      tuner_->personal()};
+      tuner_->personal(),    preprocessing_of(config_.data)};
   // Without a server the head is nobody else's.
   if (!method_.federated && config_.model.head != "personal") {
     const TensorMap general = tuner_->general();

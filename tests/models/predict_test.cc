@@ -88,11 +88,16 @@ TEST(Predictor, AdaptersFromFiles) {
                    adapter_tensors(*trained, AdapterKind::general)};
   file.tensors["head.weight"] = test::random_tensor({3, 12}, DType::f32, 3);
   file.tensors["head.bias"] = test::random_tensor({3}, DType::f32, 4);
+  file.preprocessing = {0, 0.75, "bilinear"};
   save_adapter(dir / "general.safetensors", file);
 
   const Predictor plain(model(), {}), adapted(model(), {dir / "general.safetensors"});
   EXPECT_TRUE(plain.classes().empty());
   EXPECT_EQ(adapted.classes(), file.classes);
+  // Images are prepared as those it was trained on.
+  EXPECT_EQ(adapted.model().config.crop_pct, 0.75);
+  EXPECT_EQ(adapted.model().config.interpolation, "bilinear");
+  EXPECT_EQ(plain.model().config.crop_pct, tiny().crop_pct);
   const Tensor patches = to_patches({some_image(1), some_image(2)}, plain.model());
   const auto a = plain.predict(patches, 2), b = adapted.predict(patches, 2);
   EXPECT_GT(relative_norm(b.features, a.features), 1e-3);  // the adapter does something
