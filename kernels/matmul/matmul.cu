@@ -19,6 +19,9 @@
 #include "kernels/matmul/04_vectorised.cuh"
 #include "kernels/matmul/05_mma.cuh"
 #include "kernels/matmul/06_wgmma.cuh"
+#ifdef OF_HAVE_CUBLASLT
+#include "kernels/matmul/matmul_cublaslt.h"
+#endif
 
 namespace orthofed::gpu {
 namespace {
@@ -74,6 +77,12 @@ std::span<const Version<MatmulRun<T, C, Stream>>> matmul_versions() {
 template <class T, class C, class Stream>
 void matmul(const T* a, const T* b, C* c, const Accum<T>* bias, bool accumulate,
             const MatmulShape& shape, const Stream& stream) {
+#ifdef OF_HAVE_CUBLASLT
+  if constexpr (std::is_same_v<Stream, cuda::Stream>) {
+    if (cuda::cublaslt_asked() && cuda::matmul_cublaslt(a, b, c, bias, accumulate, shape, stream))
+      return;
+  }
+#endif
   run_fastest(product(a, b, shape), Store<C>{c, shape.ldc, bias, accumulate}, stream);
 }
 

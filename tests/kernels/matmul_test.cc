@@ -16,6 +16,9 @@
 #include "kernels/core/parallel.h"
 #include "kernels/matmul/05_mma.cuh"
 #include "kernels/matmul/06_wgmma.cuh"
+#ifdef OF_HAVE_CUBLASLT
+#include "kernels/matmul/matmul_cublaslt.h"
+#endif
 #include "tests/support/buffer.h"
 #include "tests/support/compare.h"
 #include "tests/support/device.h"
@@ -238,6 +241,38 @@ class SameBits {
 int runs(const Queue& queue) {
   return queue.device == Device::cuda ? 2 : 1;
 }
+
+#ifdef OF_HAVE_CUBLASLT
+// The peer keeps the contract wherever it takes the product.
+TYPED_TEST(Matmul, CublasLt) {
+  using T = typename TypeParam::first_type;
+  using C = typename TypeParam::second_type;
+  if constexpr (gpu_computes<T>) {
+    bool gpu = false;
+    for_each_gpu([&](const Queue& queue) {
+      if (queue.device != Device::cuda) return;
+      gpu = true;
+      for (const Case& t : gpu_cases()) {
+        SCOPED_TRACE(t.name());
+        const Operands<T, C> in(t);
+        const Accum<T>* bias = t.bias ? in.bias.data() : nullptr;
+        const Reference reference(in, t);
+        SameBits<C> same;
+        for (int repeat = 0; repeat < runs(queue); ++repeat) {
+          Buffer<C> out = in.c;
+          if (!cuda::matmul_cublaslt(in.a.data(), in.b.data(), out.data(), bias, t.accumulate,
+                                     in.shape, queue.cuda))
+            break;
+          finish(queue);
+          ASSERT_TRUE(check<T>(reference, t, out));
+          ASSERT_TRUE(same.check(queue, 0, out));
+        }
+      }
+    });
+    if (!gpu) GTEST_SKIP() << "no GPU";
+  }
+}
+#endif
 
 TYPED_TEST(Matmul, EveryVersion) {
   using T = typename TypeParam::first_type;
