@@ -224,6 +224,11 @@ void Parser::add(const Commands& c) {
                 ->type_name("FILE");
             app.add_option("--config", o.config, "config.json; default: the one beside the weights")
                 ->type_name("FILE");
+            app.add_option("--image-size", o.image_size,
+                           "Side that images are resized to, a multiple of the model's patch; "
+                           "default: as its configuration says")
+                ->type_name("PIXELS")
+                ->check(CLI::PositiveNumber);
             app.add_option("--precision", o.precision,
                            "Of the computation; auto: bf16 where the processor has it")
                 ->type_name("NAME")

@@ -68,6 +68,7 @@ struct PredictOptions {
   std::string output;                 // safetensors
   std::vector<std::string> adapters;  // safetensors
   std::string csv;                    // also path, class, probabilities; empty: not written
+  int64_t image_size = 0;             // pixels, a multiple of the patch; 0: the model's
   std::string precision = "auto";     // auto | f32 | bf16
   std::string device = "auto";        // auto | cpu | cuda | simt
 };

@@ -14,9 +14,8 @@ int eval(const EvalOptions& o) {
   Terminal terminal(o.global);
   const RunConfig config = open_config(o.config, o.set, terminal);
   const std::string client = o.client.empty() ? config.data.client : o.client;
-  const Predictor predictor(load_base(config.model.weights, config.model.config,
-                                      device_named(config.device), config.precision),
-                            o.adapters);
+  const Predictor predictor(load_base(config), o.adapters);
+  say_left_aside(terminal, predictor.model());
   if (!predictor.classes().empty() && predictor.classes() != config.data.classes)
     throw UserError("--adapter: its classes or their order differ from data.classes");
   SiteProgress progress(terminal, client);

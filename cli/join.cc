@@ -47,6 +47,7 @@ void take_part(const JoinOptions& o, const RunConfig& config, const std::string&
   SiteProgress progress(terminal, o.client);
   VitSite site(config, o.client, folder, progress.callbacks());
   progress.done();
+  say_left_aside(terminal, site.trainer().tuner().model());
   JoinObserver observer(terminal, progress);
   orthofed::JoinOptions options;
   options.share = parse_share_metrics(config.federation.share_metrics);

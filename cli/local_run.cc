@@ -18,6 +18,7 @@ namespace {
 FederationResult in_threads(const RunConfig& config, const InitialState& start,
                             const std::string& folder, Terminal& terminal, ServerObserver& view) {
   const std::unique_ptr<Vit> base = load_base(config);  // one, frozen, for all
+  say_left_aside(terminal, *base);
   std::vector<std::unique_ptr<VitSite>> sites;
   std::vector<Site*> pointers;
   for (const std::string& client : config.federation.clients) {

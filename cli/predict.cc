@@ -4,6 +4,7 @@
 #include <iostream>
 
 #include "cli/commands.h"
+#include "cli/session.h"
 #include "cli/terminal.h"
 #include "cli/text.h"
 #include "engine/io/files.h"
@@ -21,7 +22,9 @@ int predict(const PredictOptions& o) {
   if (o.precision == "auto" && device == Device::cpu && !cpu::native_bf16())
     terminal.warning("this processor does not multiply bf16 natively: computing in fp32");
   const PredictImages images = open_images(o.input);
-  const Predictor predictor(load_base(o.weights, o.config, device, o.precision), o.adapters);
+  const Predictor predictor(load_base(o.weights, o.config, device, o.precision, o.image_size),
+                            o.adapters);
+  say_left_aside(terminal, predictor.model());
   if (!o.csv.empty() && !predictor.has_head())
     throw UserError(
         "--csv: neither the weights nor an adapter has a head, so there are no classes to write; "

@@ -101,6 +101,10 @@ void SiteProgress::done() {
   current_.clear();
 }
 
+void say_left_aside(Terminal& terminal, const Vit& base) {
+  if (!base.unused.empty()) terminal.message("the base model's file, " + left_aside(base.unused));
+}
+
 void warn_skipped(Terminal& terminal, const std::vector<BadImage>& bad, const std::string& who) {
   constexpr size_t kNamed = 8;
   const std::string prefix = who.empty() ? "" : who + ": ";

@@ -54,6 +54,9 @@ class SiteProgress {
   int64_t shown_ = 0;
 };
 
+// The tensors of the base's file that the model has no use for, in one line.
+void say_left_aside(Terminal& terminal, const Vit& base);
+
 // One line an image that could not be read, the first few by name.
 void warn_skipped(Terminal& terminal, const std::vector<BadImage>& bad, const std::string& who);
 

@@ -110,9 +110,9 @@ Predictor::Predictor(std::unique_ptr<Vit> model, const std::vector<std::string>&
       const auto w = file.tensors.find(prefix + "head.weight");
       const auto b = file.tensors.find(prefix + "head.bias");
       if (w == file.tensors.end() || b == file.tensors.end()) return;
-      if (w->second.cols() != model_->config.dim || b->second.size() != w->second.rows())
+      if (w->second.cols() != model_->config.feature_dim() || b->second.size() != w->second.rows())
         throw UserError(fmt::format("{}: its head {} does not fit features of width {}", path,
-                                    w->second.shape().str(), model_->config.dim));
+                                    w->second.shape().str(), model_->config.feature_dim()));
       to = Linear(Var(w->second.to(dtype).on(scope.device())),
                   Var(b->second.to(dtype).on(scope.device())), dtype);
     };

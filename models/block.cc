@@ -3,6 +3,7 @@
 #include "engine/ops/attention.h"
 #include "engine/ops/layer_norm.h"
 #include "engine/ops/residual.h"
+#include "engine/ops/swiglu.h"
 
 namespace orthofed {
 namespace {
@@ -15,6 +16,46 @@ void through_norm(const Var& x, const Tensor& dh, const Tensor& dy, const LayerN
   if (need_dx) x.give_grad(dy);
 }
 
+// LayerNorm over each head's q and k, in place in a packed qkv: the columns of q (part 0) and of k
+// (part 1) as rows of one head each. On a device without an arrangement for it: two copies, and the
+// kernel that is there.
+struct QkNormSaved {
+  LayerNormSaved q, k;
+};
+
+Tensor heads_as_rows(const Tensor& qkv, int64_t part, int64_t heads, DType dtype) {
+  const int64_t dim = qkv.cols() / 3;
+  const Tensor columns = qkv.columns(part * dim, (part + 1) * dim).contiguous();  // [B N, D]
+  return columns.reshape({qkv.rows() * heads, dim / heads}).to(dtype);            // [B N H, d]
+}
+
+void put_heads(const Tensor& rows, const Tensor& qkv, int64_t part) {
+  const int64_t dim = qkv.cols() / 3;
+  qkv.columns(part * dim, (part + 1) * dim).copy_from(rows.contiguous().reshape({qkv.rows(), dim}));
+}
+
+void qk_norm_forward(const Block& block, const Tensor& qkv, const BlockOptions& o,
+                     QkNormSaved* saved) {
+  const auto normalise = [&](int64_t part, const Var& gamma, const Var& beta, LayerNormSaved* s) {
+    const Tensor x = heads_as_rows(qkv, part, o.heads, accum(o.compute));
+    put_heads(layer_norm_forward(x, gamma, beta, o.eps, o.compute, s), qkv, part);
+  };
+  normalise(0, block.q_norm_weight, block.q_norm_bias, saved != nullptr ? &saved->q : nullptr);
+  normalise(1, block.k_norm_weight, block.k_norm_bias, saved != nullptr ? &saved->k : nullptr);
+}
+
+void qk_norm_backward(const Block& block, const Tensor& dqkv, const BlockOptions& o,
+                      const QkNormSaved& saved) {
+  const auto back = [&](int64_t part, const Var& gamma, const Var& beta, const LayerNormSaved& s) {
+    const Tensor dy = heads_as_rows(dqkv, part, o.heads, o.compute);
+    const Tensor dx = Tensor::empty(s.x.shape(), s.x.dtype());
+    layer_norm_backward(dy, s, gamma, beta, nullptr, &dx);
+    put_heads(dx.to(o.compute), dqkv, part);
+  };
+  back(0, block.q_norm_weight, block.q_norm_bias, saved.q);
+  back(1, block.k_norm_weight, block.k_norm_bias, saved.k);
+}
+
 }  // namespace
 
 Var attention_half(Tape& tape, const Block& block, const Var& x, int64_t batch,
@@ -22,6 +63,7 @@ Var attention_half(Tape& tape, const Block& block, const Var& x, int64_t batch,
   struct Saved {
     LayerNormSaved norm;
     Linear::Saved qkv, proj;
+    QkNormSaved qk_norm;
     Tensor qkv_out, lse, z;  // proj.x is the attention's output
   };
   const bool trains = block.norm1_weight.requires_grad() || block.qkv.trainable() ||
@@ -33,6 +75,10 @@ Var attention_half(Tape& tape, const Block& block, const Var& x, int64_t batch,
   const Tensor h = layer_norm_forward(x.value(), block.norm1_weight, block.norm1_bias, options.eps,
                                       options.compute, s ? &s->norm : nullptr);  // [B N, D]
   const Tensor qkv = block.qkv.forward(h, s ? &s->qkv : nullptr);                // [B N, 3 D]
+  if (block.q_norm_weight.defined())
+    qk_norm_forward(block, qkv, options, s ? &s->qk_norm : nullptr);
+  const bool turned = options.rotation != nullptr && options.rotation->defined();
+  if (turned) rope_forward(qkv, *options.rotation, batch, options.heads);
   const Tensor a = attention_forward(qkv, batch, options.heads, s ? &s->lse : nullptr);  // [B N, D]
   const Tensor z = block.proj.forward(a, s ? &s->proj : nullptr);                        // [B N, D]
   const Var y = tape.output(residual_forward(x.value(), z, block.ls1), needed);
@@ -40,7 +86,7 @@ Var attention_half(Tape& tape, const Block& block, const Var& x, int64_t batch,
 
   s->qkv_out = qkv;
   if (block.ls1.requires_grad()) s->z = z;
-  tape.record({y}, [&block, x, y, saved, batch, options, features] {
+  tape.record({y}, [&block, x, y, saved, batch, options, turned, features] {
     const Tensor dy = y.take_grad();
     const bool below = x.requires_grad() || block.norm1_weight.requires_grad();
     const bool into_qkv = below || block.qkv.trainable();
@@ -49,6 +95,8 @@ Var attention_half(Tape& tape, const Block& block, const Var& x, int64_t batch,
     if (!into_qkv) return;
     const Tensor dqkv =
         attention_backward(saved->qkv_out, saved->proj.x, da, saved->lse, batch, options.heads);
+    if (turned) rope_backward(dqkv, *options.rotation, batch, options.heads);
+    if (block.q_norm_weight.defined()) qk_norm_backward(block, dqkv, options, saved->qk_norm);
     const Tensor dh = block.qkv.backward(dqkv, saved->qkv, below, features);
     if (below) through_norm(x, dh, dy, saved->norm, block.norm1_weight, block.norm1_bias);
   });
@@ -69,10 +117,10 @@ Var mlp_half(Tape& tape, const Block& block, const Var& x, const BlockOptions& o
   Saved* s = needed ? saved.get() : nullptr;
 
   const Tensor h = layer_norm_forward(x.value(), block.norm2_weight, block.norm2_bias, options.eps,
-                                      options.compute, s ? &s->norm : nullptr);  // [M, D]
-  const Tensor f = block.fc1.forward(h, s ? &s->fc1 : nullptr);                  // [M, 4 D]
-  const Tensor g = gelu_forward(f, options.gelu);                                // [M, 4 D]
-  const Tensor z = block.fc2.forward(g, s ? &s->fc2 : nullptr);                  // [M, D]
+                                      options.compute, s ? &s->norm : nullptr);        // [M, D]
+  const Tensor f = block.fc1.forward(h, s ? &s->fc1 : nullptr);                        // [M, 4 D]
+  const Tensor g = options.gated ? swiglu_forward(f) : gelu_forward(f, options.gelu);  // [M, 4 D]
+  const Tensor z = block.fc2.forward(g, s ? &s->fc2 : nullptr);                        // [M, D]
   const Var y = tape.output(residual_forward(x.value(), z, block.ls2), needed);
   if (!needed) return y;
 
@@ -85,8 +133,12 @@ Var mlp_half(Tape& tape, const Block& block, const Var& x, const BlockOptions& o
     const Tensor dz = residual_backward(dy, saved->z, block.ls2, options.compute);
     const Tensor dg = block.fc2.backward(dz, saved->fc2, into_fc1, features);
     if (!into_fc1) return;
-    gelu_backward(dg, saved->f, dg, options.gelu);  // in place: dg becomes df
-    const Tensor dh = block.fc1.backward(dg, saved->fc1, below, features);
+    const Tensor df = options.gated ? saved->f : dg;  // in place, whose shape it has
+    if (options.gated)
+      swiglu_backward(dg, saved->f, df);
+    else
+      gelu_backward(dg, saved->f, df, options.gelu);
+    const Tensor dh = block.fc1.backward(df, saved->fc1, below, features);
     if (below) through_norm(x, dh, dy, saved->norm, block.norm2_weight, block.norm2_bias);
   });
   return y;

@@ -10,7 +10,7 @@ namespace orthofed {
 
 // [model]
 struct ModelConfig {
-  std::string weights;          // safetensors with timm names
+  std::string weights;          // safetensors (docs/backbones.md)
   std::string config;           // config.json; empty: the one beside the weights, if any
   std::string head = "shared";  // shared | personal | both
 };

@@ -15,9 +15,9 @@ namespace {
 
 Linear make_head(const Vit& model, int64_t classes, const std::string& prefix) {
   const DType dtype = accum(model.compute);
-  return Linear(
-      Var(Tensor::zeros({classes, model.config.dim}, dtype), true, prefix + "head.weight"),
-      Var(Tensor::zeros({classes}, dtype), true, prefix + "head.bias"), dtype);
+  return Linear(Var(Tensor::zeros({classes, model.config.feature_dim()}, dtype), true,
+                    prefix + "head.weight"),
+                Var(Tensor::zeros({classes}, dtype), true, prefix + "head.bias"), dtype);
 }
 
 // W ~ U(+-1/sqrt(D)), b = 0.

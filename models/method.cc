@@ -44,16 +44,17 @@ DType compute_type(const std::string& precision, Device device) {
 }
 
 std::unique_ptr<Vit> load_base(const std::string& weights, const std::string& config_json,
-                               Device device, const std::string& precision) {
+                               Device device, const std::string& precision, int64_t image_size) {
   const OnDevice scope(device);
-  return std::make_unique<Vit>(Vit::load(weights, config_json, compute_type(precision, device)));
+  return std::make_unique<Vit>(
+      Vit::load(weights, config_json, compute_type(precision, device), image_size));
 }
 
 std::unique_ptr<Vit> load_base(const RunConfig& config) {
   if (config.model.weights.empty())
     throw UserError("model.weights: name the base model's safetensors file");
   return load_base(config.model.weights, config.model.config, device_named(config.device),
-                   config.precision);
+                   config.precision, config.data.image_size);
 }
 
 std::unique_ptr<FineTuner> make_fine_tuner(const RunConfig& config, const std::string& client,

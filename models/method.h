@@ -27,9 +27,9 @@ Device device_named(const std::string& name);
 // is multiplied natively.
 DType compute_type(const std::string& precision, Device device);
 
-// The frozen base on that device, which it stays on; config_json as for Vit::load.
+// The frozen base on that device, which it stays on; config_json and image_size as for Vit::load.
 std::unique_ptr<Vit> load_base(const std::string& weights, const std::string& config_json,
-                               Device device, const std::string& precision);
+                               Device device, const std::string& precision, int64_t image_size = 0);
 std::unique_ptr<Vit> load_base(const RunConfig& config);
 
 // The base model with this method's adapters and heads, nothing drawn yet. `client` keys the

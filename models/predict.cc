@@ -99,7 +99,7 @@ Prediction predict(const Predictor& predictor, const PredictImages& images, int6
   const Interpolation interpolation =
       c.interpolation == "bilinear" ? Interpolation::bilinear : Interpolation::bicubic;
   const int64_t n = images.size();
-  Prediction result{Tensor::empty({n, c.dim}, DType::f32), {}, {}};
+  Prediction result{Tensor::empty({n, c.feature_dim()}, DType::f32), {}, {}};
   for (int64_t begin = 0; begin < n; begin += batch_size) {
     const int64_t end = std::min(n, begin + batch_size);
     std::vector<Tensor> batch;

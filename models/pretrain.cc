@@ -74,10 +74,11 @@ PretrainResult pretrain(const MultiLabelImages& pool, const MultiLabelImages& he
     group.add(p, p.value().rank() > 1 ? options.weight_decay : 0);
   for (int64_t h = 0; h < heads; ++h) {
     const Philox rng = PhiloxKey(options.seed).with("pretrain head").with(uint64_t(h));
-    std::vector<float> w(size_t(options.head_classes[size_t(h)] * config.dim));
+    std::vector<float> w(size_t(options.head_classes[size_t(h)] * config.feature_dim()));
     for (size_t i = 0; i < w.size(); ++i) w[i] = float(0.02 * normal(rng, i));
     head.emplace_back(
-        Var(Tensor::of(w, {options.head_classes[size_t(h)], config.dim}).to(sums), true, "head"),
+        Var(Tensor::of(w, {options.head_classes[size_t(h)], config.feature_dim()}).to(sums), true,
+            "head"),
         Var(Tensor::zeros({options.head_classes[size_t(h)]}, sums), true, "head"), sums);
     group.add(head.back().weight, options.weight_decay);
     group.add(head.back().bias, 0);

@@ -72,13 +72,9 @@ Interpolation interpolation_named(const std::string& name) {
 }
 
 CacheOptions cache_options(const DataConfig& data, const VitConfig& model) {
-  const int64_t size = data.image_size > 0 ? data.image_size : model.image_size;
-  if (size != model.image_size)
-    throw UserError(
-        fmt::format("data.image_size: {} is given, the model reads {}; this version does "
-                    "not interpolate position embeddings",
-                    size, model.image_size));
-  return {.size = size,
+  OF_CHECK(data.image_size == 0 || data.image_size == model.image_size,
+           "the model was loaded for data.image_size");
+  return {.size = model.image_size,
           .crop_pct = data.crop_pct > 0 ? data.crop_pct : model.crop_pct,
           .interpolation = interpolation_named(data.interpolation.empty() ? model.interpolation
                                                                           : data.interpolation),

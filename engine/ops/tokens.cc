@@ -4,38 +4,39 @@
 
 namespace orthofed {
 
-Var patch_embed(Tape& tape, const Var& z, const Var& cls, const Var& pos, int64_t batch) {
-  const bool needed = tape.needs({&z, &cls, &pos});
+Var patch_embed(Tape& tape, const Var& z, const Var& own, const Var& pos, int64_t batch) {
+  const bool needed = tape.needs({&z, &own, &pos});
   const Tensor& in = z.value();
-  const int64_t patches = in.rows() / batch, tokens = pos.value().rows(), dim = in.cols();
-  OF_CHECK(in.rows() % batch == 0 && tokens == patches + (cls.defined() ? 1 : 0) &&
-               pos.value().cols() == dim && pos.value().dense(),
+  const int64_t patches = in.rows() / batch, tokens = pos.value().rows(), dim = in.cols(),
+                prefix = own.defined() ? own.value().rows() : 0;
+  OF_CHECK(in.rows() % batch == 0 && tokens == prefix + patches && pos.value().cols() == dim &&
+               pos.value().dense() && (prefix == 0 || own.value().dense()),
            "one position a token");
   const Tensor x = Tensor::empty({batch * tokens, dim}, accum(in.dtype()));
   dispatch(in.dtype(), [&]<class T>(Tag<T>) {
     using R = Accum<T>;
     of_on(queue_of(in), patch_embed_forward, T)(
-        in.data<T>(), in.pitch(), cls.defined() ? cls.value().data<R>() : nullptr,
-        pos.value().data<R>(), x.data<R>(), x.pitch(), batch, patches, dim);
+        in.data<T>(), in.pitch(), prefix > 0 ? own.value().data<R>() : nullptr,
+        pos.value().data<R>(), x.data<R>(), x.pitch(), batch, prefix, patches, dim);
   });
   const Var y = tape.output(x, needed);
   if (needed) {
-    tape.record({y}, [z, cls, pos, y, batch, patches, dim] {
+    tape.record({y}, [z, own, pos, y, batch, prefix, patches, dim] {
       const Tensor dx = y.grad();
       const Tensor dz = Tensor::empty(z.shape(), z.value().dtype());
       // A model either trains its tokens (from scratch) or freezes both.
-      GradTarget dcls, dpos;
-      if (cls.requires_grad()) dcls = cls.grad_target();
+      GradTarget down, dpos;
+      if (own.requires_grad()) down = own.grad_target();
       if (pos.requires_grad()) dpos = pos.grad_target();
-      OF_CHECK(!cls.requires_grad() || !pos.requires_grad() || dcls.accumulate == dpos.accumulate,
-               "cls and pos accumulate together");
+      OF_CHECK(!own.requires_grad() || !pos.requires_grad() || down.accumulate == dpos.accumulate,
+               "own and pos accumulate together");
       dispatch(dz.dtype(), [&]<class T>(Tag<T>) {
         using R = Accum<T>;
         of_on(queue_of(dx), patch_embed_backward, T)(
             dx.data<R>(), dx.pitch(), z.requires_grad() ? dz.data<T>() : nullptr, dz.pitch(),
-            dcls.buffer.defined() ? dcls.buffer.data<R>() : nullptr,
+            down.buffer.defined() ? down.buffer.data<R>() : nullptr,
             dpos.buffer.defined() ? dpos.buffer.data<R>() : nullptr,
-            dcls.accumulate || dpos.accumulate, cls.defined(), batch, patches, dim);
+            down.accumulate || dpos.accumulate, batch, prefix, patches, dim);
       });
       if (z.requires_grad()) z.give_grad(dz);
     });
@@ -92,6 +93,22 @@ Var mean_tokens(Tape& tape, const Var& x, int64_t batch, int64_t from) {
               dx.row<R>(b * tokens + t)[c] = t < from ? R(0) : dy.row<R>(b)[c] / R(tokens - from);
       });
       x.give_grad(dx.on(x.value().device()));
+    });
+  }
+  return y;
+}
+
+Var side_by_side(Tape& tape, const Var& a, const Var& b) {
+  const bool needed = tape.needs({&a, &b});
+  const int64_t n = a.value().cols(), all = n + b.value().cols();
+  const Tensor both = Tensor::empty({a.value().rows(), all}, a.value().dtype());
+  both.columns(0, n).copy_from(a.value());
+  both.columns(n, all).copy_from(b.value());
+  const Var y = tape.output(both, needed);
+  if (needed) {
+    tape.record({y}, [a, b, y, n, all] {
+      if (a.requires_grad()) a.give_grad(y.grad().columns(0, n).clone());
+      if (b.requires_grad()) b.give_grad(y.grad().columns(n, all).clone());
     });
   }
   return y;

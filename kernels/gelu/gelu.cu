@@ -42,15 +42,19 @@ __global__ void backward_kernel(const T* dy, int64_t lddy, const T* x, int64_t l
 template <class T, class Stream>
 void gelu_forward(const T* x, int64_t ldx, T* y, int64_t ldy, int64_t rows, int64_t cols,
                   GeluKind kind, const Stream& stream) {
-  launch(kind == GeluKind::erf ? forward_kernel<T, GeluErf> : forward_kernel<T, GeluTanh>,
-         map_shape<kFullPack<T>>(rows, cols), stream, x, ldx, y, ldy, rows, cols);
+  with_gelu_form(kind, [&]<class Form>(Form) {
+    launch(forward_kernel<T, Form>, map_shape<kFullPack<T>>(rows, cols), stream, x, ldx, y, ldy,
+           rows, cols);
+  });
 }
 
 template <class T, class Stream>
 void gelu_backward(const T* dy, int64_t lddy, const T* x, int64_t ldx, T* dx, int64_t lddx,
                    int64_t rows, int64_t cols, GeluKind kind, const Stream& stream) {
-  launch(kind == GeluKind::erf ? backward_kernel<T, GeluErf> : backward_kernel<T, GeluTanh>,
-         map_shape<kFullPack<T>>(rows, cols), stream, dy, lddy, x, ldx, dx, lddx, rows, cols);
+  with_gelu_form(kind, [&]<class Form>(Form) {
+    launch(backward_kernel<T, Form>, map_shape<kFullPack<T>>(rows, cols), stream, dy, lddy, x, ldx,
+           dx, lddx, rows, cols);
+  });
 }
 
 #define OF_INSTANTIATE(T)                                                                    \

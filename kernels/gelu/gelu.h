@@ -1,19 +1,20 @@
 // GELU (Hendrycks, Gimpel, arXiv 1606.08415):  y = x * Phi(x).
 //   erf  form: Phi(x) = (1 + erf(x / sqrt 2)) / 2                            (timm, DINOv2)
-//   tanh form: Phi(x) = (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2        (cuBLASLt, some CLIPs)
+//   tanh form: Phi(x) = (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2        (cuBLASLt, SigLIP)
+//   quick:     Phi(x) = 1 / (1 + exp(-1.702 x)) = (1 + tanh(0.851 x)) / 2    (OpenAI's CLIP)
 // Instantiated for double, float and bf16. erf, tanh and exp are the polynomials of core/math.h.
 //
 // Error: 4 eps |x| + eps(T)/2 |y| forward, 4 eps |dy| (1 + |x|) + eps(T)/2 |dx| backward, eps that
 // of Accum<T>. In the far negative tail that is an absolute error: y underflows to 0, as torch's
-// does. Per element: forward 2 sizeof(T) bytes and about 45 flops (erf) or 30 (tanh); backward 3
-// sizeof(T) bytes and about 65 or 40.
+// does. Per element: forward 2 sizeof(T) bytes and about 45 flops (erf) or 30 (tanh, quick);
+// backward 3 sizeof(T) bytes and about 65 or 40.
 #pragma once
 #include <cstdint>
 
 #include "kernels/core/types.h"
 
 namespace orthofed {
-enum class GeluKind { erf, tanh };
+enum class GeluKind { erf, tanh, quick };
 }
 
 namespace orthofed::cpu {

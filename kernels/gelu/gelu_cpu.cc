@@ -39,19 +39,14 @@ void backward(const T* dy, int64_t lddy, const T* x, int64_t ldx, T* dx, int64_t
 template <class T>
 void gelu_forward(const T* x, int64_t ldx, T* y, int64_t ldy, int64_t rows, int64_t cols,
                   GeluKind kind) {
-  if (kind == GeluKind::erf)
-    forward<GeluErf>(x, ldx, y, ldy, rows, cols);
-  else
-    forward<GeluTanh>(x, ldx, y, ldy, rows, cols);
+  with_gelu_form(kind, [&]<class Form>(Form) { forward<Form>(x, ldx, y, ldy, rows, cols); });
 }
 
 template <class T>
 void gelu_backward(const T* dy, int64_t lddy, const T* x, int64_t ldx, T* dx, int64_t lddx,
                    int64_t rows, int64_t cols, GeluKind kind) {
-  if (kind == GeluKind::erf)
-    backward<GeluErf>(dy, lddy, x, ldx, dx, lddx, rows, cols);
-  else
-    backward<GeluTanh>(dy, lddy, x, ldx, dx, lddx, rows, cols);
+  with_gelu_form(kind,
+                 [&]<class Form>(Form) { backward<Form>(dy, lddy, x, ldx, dx, lddx, rows, cols); });
 }
 
 #define OF_INSTANTIATE(T)                                                                    \

@@ -1,7 +1,8 @@
-// The two forms of GELU as functions of one element, for every kernel that applies it: the plain
+// The forms of GELU as functions of one element, for every kernel that applies it: the plain
 // ones here and the epilogues of matrix products. Formulas: gelu.h.
 #pragma once
 #include "kernels/core/math.h"
+#include "kernels/gelu/gelu.h"
 
 namespace orthofed {
 
@@ -36,5 +37,31 @@ struct GeluTanh {
     return A(0.5) + A(0.5) * t + A(0.5) * x * (A(1) - t * t) * inner;
   }
 };
+
+struct GeluQuick {
+  static constexpr double kHalfScale = 0.851;  // of 1.702
+  template <class A>
+  OF_HOST_DEVICE static A phi(A x) {
+    return A(0.5) + A(0.5) * tanh_(A(kHalfScale) * x);
+  }
+  template <class A>
+  OF_HOST_DEVICE static A derivative(A x) {
+    const A p = phi(x);
+    return p + A(2 * kHalfScale) * x * p * (A(1) - p);
+  }
+};
+
+// f(Form{}) for the form of that kind, on the host.
+template <class F>
+void with_gelu_form(GeluKind kind, const F& f) {
+  switch (kind) {
+    case GeluKind::erf:
+      return f(GeluErf{});
+    case GeluKind::tanh:
+      return f(GeluTanh{});
+    case GeluKind::quick:
+      return f(GeluQuick{});
+  }
+}
 
 }  // namespace orthofed

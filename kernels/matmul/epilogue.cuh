@@ -73,7 +73,9 @@ struct Gelu {
     const auto activate = [&]<class Form>(Form) {  // on what backward will read
       for (int q = 0; q < N; ++q) after[q] = T(float(before[q]) * Form::phi(float(before[q])));
     };
-    kind == GeluKind::erf ? activate(GeluErf{}) : activate(GeluTanh{});
+    kind == GeluKind::erf    ? activate(GeluErf{})
+    : kind == GeluKind::tanh ? activate(GeluTanh{})
+                             : activate(GeluQuick{});
     store_pack(h + i * ldh + j, before);
     store_pack(y + i * ldy + j, after);
   }
@@ -101,7 +103,9 @@ struct GeluBackward {
     const auto multiply = [&]<class Form>(Form) {
       for (int q = 0; q < N; ++q) result[q] = T(sums[q] * Form::derivative(float(before[q])));
     };
-    kind == GeluKind::erf ? multiply(GeluErf{}) : multiply(GeluTanh{});
+    kind == GeluKind::erf    ? multiply(GeluErf{})
+    : kind == GeluKind::tanh ? multiply(GeluTanh{})
+                             : multiply(GeluQuick{});
     store_pack(dx + i * lddx + j, result);
   }
 };

@@ -1,6 +1,6 @@
 // Token assembly on a GPU. A thread owns four neighbouring columns of one token and walks down the
 // images, four of them in flight: forward reads a position once for eight images; backward turns dx
-// into dz and adds up dpos and dcls on the way, so that dx is read once and every sum has the CPU's
+// into dz and adds up dpos and down on the way, so that dx is read once and every sum has the CPU's
 // order. A warp is 128 neighbouring columns, so its accesses are one contiguous piece.
 //
 // Bound by memory: 6 bytes an element in bf16 and 8 in float, forward and backward alike. A
@@ -38,22 +38,22 @@ __device__ inline Place place_of_thread(int64_t tokens, int64_t dim) {
 }
 
 template <class T>
-__global__ void forward_kernel(const T* __restrict__ z, int64_t ldz, const float* cls,
+__global__ void forward_kernel(const T* __restrict__ z, int64_t ldz, const float* own,
                                const float* pos, float* __restrict__ x, int64_t ldx, int64_t batch,
-                               int64_t patches, int64_t dim) {
-  const int64_t first = cls != nullptr ? 1 : 0, tokens = patches + first;
+                               int64_t prefix, int64_t patches, int64_t dim) {
+  const int64_t tokens = prefix + patches;
   const auto [t, j, group] = place_of_thread(tokens, dim);
   if (t >= tokens || j >= dim) return;
   const int64_t count = dim - j;                                    // columns left
   const Pack<float, N> p = load_part<N>(pos + t * dim + j, count);  // [N]
   Pack<float, N> c{};                                               // [N]
-  if (t < first) c = load_part<N>(cls + j, count);
+  if (t < prefix) c = load_part<N>(own + t * dim + j, count);
   const int64_t begin = group * kImages, end = begin + kImages < batch ? begin + kImages : batch;
 #pragma unroll 4
   for (int64_t image = begin; image < end; ++image) {
     Pack<float, N> sum = c;  // [N]
-    if (t >= first) {
-      const Pack<T, N> v = load_part<N>(z + (image * patches + t - first) * ldz + j, count);
+    if (t >= prefix) {
+      const Pack<T, N> v = load_part<N>(z + (image * patches + t - prefix) * ldz + j, count);
 #pragma unroll
       for (int e = 0; e < N; ++e) sum[e] = float(v[e]);
     }
@@ -65,19 +65,19 @@ __global__ void forward_kernel(const T* __restrict__ z, int64_t ldz, const float
 
 template <class T>
 __global__ void backward_kernel(const float* __restrict__ dx, int64_t lddx, T* __restrict__ dz,
-                                int64_t lddz, float* dcls, float* dpos, bool accumulate,
-                                bool class_token, int64_t batch, int64_t patches, int64_t dim,
+                                int64_t lddz, float* down, float* dpos, bool accumulate,
+                                int64_t batch, int64_t prefix, int64_t patches, int64_t dim,
                                 int64_t images_per_group) {
-  const int64_t first = class_token ? 1 : 0, tokens = patches + first;
+  const int64_t tokens = prefix + patches;
   const auto [t, j, group] = place_of_thread(tokens, dim);
   if (t >= tokens || j >= dim) return;
   const int64_t count = dim - j;
   float* to_pos = dpos != nullptr ? dpos + t * dim + j : nullptr;
-  float* to_cls = dcls != nullptr && t < first ? dcls + j : nullptr;
-  T* to_z = dz != nullptr && t >= first ? dz + (t - first) * lddz + j : nullptr;
-  Pack<float, N> sum_pos{}, sum_cls{};  // [N]
+  float* to_own = down != nullptr && t < prefix ? down + t * dim + j : nullptr;
+  T* to_z = dz != nullptr && t >= prefix ? dz + (t - prefix) * lddz + j : nullptr;
+  Pack<float, N> sum_pos{}, sum_own{};  // [N]
   if (accumulate && to_pos != nullptr) sum_pos = load_part<N>(to_pos, count);
-  if (accumulate && to_cls != nullptr) sum_cls = load_part<N>(to_cls, count);
+  if (accumulate && to_own != nullptr) sum_own = load_part<N>(to_own, count);
   const int64_t begin = group * images_per_group;
   const int64_t end = begin + images_per_group < batch ? begin + images_per_group : batch;
 #pragma unroll 4
@@ -87,45 +87,45 @@ __global__ void backward_kernel(const float* __restrict__ dx, int64_t lddx, T* _
 #pragma unroll
     for (int e = 0; e < N; ++e) {
       sum_pos[e] += d[e];
-      sum_cls[e] += d[e];
+      sum_own[e] += d[e];
       rounded[e] = T(d[e]);
     }
     if (to_z != nullptr) store_part(to_z + image * patches * lddz, rounded, count);
   }
   if (to_pos != nullptr) store_part(to_pos, sum_pos, count);
-  if (to_cls != nullptr) store_part(to_cls, sum_cls, count);
+  if (to_own != nullptr) store_part(to_own, sum_own, count);
 }
 
 }  // namespace
 
 template <class T, class Stream>
-void patch_embed_forward(const T* z, int64_t ldz, const Accum<T>* cls, const Accum<T>* pos,
-                         Accum<T>* x, int64_t ldx, int64_t batch, int64_t patches, int64_t dim,
-                         const Stream& stream) {
+void patch_embed_forward(const T* z, int64_t ldz, const Accum<T>* own, const Accum<T>* pos,
+                         Accum<T>* x, int64_t ldx, int64_t batch, int64_t prefix, int64_t patches,
+                         int64_t dim, const Stream& stream) {
   OF_CHECK(ldz >= dim && ldx >= dim, "patch_embed: a pitch is smaller than its row");
-  launch(forward_kernel<T>, shape_of(patches + (cls != nullptr), dim, ceil_div(batch, kImages)),
-         stream, z, ldz, cls, pos, x, ldx, batch, patches, dim);
+  launch(forward_kernel<T>, shape_of(prefix + patches, dim, ceil_div(batch, kImages)), stream, z,
+         ldz, own, pos, x, ldx, batch, prefix, patches, dim);
 }
 
 template <class T, class Stream>
-void patch_embed_backward(const Accum<T>* dx, int64_t lddx, T* dz, int64_t lddz, Accum<T>* dcls,
-                          Accum<T>* dpos, bool accumulate, bool class_token, int64_t batch,
+void patch_embed_backward(const Accum<T>* dx, int64_t lddx, T* dz, int64_t lddz, Accum<T>* down,
+                          Accum<T>* dpos, bool accumulate, int64_t batch, int64_t prefix,
                           int64_t patches, int64_t dim, const Stream& stream) {
   OF_CHECK(lddx >= dim && (dz == nullptr || lddz >= dim),
            "patch_embed: a pitch is smaller than its row");
-  OF_CHECK(class_token || dcls == nullptr, "patch_embed: dcls without a class token");
-  if (dz == nullptr && dcls == nullptr && dpos == nullptr) return;
-  const bool sums = dcls != nullptr || dpos != nullptr;
+  if (dz == nullptr && down == nullptr && dpos == nullptr) return;
+  const bool sums = down != nullptr || dpos != nullptr;
   const int64_t images = sums ? batch : kImages, groups = sums ? 1 : ceil_div(batch, images);
-  launch(backward_kernel<T>, shape_of(patches + class_token, dim, groups), stream, dx, lddx, dz,
-         lddz, dcls, dpos, accumulate, class_token, batch, patches, dim, images);
+  launch(backward_kernel<T>, shape_of(prefix + patches, dim, groups), stream, dx, lddx, dz, lddz,
+         down, dpos, accumulate, batch, prefix, patches, dim, images);
 }
 
 #define OF_INSTANTIATE(T)                                                                         \
   template void patch_embed_forward<T>(const T*, int64_t, const float*, const float*, float*,     \
-                                       int64_t, int64_t, int64_t, int64_t, const OF_STREAM&);     \
+                                       int64_t, int64_t, int64_t, int64_t, int64_t,               \
+                                       const OF_STREAM&);                                         \
   template void patch_embed_backward<T>(const float*, int64_t, T*, int64_t, float*, float*, bool, \
-                                        bool, int64_t, int64_t, int64_t, const OF_STREAM&);
+                                        int64_t, int64_t, int64_t, int64_t, const OF_STREAM&);
 OF_INSTANTIATE(float)
 OF_INSTANTIATE(bf16)
 #undef OF_INSTANTIATE

@@ -2,13 +2,18 @@
 // needed.
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "engine/ops/attention.h"
+#include "engine/ops/cast.h"
 #include "engine/ops/cross_entropy.h"
 #include "engine/ops/gelu.h"
 #include "engine/ops/layer_norm.h"
 #include "engine/ops/linear.h"
 #include "engine/ops/residual.h"
+#include "engine/ops/rope.h"
 #include "engine/ops/softmax.h"
+#include "engine/ops/swiglu.h"
 #include "engine/ops/tokens.h"
 #include "tests/support/graph.h"
 
@@ -29,7 +34,7 @@ TEST(Ops, LayerNorm) {
 }
 
 TEST(Ops, Gelu) {
-  for (GeluKind kind : {GeluKind::erf, GeluKind::tanh}) {
+  for (GeluKind kind : {GeluKind::erf, GeluKind::tanh, GeluKind::quick}) {
     const Var x = leaf({3, 11}, 4, 2);
     EXPECT_TRUE(gradients_agree([&](Tape& t) { return gelu(t, x, kind); }, {x}));
   }
@@ -45,6 +50,35 @@ TEST(Ops, Attention) {
   EXPECT_TRUE(gradients_agree([&](Tape& t) { return attention(t, qkv, 2, 2); }, {qkv}));
 }
 
+TEST(Ops, Swiglu) {
+  const Var x = leaf({3, 10}, 18);
+  EXPECT_TRUE(gradients_agree([&](Tape& t) { return swiglu(t, x); }, {x}));
+}
+
+TEST(Ops, Rope) {
+  const Var qkv = leaf({2 * 5, 3 * 8}, 19);  // 2 images, 2 tokens and 3 patches, 2 heads of 4
+  std::vector<double> cos, sin;
+  for (int i = 0; i < 6; ++i) {
+    cos.push_back(std::cos(i - 2.5));
+    sin.push_back(std::sin(i - 2.5));
+  }
+  const Rotation r{Tensor::of(cos, {3, 2}), Tensor::of(sin, {3, 2}), 2};
+  EXPECT_TRUE(gradients_agree([&](Tape& t) { return rope(t, qkv, r, 2, 2); }, {qkv}));
+}
+
+TEST(Ops, Cast) {
+  const Var x(test::random_tensor({3, 5}, DType::f32, 20), true, "x");
+  Tape tape;
+  const Var y = cast(tape, x, DType::f64);
+  EXPECT_EQ(y.value().to_vector(), x.value().to_vector());
+  const Var loss(Tensor::full({1}, DType::f32, 0), true);
+  const Tensor dy = test::random_tensor({3, 5}, DType::f32, 21);
+  tape.record({loss}, [y, dy] { y.give_grad(dy.to(DType::f64)); });
+  tape.backward(loss);
+  EXPECT_EQ(x.grad().to_vector(), dy.to_vector());
+  EXPECT_EQ(&cast(tape, x, DType::f32).value(), &x.value());
+}
+
 TEST(Ops, Residual) {
   const Var x = leaf({4, 5}, 7), z = leaf({4, 5}, 8), gamma = leaf({5}, 9);
   EXPECT_TRUE(gradients_agree([&](Tape& t) { return residual(t, x, z, gamma); }, {x, z, gamma}));
@@ -58,6 +92,11 @@ TEST(Ops, Tokens) {
   const Var pos4 = leaf({4, 4}, 13);
   EXPECT_TRUE(
       gradients_agree([&](Tape& t) { return patch_embed(t, z, Var(), pos4, 2); }, {z, pos4}));
+  const Var two = leaf({2, 4}, 15), pos6 = leaf({6, 4}, 16);
+  EXPECT_TRUE(
+      gradients_agree([&](Tape& t) { return patch_embed(t, z, two, pos6, 2); }, {z, two, pos6}));
+  const Var wide = leaf({2, 3}, 17);
+  EXPECT_TRUE(gradients_agree([&](Tape& t) { return side_by_side(t, two, wide); }, {two, wide}));
   const Var x = leaf({2 * 5, 3}, 14);
   EXPECT_TRUE(gradients_agree([&](Tape& t) { return select_token(t, x, 2, 1); }, {x}));
   EXPECT_TRUE(gradients_agree([&](Tape& t) { return mean_tokens(t, x, 2, 1); }, {x}));

@@ -14,6 +14,7 @@ namespace {
 constexpr double kPi = 3.14159265358979323846;
 
 double gelu(double x, GeluKind kind) {
+  if (kind == GeluKind::quick) return x / (1 + std::exp(-1.702 * x));
   return kind == GeluKind::erf
              ? 0.5 * x * std::erfc(-x / std::sqrt(2.0))
              : 0.5 * x * (1 + std::tanh(std::sqrt(2 / kPi) * (x + 0.044715 * x * x * x)));
@@ -21,9 +22,15 @@ double gelu(double x, GeluKind kind) {
 double gelu_derivative(double x, GeluKind kind) {
   if (kind == GeluKind::erf)
     return 0.5 * std::erfc(-x / std::sqrt(2.0)) + x * std::exp(-0.5 * x * x) / std::sqrt(2 * kPi);
+  if (kind == GeluKind::quick) {
+    const double p = 1 / (1 + std::exp(-1.702 * x));
+    return p + 1.702 * x * p * (1 - p);
+  }
   const double t = std::tanh(std::sqrt(2 / kPi) * (x + 0.044715 * x * x * x));
   return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * std::sqrt(2 / kPi) * (1 + 3 * 0.044715 * x * x);
 }
+
+constexpr GeluKind kKinds[] = {GeluKind::erf, GeluKind::tanh, GeluKind::quick};
 
 struct Shape {
   int64_t rows, cols, padding;
@@ -46,7 +53,7 @@ TYPED_TEST_SUITE(Gelu, Types);
 
 TYPED_TEST(Gelu, ForwardAndInPlace) {
   for_each_device<TypeParam>([](const Queue& queue) {
-    for (GeluKind kind : {GeluKind::erf, GeluKind::tanh}) {
+    for (GeluKind kind : kKinds) {
       for (const Shape s : kShapes) {
         SCOPED_TRACE(testing::Message() << s.rows << " x " << s.cols << " kind " << int(kind));
         Buffer<TypeParam> x(s.rows, s.cols, s.padding), y(s.rows, s.cols, s.padding + 1);
@@ -71,7 +78,7 @@ TYPED_TEST(Gelu, ForwardAndInPlace) {
 
 TYPED_TEST(Gelu, BackwardAndInPlace) {
   for_each_device<TypeParam>([](const Queue& queue) {
-    for (GeluKind kind : {GeluKind::erf, GeluKind::tanh}) {
+    for (GeluKind kind : kKinds) {
       for (const Shape s : kShapes) {
         SCOPED_TRACE(testing::Message() << s.rows << " x " << s.cols << " kind " << int(kind));
         Buffer<TypeParam> x(s.rows, s.cols, s.padding), dy(s.rows, s.cols, 2), dx(s.rows, s.cols);
@@ -99,7 +106,7 @@ TYPED_TEST(Gelu, BackwardAndInPlace) {
 }
 
 TEST(GeluGradient, AgreesWithFiniteDifferences) {
-  for (GeluKind kind : {GeluKind::erf, GeluKind::tanh}) {
+  for (GeluKind kind : kKinds) {
     Buffer<double> x(2, 9), y(2, 9), weight(2, 9), dx(2, 9);
     fill_normal(x, 1, 0, 2);
     fill_normal(weight, 2);
@@ -115,7 +122,7 @@ TEST(GeluGradient, AgreesWithFiniteDifferences) {
 // 0 and the far tails are exact, and NaN is not hidden by a clamp.
 TEST(GeluForward, Extremes) {
   for_each_device<float>([](const Queue& queue) {
-    for (GeluKind kind : {GeluKind::erf, GeluKind::tanh}) {
+    for (GeluKind kind : kKinds) {
       Buffer<float> x(1, 5);
       const float values[] = {0.0f, 50.0f, -50.0f, NAN, INFINITY};
       std::copy(std::begin(values), std::end(values), x.data());

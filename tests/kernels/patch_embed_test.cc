@@ -18,35 +18,34 @@ namespace {
 using namespace orthofed::test;
 
 struct Case {
-  int64_t batch, patches, dim;
-  bool class_token;
+  int64_t batch, patches, dim, prefix;
   int64_t padding;
 };
-const std::vector<Case> cases = {{1, 1, 1, true, 0},    {2, 4, 3, true, 1},    {3, 63, 17, true, 0},
-                                 {2, 64, 96, false, 3}, {1, 196, 33, true, 5}, {5, 13, 8, false, 0},
-                                 {0, 4, 8, true, 0},    {2, 0, 8, true, 0},    {9, 3, 132, true, 4},
-                                 {17, 2, 5, false, 1}};
+const std::vector<Case> cases = {{1, 1, 1, 1, 0},   {2, 4, 3, 1, 1},    {3, 63, 17, 1, 0},
+                                 {2, 64, 96, 0, 3}, {1, 196, 33, 1, 5}, {5, 13, 8, 0, 0},
+                                 {0, 4, 8, 1, 0},   {2, 0, 8, 1, 0},    {9, 3, 132, 1, 4},
+                                 {17, 2, 5, 0, 1},  {3, 16, 20, 5, 0},  {2, 7, 9, 2, 3}};
 
 template <class T>
 struct Operands {
   using A = Accum<T>;
   int64_t tokens;
   Buffer<T> z;
-  Buffer<A> cls, pos, dx, dcls, dpos;  // the last two hold what to accumulate onto
+  Buffer<A> own, pos, dx, down, dpos;  // the last two hold what to accumulate onto
 
   explicit Operands(const Case& t)
-      : tokens(t.patches + t.class_token),
+      : tokens(t.prefix + t.patches),
         z(t.batch * t.patches, t.dim, t.padding),
-        cls(1, t.dim),
+        own(t.prefix, t.dim),
         pos(tokens, t.dim),
         dx(t.batch * tokens, t.dim, t.padding),
-        dcls(1, t.dim),
+        down(t.prefix, t.dim),
         dpos(tokens, t.dim) {
     fill_normal(z, 1);
-    fill_normal(cls, 2);
+    fill_normal(own, 2);
     fill_normal(pos, 3);
     fill_normal(dx, 4);
-    fill_normal(dcls, 5);
+    fill_normal(down, 5);
     fill_normal(dpos, 6);
   }
 };
@@ -55,8 +54,8 @@ template <class T>
 Buffer<Accum<T>> forward(const Operands<T>& in, const Case& t, const Queue& queue = {}) {
   Buffer<Accum<T>> x(t.batch * in.tokens, t.dim, t.padding);
   of_on(queue, patch_embed_forward, T)(in.z.data(), in.z.ld(),
-                                       t.class_token ? in.cls.data() : nullptr, in.pos.data(),
-                                       x.data(), x.ld(), t.batch, t.patches, t.dim);
+                                       t.prefix > 0 ? in.own.data() : nullptr, in.pos.data(),
+                                       x.data(), x.ld(), t.batch, t.prefix, t.patches, t.dim);
   finish(queue);
   return x;
 }
@@ -64,20 +63,20 @@ Buffer<Accum<T>> forward(const Operands<T>& in, const Case& t, const Queue& queu
 template <class T>
 struct Gradients {
   Buffer<T> dz;
-  Buffer<Accum<T>> dcls, dpos;
+  Buffer<Accum<T>> down, dpos;
 };
 template <class T>
 Gradients<T> backward(const Operands<T>& in, const Case& t, bool accumulate,
                       const Queue& queue = {}) {
-  Gradients<T> g{Buffer<T>(t.batch * t.patches, t.dim, t.padding), Buffer<Accum<T>>(1, t.dim),
-                 Buffer<Accum<T>>(in.tokens, t.dim)};
+  Gradients<T> g{Buffer<T>(t.batch * t.patches, t.dim, t.padding),
+                 Buffer<Accum<T>>(t.prefix, t.dim), Buffer<Accum<T>>(in.tokens, t.dim)};
   if (accumulate) {
-    g.dcls = in.dcls;
+    g.down = in.down;
     g.dpos = in.dpos;
   }
   of_on(queue, patch_embed_backward, T)(in.dx.data(), in.dx.ld(), g.dz.data(), g.dz.ld(),
-                                        t.class_token ? g.dcls.data() : nullptr, g.dpos.data(),
-                                        accumulate, t.class_token, t.batch, t.patches, t.dim);
+                                        t.prefix > 0 ? g.down.data() : nullptr, g.dpos.data(),
+                                        accumulate, t.batch, t.prefix, t.patches, t.dim);
   finish(queue);
   return g;
 }
@@ -96,8 +95,8 @@ TYPED_TEST(PatchEmbed, Forward) {
     for (int64_t b = 0; b < t.batch; ++b) {
       for (int64_t i = 0; i < in.tokens; ++i) {
         for (int64_t j = 0; j < t.dim; ++j) {
-          const int64_t patch = i - t.class_token;
-          want.push_back(in.pos(i, j) + (patch < 0 ? double(in.cls(0, j))
+          const int64_t patch = i - t.prefix;
+          want.push_back(in.pos(i, j) + (patch < 0 ? double(in.own(i, j))
                                                    : double(in.z(b * t.patches + patch, j))));
         }
       }
@@ -117,24 +116,24 @@ TYPED_TEST(PatchEmbed, Backward) {
       SCOPED_TRACE(testing::Message()
                    << t.batch << " x " << t.patches << " x " << t.dim << " " << accumulate);
       const Operands<T> in(t);
-      std::vector<double> dz, dpos, dcls, size;  // size: sum of magnitudes behind dpos
+      std::vector<double> dz, dpos, down, size;  // size: sum of magnitudes behind dpos
       for (int64_t b = 0; b < t.batch; ++b) {
-        for (int64_t i = t.class_token; i < in.tokens; ++i) {
+        for (int64_t i = t.prefix; i < in.tokens; ++i) {
           for (int64_t j = 0; j < t.dim; ++j) dz.push_back(double(in.dx(b * in.tokens + i, j)));
         }
       }
       for (int64_t i = 0; i < in.tokens; ++i) {
         for (int64_t j = 0; j < t.dim; ++j) {
           double sum = accumulate ? double(in.dpos(i, j)) : 0, magnitude = std::abs(sum);
-          double sum_cls = accumulate ? double(in.dcls(0, j)) : 0;
-          if (i == 0) magnitude += std::abs(sum_cls);
+          double sum_own = accumulate && i < t.prefix ? double(in.down(i, j)) : 0;
+          magnitude += std::abs(sum_own);
           for (int64_t b = 0; b < t.batch; ++b) {
             sum += double(in.dx(b * in.tokens + i, j));
-            sum_cls += double(in.dx(b * in.tokens + i, j));
+            sum_own += double(in.dx(b * in.tokens + i, j));
             magnitude += std::abs(double(in.dx(b * in.tokens + i, j)));
           }
           dpos.push_back(sum);
-          if (i == 0) dcls.push_back(sum_cls);
+          if (i < t.prefix) down.push_back(sum_own);
           size.push_back(magnitude);
         }
       }
@@ -149,53 +148,42 @@ TYPED_TEST(PatchEmbed, Backward) {
         EXPECT_TRUE(close(g.dpos, dpos, allowed));
         EXPECT_TRUE(identical(g.dz, again.dz));
         EXPECT_TRUE(identical(g.dpos, again.dpos));
-        if (!t.class_token) return;
-        EXPECT_TRUE(close(g.dcls, dcls, allowed));
-        EXPECT_TRUE(identical(g.dcls, again.dcls));
+        if (t.prefix == 0) return;
+        EXPECT_TRUE(close(g.down, down, allowed));
+        EXPECT_TRUE(identical(g.down, again.down));
       });
     }
   }
 }
 
 TEST(PatchEmbedGradient, AgreesWithFiniteDifferences) {
-  const Case t{2, 3, 4, true, 1};
+  const Case t{2, 3, 4, 3, 1};
   Operands<double> in(t);
   const auto loss = [&] { return weighted_sum(forward(in, t), in.dx); };
   const Gradients<double> g = backward(in, t, false);
   EXPECT_TRUE(check_gradient(loss, in.z, g.dz));
-  EXPECT_TRUE(check_gradient(loss, in.cls, g.dcls));
+  EXPECT_TRUE(check_gradient(loss, in.own, g.down));
   EXPECT_TRUE(check_gradient(loss, in.pos, g.dpos));
 }
 
-// Frozen tokens: only dz is written, from the rows after the class token.
+// Frozen tokens: only dz is written, from the rows after the prefix.
 TEST(PatchEmbedGradient, FrozenTokensAreNotTouched) {
-  for (const Case t : {Case{2, 3, 4, true, 0}, Case{19, 5, 7, true, 0}}) {
+  for (const Case t : {Case{2, 3, 4, 1, 0}, Case{19, 5, 7, 2, 0}}) {
     const Operands<float> in(t);
     for_each_device<float>([&](const Queue& queue) {
       const Gradients<float> all = backward(in, t, false, queue);
       Buffer<float> dz(t.batch * t.patches, t.dim);
       of_on(queue, patch_embed_backward, float)(in.dx.data(), in.dx.ld(), dz.data(), dz.ld(),
-                                                nullptr, nullptr, false, true, t.batch, t.patches,
-                                                t.dim);
+                                                nullptr, nullptr, false, t.batch, t.prefix,
+                                                t.patches, t.dim);
       finish(queue);
       EXPECT_TRUE(identical(dz, all.dz));
       of_on(queue, patch_embed_backward, float)(in.dx.data(), in.dx.ld(), nullptr, 0, nullptr,
-                                                nullptr, false, true, t.batch, t.patches, t.dim);
+                                                nullptr, false, t.batch, t.prefix, t.patches,
+                                                t.dim);
       finish(queue);
     });
   }
-}
-
-TEST(PatchEmbedContract, RefusesAClassGradientWithoutAClassToken) {
-  const Case t{1, 2, 4, false, 0};
-  const Operands<float> in(t);
-  Buffer<float> dcls(1, t.dim);
-  for_each_device<float>([&](const Queue& queue) {
-    EXPECT_THROW(
-        (of_on(queue, patch_embed_backward, float)(in.dx.data(), in.dx.ld(), nullptr, 0,
-                                                   dcls.data(), nullptr, false, false, 1, 2, 4)),
-        Error);
-  });
 }
 
 }  // namespace

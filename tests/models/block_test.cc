@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "engine/ops/attention.h"
 #include "engine/ops/layer_norm.h"
 #include "engine/ops/residual.h"
@@ -13,9 +15,12 @@ namespace {
 
 using test::random_tensor;
 
-constexpr int64_t kBatch = 2, kTokens = 5, kDim = 6, kHeads = 2, kMlp = 8;
+constexpr int64_t kBatch = 2, kTokens = 5, kDim = 8, kHeads = 2, kMlp = 8;
 
-Block make_block(DType compute, bool base_trains) {
+// What some families put into a block.
+enum class Extra { none, quick_gelu, gated, qk_norm, rotary };
+
+Block make_block(DType compute, bool base_trains, Extra extra = Extra::none) {
   const DType sums = accum(compute);
   uint64_t seed = 1;
   auto vector = [&](int64_t n) {
@@ -40,16 +45,19 @@ Block make_block(DType compute, bool base_trains) {
   b.ls1 = vector(kDim);
   b.norm2_weight = vector(kDim);
   b.norm2_bias = vector(kDim);
-  b.fc1 = layer(kMlp, kDim);
+  b.fc1 = layer(extra == Extra::gated ? 2 * kMlp : kMlp, kDim);
   b.fc2 = layer(kDim, kMlp);
   b.ls2 = vector(kDim);
+  if (extra == Extra::qk_norm)
+    for (Var* v : {&b.q_norm_weight, &b.q_norm_bias, &b.k_norm_weight, &b.k_norm_bias})
+      *v = vector(kDim / kHeads);
   return b;
 }
 
 std::vector<Var> trainable(const Block& b) {
   std::vector<Var> all;
-  for (const Var* v :
-       {&b.norm1_weight, &b.norm1_bias, &b.ls1, &b.norm2_weight, &b.norm2_bias, &b.ls2})
+  for (const Var* v : {&b.norm1_weight, &b.norm1_bias, &b.ls1, &b.norm2_weight, &b.norm2_bias,
+                       &b.ls2, &b.q_norm_weight, &b.q_norm_bias, &b.k_norm_weight, &b.k_norm_bias})
     if (v->requires_grad()) all.push_back(*v);
   for (const Linear* l : {&b.qkv, &b.proj, &b.fc1, &b.fc2}) {
     if (l->weight.requires_grad()) all.insert(all.end(), {l->weight, l->bias});
@@ -113,14 +121,37 @@ INSTANTIATE_TEST_SUITE_P(All, BlockHalves,
                          testing::Combine(testing::Values(DType::f64, DType::f32, DType::bf16),
                                           testing::Bool(), testing::Bool()));
 
-TEST(Block, GradientsAgreeWithFiniteDifferences) {
-  const BlockOptions o{kHeads, 1e-6, GeluKind::erf, DType::f64};
-  const Block b = make_block(DType::f64, true);
+class BlockExtras : public testing::TestWithParam<Extra> {};
+
+TEST_P(BlockExtras, GradientsAgreeWithFiniteDifferences) {
+  const Extra extra = GetParam();
+  BlockOptions o{kHeads, 1e-6, extra == Extra::quick_gelu ? GeluKind::quick : GeluKind::erf,
+                 DType::f64};
+  o.gated = extra == Extra::gated;
+  const Block b = make_block(DType::f64, true, extra);
+  Rotation rotation;
+  if (extra == Extra::rotary) {
+    const Tensor angles = random_tensor({kTokens - 1, kDim / kHeads / 2}, DType::f64, 60);
+    std::vector<double> cos = angles.to_vector(), sin = cos;
+    for (double& a : cos) a = std::cos(a);
+    for (double& a : sin) a = std::sin(a);
+    rotation = {Tensor::of(cos, angles.shape()).contiguous(),
+                Tensor::of(sin, angles.shape()).contiguous(), 1};
+    o.rotation = &rotation;
+  }
   const Var x(random_tensor({kBatch * kTokens, kDim}, DType::f64, 50), true, "x");
-  std::vector<Var> inputs = trainable(b);
-  inputs.push_back(x);
+  std::vector<Var> inputs = {x};
+  if (extra == Extra::none)
+    for (const Var& v : trainable(b)) inputs.push_back(v);
+  for (const Var& v :
+       {b.qkv.weight, b.fc1.weight, b.q_norm_weight, b.q_norm_bias, b.k_norm_weight, b.k_norm_bias})
+    if (extra != Extra::none && v.defined()) inputs.push_back(v);
   EXPECT_TRUE(test::gradients_agree([&](Tape& t) { return halves(t, b, x, o); }, inputs));
 }
+
+INSTANTIATE_TEST_SUITE_P(All, BlockExtras,
+                         testing::Values(Extra::none, Extra::quick_gelu, Extra::gated,
+                                         Extra::qk_norm, Extra::rotary));
 
 }  // namespace
 }  // namespace orthofed

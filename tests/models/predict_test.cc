@@ -5,10 +5,12 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <fstream>
 
 #include "engine/io/npz.h"
+#include "engine/io/resize.h"
 #include "tests/support/files.h"
 #include "tests/support/graph.h"
 
@@ -50,6 +52,39 @@ TEST_P(RealWeights, FeaturesAndLogitsAgree) {
 
 INSTANTIATE_TEST_SUITE_P(ComputeTypes, RealWeights, testing::Values(DType::f32, DType::bf16),
                          [](const auto& param) { return std::string(name_of(param.param)); });
+
+// The same weights at 160 px, the middle of two of those images: timm's position embedding
+// resampled to 10 x 10. Norms of features and logits and the first four of each, by timm 1.0.31 in
+// float64 (dynamic_img_size=True).
+TEST(RealWeights160, FeaturesAndLogitsAgree) {
+  if (vit_tiny().empty()) GTEST_SKIP() << "OF_DATA is not set: no real weights to check";
+  const std::vector<std::vector<double>> features = {
+      {58.7559766, 3.5478293, 4.2054937, 1.7364070, 12.0732972},
+      {41.3313006, -0.1727339, -1.1948608, 0.8982366, 3.0678916}};
+  const std::vector<std::vector<double>> logits = {
+      {73.9912190, -1.4299283, 2.0630470, -0.9890734, -0.4521255},
+      {65.5860386, 0.1103258, 3.9993485, -0.7341363, -0.2556217}};
+  const Vit model = Vit::load(vit_tiny() + "vit_tiny_patch16_224.safetensors", "", DType::f32, 160);
+  const PredictImages all = open_images({vit_tiny() + "reference_io.npz"});
+  const Tensor patches =
+      to_patches({centre_crop(all.load(0), 160, 160), centre_crop(all.load(1), 160, 160)}, model);
+  Tape tape(false);
+  const Var f = model.features(tape, patches, 2), z = model.logits(tape, f);
+  const auto compare = [](const Tensor& got, const std::vector<std::vector<double>>& want) {
+    for (int64_t i = 0; i < 2; ++i) {
+      const float* row = got.row<float>(i);
+      double norm = 0;
+      for (int64_t j = 0; j < got.cols(); ++j) norm += double(row[j]) * double(row[j]);
+      std::vector<double> values = {std::sqrt(norm), row[0], row[1], row[2], row[3]};
+      EXPECT_LE(relative_norm(Tensor::of(values, {5}), Tensor::of(want[size_t(i)], {5})), 1e-4);
+      // Against the norm alone the four would not count.
+      for (size_t j = 1; j < 5; ++j)
+        EXPECT_NEAR(values[j], want[size_t(i)][j], 1e-4 * want[size_t(i)][0]);
+    }
+  };
+  compare(f.value(), features);
+  compare(z.value(), logits);
+}
 
 VitConfig tiny() {
   VitConfig c;
@@ -137,7 +172,10 @@ TEST(Vit, WrongWeightsAreNamed) {
   EXPECT_TRUE(user_error([&] { load(t); }, {"norm.weight", "NaN"}));
   t = good.tensors();
   t["blocks.0.attn.q_norm.weight"] = Tensor::zeros({4}, DType::f32);
-  EXPECT_TRUE(user_error([&] { load(t); }, {"blocks.0.attn.q_norm.weight", "not supported"}));
+  EXPECT_TRUE(user_error([&] { load(t); }, {"blocks.0.attn.q_norm.bias", "missing"}));
+  t = good.tensors();
+  t["blocks.0.attn.rel_pos"] = Tensor::zeros({4}, DType::f32);
+  EXPECT_TRUE(user_error([&] { load(t); }, {"blocks.0.attn.rel_pos", "timm", "not supported"}));
   EXPECT_TRUE(user_error([&] { Vit::load("/nonexistent.safetensors", "", DType::f32); },
                          {"/nonexistent.safetensors"}));
 }

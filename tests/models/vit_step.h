@@ -61,11 +61,16 @@ TensorMap weights(bool with_head) {
   return part;
 }
 
+Vit make_vit(bool with_head, DType compute, bool trainable) {
+  const TensorMap tensors = weights(with_head);
+  const ConfigFiles files = ConfigFiles::beside("", kFixtures + "vit_step.json");
+  return Vit::from_tensors(recognise(shapes_of(tensors), files), tensors, compute, trainable);
+}
+
 std::unique_ptr<FineTuner> make_tuner(DType compute, Device device = Device::cpu,
                                       bool adamw = true) {
   const OnDevice scope(device);
-  auto vit = std::make_unique<Vit>(Vit::from_tensors(read_vit_config(kFixtures + "vit_step.json"),
-                                                     weights(false), compute, false));
+  auto vit = std::make_unique<Vit>(make_vit(false, compute, false));
   FineTuneOptions o;
   o.classes = 5;
   o.lora.rank = 4;

@@ -78,8 +78,7 @@ TEST_P(VitStep, MicroBatchesSumToTheWholeBatch) {
 
 TEST_P(VitStep, TrainingFromScratchAgreesWithPyTorch) {
   const OnDevice scope(device());
-  const Vit vit = Vit::from_tensors(read_vit_config(kFixtures + "vit_step.json"), weights(true),
-                                    compute(), true);
+  const Vit vit = make_vit(true, compute(), true);
   const Batch b = batch();
   Tape tape;
   const Var f = vit.features(tape, b.patches.on(device()), 6);

@@ -1,0 +1,38 @@
+// SwiGLU (Shazeer, arXiv 2002.05202), the gated MLP of DINOv2's giant and of UNI 2. With x = [g|u],
+//
+//   y = silu(g) * u,   silu(g) = g * s(g),   s(g) = 1 / (1 + exp(-g)) = (1 + tanh(g / 2)) / 2
+//
+// Instantiated for double, float and bf16. tanh is the polynomial of core/math.h.
+//
+// Error, with eps that of Accum<T>: forward 4 eps |g u| + eps(T)/2 |y|; backward 4 eps |dy u| (1 +
+// |g|) and 4 eps |dy g|, each with eps(T)/2 of the result. Per element of y: forward 3 sizeof(T)
+// bytes and about 30 flops, backward 5 sizeof(T) bytes and about 40.
+#pragma once
+#include <cstdint>
+
+#include "kernels/core/types.h"
+
+namespace orthofed::cpu {
+
+// x [rows, 2 * cols] pitch ldx: gate, then up; y [rows, cols] pitch ldy.
+template <class T>
+void swiglu_forward(const T* x, int64_t ldx, T* y, int64_t ldy, int64_t rows, int64_t cols);
+
+// dx [rows, 2 * cols] pitch lddx: dg = dy u s (1 + g (1 - s)), du = dy g s; dx may be x.
+template <class T>
+void swiglu_backward(const T* dy, int64_t lddy, const T* x, int64_t ldx, T* dx, int64_t lddx,
+                     int64_t rows, int64_t cols);
+
+}  // namespace orthofed::cpu
+
+namespace orthofed::gpu {
+
+template <class T, class Stream>
+void swiglu_forward(const T* x, int64_t ldx, T* y, int64_t ldy, int64_t rows, int64_t cols,
+                    const Stream& stream);
+
+template <class T, class Stream>
+void swiglu_backward(const T* dy, int64_t lddy, const T* x, int64_t ldx, T* dx, int64_t lddx,
+                     int64_t rows, int64_t cols, const Stream& stream);
+
+}  // namespace orthofed::gpu

@@ -1,0 +1,43 @@
+// The families of vision transformers that are recognised, as tables of names.
+#pragma once
+#include <span>
+#include <vector>
+
+#include "models/vit_config.h"
+
+namespace orthofed {
+
+// In a pattern `{}` is the block's number, a trailing ".*" is ".weight" and ".bias" alike, a
+// leading
+// '/' means the whole name where the others leave out the family's prefix.
+struct NameRule {
+  const char* file;
+  const char* ours;
+  int part = 0;  // its place in what is stacked: q, k, v or gate, up
+};
+
+// Known and left aside: a trailing '*' stands for anything.
+struct AsideRule {
+  const char* file;
+  const char* why;
+};
+
+struct Family {
+  const char* naming;
+  const char* name;
+  std::vector<const char*> prefixes;  // of the vision tower; a file uses one of them
+  std::vector<const char*> required;  // names that tell this family from its neighbours
+  std::vector<std::span<const NameRule>> rules;
+  std::vector<AsideRule> aside;
+  VitConfig defaults;         // where the configuration is silent
+  int64_t default_heads = 0;  // of the configuration class, which leaves its defaults out; 0: none
+};
+
+// Where two fit, the first is meant.
+const std::vector<Family>& families();
+
+// The heads of the widths that were released under timm's, DINOv2's and OpenCLIP's names; 0 for any
+// other width.
+int64_t released_heads(int64_t dim);
+
+}  // namespace orthofed
