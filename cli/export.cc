@@ -112,7 +112,7 @@ std::string chosen(const ExportOptions& o, const Origin& origin) {
 }
 
 PeftOrigin origin_record(const std::string& kind, const AdapterFile& file) {
-  return {kind, file.classes, file.base_sha256, file.method, file.round};
+  return {kind, file.classes, file.base_sha256, file.method, file.round, file.preprocessing};
 }
 
 PeftAdapter peft_adapter(const BaseFile& base, const std::string& kind,
@@ -178,10 +178,6 @@ int export_model(const ExportOptions& o) {
   const bool bundle = !o.bundle.empty();
   const std::string out = bundle ? o.bundle : o.out, format = bundle ? "merged" : o.format;
   Origin origin = origin_of(o);
-  if (bundle && !origin.config)
-    throw UserError(
-        "--bundle: give the folder of a run (with its config.toml): an adapter file does not know "
-        "how its images were prepared; --format merged does without");
   const std::string which = chosen(o, origin);
   if (o.concatenate && which != "both")
     throw UserError("--concatenate: needs two adapters; say --adapter both");
@@ -201,8 +197,7 @@ int export_model(const ExportOptions& o) {
   const bool pair = format == "peft" && which == "both" && !o.concatenate;
   AtomicFolder folder(out);
   if (format == "merged")
-    save_merged(folder.path(), base, origin.adapters,
-                origin.config ? &origin.config->data : nullptr);
+    save_merged(folder.path(), base, origin.adapters);
   else if (pair)
     save_pair(folder.path(), base, origin.adapters);
   else

@@ -38,6 +38,7 @@ int import_adapter(const ImportOptions& o) {
     file.method = peft.origin->method;
     file.round = peft.origin->round;
     file.classes = peft.origin->classes;
+    file.preprocessing = peft.origin->preprocessing;
   }
   if (!o.classes.empty()) file.classes = o.classes;
   if (peft.head) {

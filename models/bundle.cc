@@ -65,8 +65,7 @@ void add_pretrained_cfg(json& config) {
   config["pretrained_cfg"] = inner;
 }
 
-json merged_config(const BaseFile& base, std::span<const AdapterFile> adapters,
-                   const DataConfig* data) {
+json merged_config(const BaseFile& base, std::span<const AdapterFile> adapters) {
   json config = read_json(base.config_path);
   if (const auto head = head_of(adapters)) {
     put(config, "num_classes", head->weight.rows());
@@ -77,11 +76,10 @@ json merged_config(const BaseFile& base, std::span<const AdapterFile> adapters,
     if (const auto classes = classes_of(adapters); !classes.empty())
       config["label_names"] = classes;
   }
-  if (data != nullptr) {
-    if (data->crop_pct > 0) put(config, "crop_pct", data->crop_pct);
-    if (!data->interpolation.empty()) put(config, "interpolation", data->interpolation);
-    if (data->image_size > 0) config["img_size"] = data->image_size;
-  }
+  const Preprocessing& images = adapters[0].preprocessing;
+  if (images.crop_pct > 0) put(config, "crop_pct", images.crop_pct);
+  if (!images.interpolation.empty()) put(config, "interpolation", images.interpolation);
+  if (images.image_size > 0) config["img_size"] = images.image_size;
   add_pretrained_cfg(config);
   return config;
 }
@@ -102,12 +100,12 @@ TensorMap merged_tensors(const BaseFile& base, std::span<const AdapterFile> adap
 }
 
 void save_merged(const std::string& folder, const BaseFile& base,
-                 std::span<const AdapterFile> adapters, const DataConfig* data) {
+                 std::span<const AdapterFile> adapters) {
   if (base.config_path.empty())
     throw UserError(fmt::format(
         "{}: no config.json beside the weights; name one with --config: the merged model needs it",
         base.path));
-  const json config = merged_config(base, adapters, data);
+  const json config = merged_config(base, adapters);
   const std::filesystem::path to(folder);
   save_safetensors((to / "model.safetensors").string(), merged_tensors(base, adapters),
                    {{"format", "pt"}});

@@ -8,7 +8,6 @@
 #include <string>
 #include <vector>
 
-#include "models/config.h"
 #include "models/module_adapter.h"
 
 namespace orthofed {
@@ -18,10 +17,10 @@ namespace orthofed {
 TensorMap merged_tensors(const BaseFile& base, std::span<const AdapterFile> adapters);
 
 // Both files, in `folder`, which exists. config.json is the base's with the classes' number and
-// names (timm's num_classes and label_names) and, where `data` is given, the preprocessing that
-// training used. Throws UserError where the base has no config.json.
+// names (timm's num_classes and label_names) and the preprocessing that training used. Throws
+// UserError where the base has no config.json.
 void save_merged(const std::string& folder, const BaseFile& base,
-                 std::span<const AdapterFile> adapters, const DataConfig* data);
+                 std::span<const AdapterFile> adapters);
 
 // The classes that the configuration beside the weights (or `config`) names: timm's label_names,
 // Hugging Face's id2label. Empty if it names none.

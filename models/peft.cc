@@ -122,7 +122,10 @@ json to_json(const PeftOrigin& o) {
           {"classes", o.classes},
           {"base_sha256", o.base_sha256},
           {"method", o.method},
-          {"round", o.round}};
+          {"round", o.round},
+          {"image_size", o.preprocessing.image_size},
+          {"crop_pct", o.preprocessing.crop_pct},
+          {"interpolation", o.preprocessing.interpolation}};
 }
 
 // Of our own writing; anything else there counts as none.
@@ -137,6 +140,9 @@ std::optional<PeftOrigin> origin_of(const std::map<std::string, std::string>& me
     j.at("base_sha256").get_to(o.base_sha256);
     j.at("method").get_to(o.method);
     j.at("round").get_to(o.round);
+    j.at("image_size").get_to(o.preprocessing.image_size);
+    j.at("crop_pct").get_to(o.preprocessing.crop_pct);
+    j.at("interpolation").get_to(o.preprocessing.interpolation);
     return o;
   } catch (const json::exception&) {
     return std::nullopt;

@@ -22,6 +22,7 @@ struct PeftOrigin {
   std::vector<std::string> classes;
   std::string base_sha256, method;
   int64_t round = 0;
+  Preprocessing preprocessing = {};
 };
 
 struct PeftAdapter {

@@ -215,13 +215,11 @@ TEST_F(Interchange, TwoAdaptersBecomeOneOfTheSumOfTheRanks) {
 }
 
 TEST_F(Interchange, MergedWeightsPredictTheSame) {
-  const std::vector both = {adapter(AdapterKind::general, {"qkv", "proj", "fc1", "fc2"}, 2, 2),
-                            adapter(AdapterKind::personal, {"q", "k", "v", "fc1"}, 3, 0.7)};
+  std::vector both = {adapter(AdapterKind::general, {"qkv", "proj", "fc1", "fc2"}, 2, 2),
+                      adapter(AdapterKind::personal, {"q", "k", "v", "fc1"}, 3, 0.7)};
   make_directories(dir_ / "merged");
-  DataConfig data;
-  data.crop_pct = 0.75;
-  data.interpolation = "bilinear";
-  save_merged(dir_ / "merged", base_, both, &data);
+  both[0].preprocessing = both[1].preprocessing = {0, 0.75, "bilinear"};
+  save_merged(dir_ / "merged", base_, both);
   EXPECT_LE(relative_norm(logits(dir_ / "merged", {}), logits(weights_, both)), 1e-5);
   EXPECT_EQ(label_names(dir_ / "merged", ""), (Strings{"red", "green", "blue"}));
   const json c = json::parse(read_text(dir_ / "merged/config.json"));
