@@ -10,8 +10,8 @@
 #include "cli/text.h"
 #include "engine/io/checkpoint.h"
 #include "engine/io/files.h"
+#include "models/architecture.h"
 #include "models/bundle.h"
-#include "models/vit.h"
 
 namespace orthofed::cli {
 namespace {
@@ -117,22 +117,29 @@ json inspect_weights(const std::string& path, const std::string& config) {
   json out = {{"what", "weights"}, {"files", files.shards}, {"bytes", file_bytes(files.shards)}};
   put_tensors(out, file.tensors);
   out["sha256"] = sha256_of_checkpoint(path);
-  out["family"] = nullptr;
-  try {
-    const Vit model = Vit::load(path, config, DType::f32);
-    const VitConfig& c = model.config;
-    out["family"] = "timm ViT";
-    out["geometry"] = {{"name", c.name},         {"image_size", c.image_size}, {"patch", c.patch},
-                       {"width", c.dim},         {"blocks", c.depth},          {"heads", c.heads},
-                       {"mlp_width", c.mlp_dim}, {"classes", c.classes}};
+  TensorShapes shapes;
+  for (const auto& [name, tensor] : file.tensors) shapes[name] = tensor.shape();
+  const Architecture a = examine(shapes, ConfigFiles::beside(files.main, config));
+  const bool fits = a.mismatches.empty();
+  out[fits ? "family" : "nearest_family"] = a.family;
+  out["names"] = a.naming;
+  if (fits) {
+    const VitConfig& c = a.config;
+    out["geometry"] = {{"image_size", c.image_size}, {"patch", c.patch},
+                       {"tokens", c.tokens()},       {"width", c.dim},
+                       {"blocks", c.depth},          {"heads", c.heads},
+                       {"mlp_width", c.mlp_dim},     {"features", c.feature_dim()},
+                       {"classes", c.classes}};
     out["input"] = {{"mean", c.mean},
                     {"std", c.std},
                     {"interpolation", c.interpolation},
                     {"crop_pct", c.crop_pct}};
-    out["does_not_fit"] = json::array();
-  } catch (const UserError& error) {
-    out["does_not_fit"] = {error.what()};
+    out["positions"] = name_of(c.positions);
   }
+  if (!a.unused.empty()) out["left_aside"] = left_aside(a.unused);
+  out["does_not_fit"] = json::array();
+  for (const Remark& r : a.mismatches)
+    out["does_not_fit"].push_back(fmt::format("'{}' {}", r.tensor, r.text));
   if (const auto names = label_names(path, config); !names.empty()) out["class_names"] = names;
   return out;
 }
@@ -152,15 +159,25 @@ std::string as_line(const json& value) {
 }
 
 std::string as_text(const json& report) {
+  constexpr size_t kShown = 20;  // of the tensors that do not fit
   size_t width = 0;
   for (const auto& [key, value] : report.items()) width = std::max(width, key.size());
   std::string text;
-  for (const auto& [key, value] : report.items()) {
-    if (value.is_array() && value.empty()) continue;
-    std::string label = key;
+  const auto line = [&](std::string label, const std::string& value) {
     std::replace(label.begin(), label.end(), '_', ' ');
-    const std::string shown = key == "bytes" ? format_bytes(value.get<double>()) : as_line(value);
-    text += fmt::format("{:{}}  {}\n", label, width, shown);
+    text += fmt::format("{:{}}  {}\n", label, width, value);
+  };
+  for (const auto& [key, value] : report.items()) {
+    if (key == "bytes") {
+      line(key, format_bytes(value.get<double>()));
+    } else if (key == "does_not_fit") {
+      for (size_t i = 0; i < std::min(value.size(), kShown); ++i)
+        line(i == 0 ? key : "", as_line(value[i]));
+      if (value.size() > kShown)
+        line("", fmt::format("and {} more; --json lists all", value.size() - kShown));
+    } else {
+      line(key, as_line(value));
+    }
   }
   return text;
 }
@@ -182,7 +199,8 @@ int inspect(const InspectOptions& o) {
   std::cout << (o.global.json ? report.dump() + "\n" : as_text(report));
   const auto misfits = report.find("does_not_fit");
   if (misfits != report.end() && !misfits->empty())
-    throw UserError(fmt::format("inspect: {}", as_line((*misfits)[0])));
+    throw UserError(fmt::format("{}: {}; the nearest family is {}", o.path, as_line((*misfits)[0]),
+                                as_line(report.at("nearest_family"))));
   return 0;
 }
 

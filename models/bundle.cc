@@ -12,9 +12,9 @@ namespace {
 
 using json = nlohmann::ordered_json;
 
-json read_json(const std::string& path) {
+json parsed(const std::string& text, const std::string& path) {
   try {
-    json j = json::parse(read_text(path));
+    json j = json::parse(text);
     if (j.is_object()) return j;
   } catch (const json::exception&) {
   }
@@ -58,7 +58,7 @@ void put(json& config, const char* key, const json& value) {
 void add_pretrained_cfg(json& config) {
   if (config.contains("pretrained_cfg") || !config.contains("architecture")) return;
   json inner = json::object();
-  for (const char* key : {"mean", "std", "interpolation", "crop_pct", "num_classes"})
+  for (const char* key : {"mean", "std", "interpolation", "crop_pct", "crop_mode", "num_classes"})
     if (config.contains(key)) inner[key] = config[key];
   if (const auto size = config.find("img_size"); size != config.end() && size->is_number_integer())
     inner["input_size"] = {3, *size, *size};
@@ -66,22 +66,58 @@ void add_pretrained_cfg(json& config) {
 }
 
 json merged_config(const BaseFile& base, std::span<const AdapterFile> adapters) {
-  json config = read_json(base.config_path);
-  if (const auto head = head_of(adapters)) {
+  json config = parsed(base.configs.config, base.configs.config_path);
+  const auto classes = classes_of(adapters);
+  const auto head = head_of(adapters);
+  if (head && config.contains("model_type")) {  // Hugging Face's
+    json names = json::object(), numbers = json::object();
+    for (int64_t i = 0; i < head->weight.rows(); ++i) {
+      const std::string name =
+          size_t(i) < classes.size() ? classes[size_t(i)] : fmt::format("LABEL_{}", i);
+      names[std::to_string(i)] = name;
+      numbers[name] = i;
+    }
+    config["id2label"] = names;
+    config["label2id"] = numbers;
+    if (base.architecture.naming == "hf_vit")
+      config["architectures"] = {"ViTForImageClassification"};
+  } else if (head) {
     put(config, "num_classes", head->weight.rows());
     for (const char* stale : {"label_names", "label_descriptions", "labels"}) {
       config.erase(stale);
       if (config.contains("pretrained_cfg")) config["pretrained_cfg"].erase(stale);
     }
-    if (const auto classes = classes_of(adapters); !classes.empty())
-      config["label_names"] = classes;
+    if (!classes.empty()) config["label_names"] = classes;
   }
   const Preprocessing& images = adapters[0].preprocessing;
-  if (images.crop_pct > 0) put(config, "crop_pct", images.crop_pct);
+  if (images.crop_pct > 0) {
+    put(config, "crop_pct", images.crop_pct);
+    put(config, "crop_mode", images.crop_pct < 1 ? "center" : "squash");
+  }
   if (!images.interpolation.empty()) put(config, "interpolation", images.interpolation);
-  if (images.image_size > 0) config["img_size"] = images.image_size;
+  if (images.image_size > 0) {
+    config["img_size"] = images.image_size;
+    if (config.contains("pretrained_cfg"))
+      config["pretrained_cfg"]["input_size"] = {3, images.image_size, images.image_size};
+  }
   add_pretrained_cfg(config);
   return config;
+}
+
+// Hugging Face's preprocessor_config.json, which has the last word where there is one.
+json merged_preprocessor(const BaseFile& base, const Preprocessing& images) {
+  json j = parsed(base.configs.preprocessor, base.configs.preprocessor_path);
+  const VitConfig& c = base.architecture.config;
+  const int64_t size = images.image_size > 0 ? images.image_size : c.image_size;
+  const double crop = images.crop_pct > 0 ? images.crop_pct : c.crop_pct;
+  const json square = {{"height", size}, {"width", size}};
+  if (images.image_size > 0 || images.crop_pct > 0) {
+    j["do_center_crop"] = crop < 1;
+    j["size"] = crop < 1 ? json{{"shortest_edge", int64_t(double(size) / crop)}} : square;
+    if (crop < 1) j["crop_size"] = square;
+  }
+  if (!images.interpolation.empty()) j["resample"] = images.interpolation == "bilinear" ? 2 : 3;
+  return j;
 }
 
 }  // namespace
@@ -89,19 +125,27 @@ json merged_config(const BaseFile& base, std::span<const AdapterFile> adapters) 
 TensorMap merged_tensors(const BaseFile& base, std::span<const AdapterFile> adapters) {
   TensorMap tensors = base.file.tensors;
   for (const ModuleAdapter& m : module_adapters(base, adapters)) {
-    Tensor& weight = tensors.at(m.module + ".weight");
+    Tensor& weight = tensors.at(m.weight);
     weight = with_update(weight, m);
   }
-  if (const auto head = head_of(adapters)) {
-    tensors[base.head() + ".weight"] = head->weight;
-    tensors[base.head() + ".bias"] = head->bias;
-  }
-  return tensors;
+  const auto head = head_of(adapters);
+  if (!head) return tensors;
+  if (!base.head())
+    throw UserError(
+        fmt::format("{}: a {} has no classifier that would read our features; --format peft writes "
+                    "the classifier into a file of its own",
+                    base.path, base.architecture.family));
+  TensorMap with_head;
+  for (const auto& [name, tensor] : tensors)
+    if (!name.starts_with(*base.head() + ".")) with_head[base.outer() + name] = tensor;
+  with_head[*base.head() + ".weight"] = head->weight;
+  with_head[*base.head() + ".bias"] = head->bias;
+  return with_head;
 }
 
 void save_merged(const std::string& folder, const BaseFile& base,
                  std::span<const AdapterFile> adapters) {
-  if (base.config_path.empty())
+  if (base.configs.config.empty())
     throw UserError(fmt::format(
         "{}: no config.json beside the weights; name one with --config: the merged model needs it",
         base.path));
@@ -110,6 +154,9 @@ void save_merged(const std::string& folder, const BaseFile& base,
   save_safetensors((to / "model.safetensors").string(), merged_tensors(base, adapters),
                    {{"format", "pt"}});
   write_file((to / "config.json").string(), config.dump(2) + "\n");
+  if (!base.configs.preprocessor.empty())
+    write_file((to / "preprocessor_config.json").string(),
+               merged_preprocessor(base, adapters[0].preprocessing).dump(2) + "\n");
 }
 
 std::vector<std::string> label_names(const std::string& weights, const std::string& config) {
@@ -118,7 +165,7 @@ std::vector<std::string> label_names(const std::string& weights, const std::stri
     path = (std::filesystem::path(checkpoint_files(weights).main).parent_path() / "config.json")
                .string();
   if (!std::filesystem::exists(path)) return {};
-  const json j = read_json(path);
+  const json j = parsed(read_text(path), path);
   const json inner = j.value("pretrained_cfg", json::object());
   std::vector<std::string> names;
   for (const json* at : {&j, &inner}) {

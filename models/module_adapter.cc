@@ -84,7 +84,7 @@ ModuleAdapter stacked(const ModuleRows& module, const std::vector<Piece>& pieces
   const auto last = [&](const Piece& p) {
     return std::min(p.begin + p.rows, module.begin + module.rows);
   };
-  ModuleAdapter m{module.module, {}, {}, scale};
+  ModuleAdapter m{module.module, {}, {}, scale, module.weight};
   int64_t rank = 0, in = 0;
   for (const Piece& p : pieces)
     if (first(p) < last(p)) {
@@ -190,7 +190,7 @@ SliceAdapters slice_adapters(const BaseFile& base, std::span<const ModuleAdapter
   for (const auto& [layer, list] : pieces) {
     const std::vector<ModuleRows> parts = base.modules_of(layer);
     const int64_t rows = parts.back().begin + parts.back().rows;
-    const ModuleAdapter whole = stacked({layer, 0, rows}, list, out.scale);
+    const ModuleAdapter whole = stacked({layer, "", 0, rows}, list, out.scale);
     const std::vector<int> thirds =
         layer.ends_with(kFused) ? thirds_of_columns(whole.b) : std::vector<int>{};
     if (thirds.empty()) {

@@ -23,6 +23,7 @@ struct ModuleAdapter {
   std::string module;  // in the base model's file
   Tensor a, b;         // f32
   double scale = 0;    // s
+  std::string weight;  // the module's tensor; empty where it was read from PEFT
   int64_t rank() const { return a.rows(); }
 };
 

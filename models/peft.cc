@@ -19,6 +19,7 @@ using json = nlohmann::ordered_json;
 
 constexpr const char* kConfig = "adapter_config.json";
 constexpr const char* kWeights = "adapter_model.safetensors";
+constexpr const char* kHead = "head.safetensors";
 constexpr const char* kPrefix = "base_model.model.";
 constexpr const char* kA = ".lora_A.weight";
 constexpr const char* kB = ".lora_B.weight";
@@ -106,7 +107,8 @@ json config_of(const BaseFile& base, const PeftAdapter& adapter) {
       {"target_modules", names},
       {"rank_pattern", ranks},
       {"alpha_pattern", alphas},
-      {"modules_to_save", adapter.head ? json::array({base.head()}) : json(nullptr)},
+      {"modules_to_save",
+       adapter.head && base.head() ? json::array({*base.head()}) : json(nullptr)},
       {"lora_dropout", 0.0},
       {"bias", "none"},
       {"fan_in_fan_out", false},
@@ -280,14 +282,24 @@ std::string module_of(const std::string& key, const std::string& end) {
 }  // namespace
 
 void save_peft(const std::string& folder, const BaseFile& base, const PeftAdapter& adapter) {
+  const std::string prefix = kPrefix + (adapter.head ? base.outer() : "");
   TensorMap tensors;
   for (const ModuleAdapter& m : adapter.modules) {
-    tensors[kPrefix + m.module + kA] = m.a;
-    tensors[kPrefix + m.module + kB] = m.b;
+    if (m.weight != m.module + ".weight")
+      throw UserError(
+          fmt::format("{}: '{}' belongs to a module that PEFT adapts in another form; train with "
+                      "targets proj, fc1 and fc2, or export merged weights",
+                      base.path, m.weight));
+    tensors[prefix + m.module + kA] = m.a;
+    tensors[prefix + m.module + kB] = m.b;
   }
-  if (adapter.head) {
-    tensors[kPrefix + base.head() + ".weight"] = adapter.head->weight;
-    tensors[kPrefix + base.head() + ".bias"] = adapter.head->bias;
+  if (adapter.head && base.head()) {
+    tensors[kPrefix + *base.head() + ".weight"] = adapter.head->weight;
+    tensors[kPrefix + *base.head() + ".bias"] = adapter.head->bias;
+  } else if (adapter.head) {
+    save_safetensors(in_folder(folder, kHead),
+                     {{"weight", adapter.head->weight}, {"bias", adapter.head->bias}},
+                     {{"format", "pt"}});
   }
   std::map<std::string, std::string> metadata = {{"format", "pt"}};
   if (adapter.origin) metadata[kOrigin] = to_json(*adapter.origin).dump();
@@ -313,28 +325,39 @@ PeftAdapter load_peft(const std::string& folder, const BaseFile& base) {
   for (const auto& [key, tensor] : file.tensors) {
     if (!tensor.all_finite())
       throw UserError(fmt::format("{}: '{}' holds NaN or infinity", path, key));
-    if (const std::string module = module_of(key, kA); !module.empty()) {
+    if (std::string module = module_of(key, kA); !module.empty()) {
       const auto b = file.tensors.find(kPrefix + module + kB);
       if (b == file.tensors.end())
         throw UserError(fmt::format("{}: '{}{}{}' is missing", path, kPrefix, module, kB));
+      if (const std::string outer = base.outer(); module.starts_with(outer))
+        module.erase(0, outer.size());
       if (tensor.rank() != 2 || tensor.rows() == 0)
         throw UserError(fmt::format("{}: '{}' has shape {}, expected [r, in]", path, key,
                                     tensor.shape().str()));
       adapter.modules.push_back({module, tensor.to(DType::f32), b->second.to(DType::f32),
-                                 config.scale_of(module, tensor.rows())});
+                                 config.scale_of(module, tensor.rows()), ""});
     } else if (const std::string other = module_of(key, kB); !other.empty()) {
       if (!file.tensors.contains(kPrefix + other + kA))
         throw UserError(fmt::format("{}: '{}{}{}' is missing", path, kPrefix, other, kA));
-    } else if (module_of(key, ".weight") == base.head()) {
+    } else if (base.head() && module_of(key, ".weight") == *base.head()) {
       head_weight = tensor;
-    } else if (module_of(key, ".bias") == base.head()) {
+    } else if (base.head() && module_of(key, ".bias") == *base.head()) {
       head_bias = tensor;
     } else {
       throw UserError(
-          fmt::format("{}: '{}' is neither a LoRA weight nor the classifier '{}'; train with "
-                      "modules_to_save=[\"{}\"] alone",
-                      path, key, base.head(), base.head()));
+          base.head()
+              ? fmt::format("{}: '{}' is neither a LoRA weight nor the classifier '{}'; train with "
+                            "modules_to_save=[\"{}\"] alone",
+                            path, key, *base.head(), *base.head())
+              : fmt::format("{}: '{}' is no LoRA weight; train without modules_to_save", path,
+                            key));
     }
+  }
+  if (const std::string own = in_folder(folder, kHead);
+      !head_weight.defined() && std::filesystem::exists(own)) {
+    const TensorMap tensors = load_safetensors(own).tensors;
+    if (const auto w = tensors.find("weight"); w != tensors.end()) head_weight = w->second;
+    if (const auto b = tensors.find("bias"); b != tensors.end()) head_bias = b->second;
   }
   if (adapter.modules.empty()) throw UserError(fmt::format("{}: holds no LoRA weights", path));
   if (head_weight.defined() != head_bias.defined())

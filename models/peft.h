@@ -2,7 +2,8 @@
 // adapter_config.json, as PeftModel.save_pretrained writes and from_pretrained reads them.
 //
 //   base_model.model.MODULE.lora_A.weight [R, in], .lora_B.weight [out, R];  s = lora_alpha / r
-//   base_model.model.HEAD.weight, .bias  with HEAD in modules_to_save
+//   base_model.model.HEAD.weight, .bias  with HEAD in modules_to_save; where the library has no
+//   classifier that reads our features, head.safetensors beside them has `weight` and `bias`
 //
 // r and lora_alpha hold for all modules but those that rank_pattern and alpha_pattern name
 // (peft/tuners/lora/model.py; a pattern is matched against the end of a module's name).

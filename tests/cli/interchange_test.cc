@@ -283,6 +283,7 @@ TEST_F(Interchange, ExportRefusesWhatItCannotDo) {
          {"images", "general_adapter.safetensors"});
   // Another base; a base without its configuration; an output that is there.
   fs::create_directory(at("other"));
+  fs::copy(w.dir / "base/config.json", at("other/config.json"));
   TensorMap tensors = load_safetensors(w.base).tensors;
   tensors.at("norm.bias") = Tensor::full({12}, DType::f32, 1);
   save_safetensors(at("other/model.safetensors"), tensors);
@@ -319,6 +320,7 @@ TEST_F(Interchange, ImportRefusesWhatItCannotRead) {
   refuse({"import", w.run, "--weights", w.base, "--out", at("x.safetensors")},
          {"adapter_config.json", "save_pretrained"});
   fs::create_directory(at("other"));
+  fs::copy(w.dir / "base/config.json", at("other/config.json"));
   TensorMap tensors = load_safetensors(w.base).tensors;
   tensors.at("norm.bias") = Tensor::full({12}, DType::f32, 1);
   save_safetensors(at("other/model.safetensors"), tensors);
@@ -369,6 +371,7 @@ TEST_F(Interchange, InspectNamesWhatDoesNotFit) {
   const auto process = ended({"inspect", at("odd"), "--json"});
   EXPECT_EQ(process->status(), 2);
   EXPECT_NE(process->err().find("blocks.0.mystery.weight"), std::string::npos) << process->err();
+  EXPECT_NE(process->err().find("the nearest family is"), std::string::npos) << process->err();
   const json report = json::parse(process->out(), nullptr, false);
   EXPECT_NE(report.at("does_not_fit").dump().find("blocks.0.mystery.weight"), std::string::npos);
   write_file(at("text.safetensors"), "not a file of weights");

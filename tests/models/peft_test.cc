@@ -232,6 +232,7 @@ TEST_F(Interchange, MergedWeightsPredictTheSame) {
                                           {"std", {0.5, 0.5, 0.5}},
                                           {"interpolation", "bilinear"},
                                           {"crop_pct", 0.75},
+                                          {"crop_mode", "center"},
                                           {"num_classes", 3},
                                           {"input_size", {3, 16, 16}}}));
   const TensorMap merged = load_safetensors(dir_ / "merged/model.safetensors").tensors;
@@ -360,6 +361,111 @@ TEST_F(Interchange, AdaptersOfAnotherBase) {
   file.tensors.erase("blocks.1.mlp.fc1.lora_B.weight");
   EXPECT_TRUE(user_error([&] { module_adapters(base_, std::vector{file}); },
                          {"blocks.1.mlp.fc1.lora_B.weight", "missing"}));
+}
+
+// ---- Other families: modules that are parts of our layers, and other names ----------------------
+
+struct Known {
+  const char* folder;
+  const char* query;  // the module of block 0's q
+};
+void PrintTo(const Known& known, std::ostream* os) {
+  *os << known.folder;
+}
+
+class Families : public testing::TestWithParam<Known> {
+ protected:
+  // Random general and personal adapters of other targets each.
+  std::vector<AdapterFile> adapters() {
+    std::vector<AdapterFile> files;
+    for (const AdapterKind kind : {AdapterKind::general, AdapterKind::personal}) {
+      const bool general = kind == AdapterKind::general;
+      Vit model = Vit::load(weights_, "", DType::f32);
+      LoraConfig lora;
+      lora.rank = lora.personal_rank = general ? 2 : 3;
+      lora.targets = general ? Strings{"q", "v", "fc1"} : Strings{"qkv", "proj", "fc2"};
+      attach_adapters(model, lora, kind);
+      AdapterFile file{kind, general ? 2 : 0.7,           {}, base_.sha256, "",
+                       0,    adapter_tensors(model, kind)};
+      uint64_t seed = general ? 10 : 20;
+      for (auto& [name, t] : file.tensors) {
+        const Philox rng{seed++};
+        for (int64_t r = 0; r < t.rows(); ++r)
+          for (int64_t c = 0; c < t.cols(); ++c)
+            t.row<float>(r)[c] = float(0.3 * normal(rng, uint64_t(r * t.cols() + c)));
+      }
+      files.push_back(file);
+    }
+    return files;
+  }
+  Tensor features(const std::string& weights, const std::vector<AdapterFile>& files) {
+    Strings paths;
+    for (const AdapterFile& file : files) {
+      paths.push_back(dir_ / ("adapter" + std::to_string(paths.size())));
+      save_adapter(paths.back(), file);
+    }
+    const Predictor predictor(std::make_unique<Vit>(Vit::load(weights, "", DType::f32)), paths);
+    const VitConfig& c = predictor.model().config;
+    std::vector<float> pixels(size_t(2 * c.patches() * 3 * c.patch * c.patch));
+    for (size_t i = 0; i < pixels.size(); ++i) pixels[i] = float(normal(Philox{5}, i));
+    return predictor.predict(Tensor::of(pixels, {2 * c.patches(), 3 * c.patch * c.patch}), 2)
+        .features;
+  }
+
+  TemporaryDirectory dir_;
+  std::string weights_ = test::source_dir() + "/tests/fixtures/backbones/" + GetParam().folder;
+  BaseFile base_ = BaseFile::open(weights_, "");
+};
+
+TEST_P(Families, ThereAndBack) {
+  const std::vector<AdapterFile> both = adapters();
+  const Tensor expected = features(weights_, both);
+  EXPECT_GT(relative_norm(features(weights_, {}), expected), 1e-2);
+  const auto modules = module_adapters(base_, both);
+  EXPECT_EQ(modules[0].module, GetParam().query);
+  save_peft(dir_.path(), base_, {modules, std::nullopt, std::nullopt});
+  const PeftAdapter loaded = load_peft(dir_.path(), base_);
+  const SliceAdapters slices = slice_adapters(base_, loaded.modules);
+  const AdapterFile back{AdapterKind::general, slices.scale, {}, base_.sha256, "", 0,
+                         slices.tensors};
+  EXPECT_LE(relative_norm(features(weights_, {back}), expected), 1e-5);
+
+  make_directories(dir_ / "merged");
+  save_merged(dir_ / "merged", base_, both);
+  EXPECT_LE(relative_norm(features(dir_ / "merged", {}), expected), 1e-5);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    All, Families,
+    testing::Values(Known{"timm_swiglu", "blocks.0.attn.qkv"}, Known{"dinov2", "blocks.0.attn.qkv"},
+                    Known{"hf_vit", "vit.encoder.layer.0.attention.attention.query"},
+                    Known{"hf_dinov2_swiglu", "encoder.layer.0.attention.attention.query"},
+                    Known{"hf_clip_vision_model",
+                          "vision_model.encoder.layers.0.self_attn.q_proj"}),
+    [](const auto& param) { return std::string(param.param.folder); });
+
+// nn.MultiheadAttention keeps q, k and v in a parameter that no module of PEFT's stands for.
+TEST(OpenClip, AttentionIsMergedButNotExported) {
+  const TemporaryDirectory dir;
+  const std::string weights = test::source_dir() + "/tests/fixtures/backbones/open_clip";
+  const BaseFile base = BaseFile::open(weights, "");
+  Vit model = Vit::load(weights, "", DType::f32);
+  LoraConfig lora;
+  lora.targets = {"qkv"};
+  attach_adapters(model, lora, AdapterKind::general);
+  const std::vector file = {AdapterFile{AdapterKind::general,
+                                        1,
+                                        {},
+                                        base.sha256,
+                                        "",
+                                        0,
+                                        adapter_tensors(model, AdapterKind::general)}};
+  EXPECT_TRUE(user_error(
+      [&] {
+        save_peft(dir.path(), base, {module_adapters(base, file), std::nullopt, std::nullopt});
+      },
+      {"attn.in_proj_weight", "merged"}));
+  EXPECT_NO_THROW(merged_tensors(base, file));
 }
 
 }  // namespace
