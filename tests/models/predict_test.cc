@@ -133,6 +133,10 @@ TEST(Predictor, AdaptersFromFiles) {
   EXPECT_EQ(adapted.model().config.crop_pct, 0.75);
   EXPECT_EQ(adapted.model().config.interpolation, "bilinear");
   EXPECT_EQ(plain.model().config.crop_pct, tiny().crop_pct);
+  file.preprocessing.image_size = 2 * plain.model().config.image_size;
+  save_adapter(dir / "larger.safetensors", file);
+  EXPECT_TRUE(user_error([&] { Predictor(model(), {dir / "larger.safetensors"}); },
+                         {"trained on images of", "--image-size"}));
   const Tensor patches = to_patches({some_image(1), some_image(2)}, plain.model());
   const auto a = plain.predict(patches, 2), b = adapted.predict(patches, 2);
   EXPECT_GT(relative_norm(b.features, a.features), 1e-3);  // the adapter does something
