@@ -247,7 +247,7 @@ void Parser::add(const Commands& c) {
           c.export_model, [](CLI::App& app, ExportOptions& o) {
             app.add_option("RUN_OR_ADAPTER", o.sources, "A run's folder, or adapter files")
                 ->type_name(" ")
-                ->expected(1, 2)
+                ->expected(-1)
                 ->required();
             app.add_option("--format", o.format,
                            "peft: adapter_model.safetensors and adapter_config.json; merged: full "

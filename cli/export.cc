@@ -141,6 +141,8 @@ std::string weights_of(const ExportOptions& o, const Origin& origin) {
 }
 
 void check_options(const ExportOptions& o) {
+  if (o.sources.size() > 2)
+    throw UserError(o.sources[2] + ": a third one; give a run's folder, or one or two adapters");
   const bool bundle = !o.bundle.empty();
   if (bundle && (!o.format.empty() || !o.out.empty() || o.concatenate))
     throw UserError("--bundle: takes the place of --format, --concatenate and --out");

@@ -2,10 +2,11 @@
 //
 // Row-major; the last dimension is contiguous, and consecutive rows (all leading dimensions
 // collapsed) are `pitch` elements apart. Rows start on 16 bytes (those of a mapped file where the
-// file has them), so pitch may exceed cols; padding columns are zero. Copying a Tensor copies the handle, as a view; clone() copies the elements.
-// Column views share storage: q, k and v are columns of one packed qkv. New tensors go to the
-// thread's device (engine/tensor/device.h); what takes or gives host values copies. Elements are
-// the kernels' to touch: host code reads data<T>() on Device::cpu only.
+// file has them), so pitch may exceed cols; padding columns are zero. Copying a Tensor copies the
+// handle, as a view; clone() copies the elements. Column views share storage: q, k and v are
+// columns of one packed qkv. New tensors go to the thread's device (engine/tensor/device.h); what
+// takes or gives host values copies. Elements are the kernels' to touch: host code reads data<T>()
+// on Device::cpu only.
 #pragma once
 #include <cstdint>
 #include <memory>

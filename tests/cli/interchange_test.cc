@@ -260,6 +260,7 @@ TEST_F(Interchange, ExportRefusesWhatItCannotDo) {
     return words;
   };
   refuse({"export", w.run, "--out", at("out")}, {"--format", "--bundle"});
+  refuse({"export", "a", "b", "c", "--format", "peft", "--out", at("out")}, {"c: a third"});
   refuse({"export", w.run, "--format", "peft"}, {"--out"});
   refuse({"export", w.run, "--format", "onnx", "--out", at("out")}, {"--format", "onnx"});
   refuse(with(peft, {"--bundle", at("b")}), {"--bundle", "takes the place"});
