@@ -212,7 +212,7 @@ int export_model(const ExportOptions& o) {
                                                      : "general and the personal adapter" + whose;
   ModelCard card;
   card.title = fmt::format("{} with the {}", base_name, adapters);
-  card.library = format == "peft" ? "peft" : "timm";
+  card.hub_name = format == "peft" ? "peft" : "timm";
   card.base_name = base_name;
   card.what =
       format == "merged"

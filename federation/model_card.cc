@@ -71,7 +71,7 @@ std::string to_markdown(const ModelCard& card, std::span<const AdapterFile> adap
       "---\nlibrary_name: {}\ntags:\n- image-classification\n- lora\n- orthofed\n---\n\n# {}\n\n"
       "{}\n\n| | |\n|---|---|\n| base model | {}, sha256 `{}` |\n| method | {} |\n{}"
       "| classes, in the order of the outputs | {} |\n",
-      card.library, card.title, card.what, cell(card.base_name), adapters[0].base_sha256,
+      card.hub_name, card.title, card.what, cell(card.base_name), adapters[0].base_sha256,
       adapters[0].method.empty() ? "not recorded" : adapters[0].method, list,
       classes.empty() ? "not named" : classes);
   if (card.summary_path.empty()) {

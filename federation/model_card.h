@@ -11,7 +11,7 @@ namespace orthofed {
 
 struct ModelCard {
   std::string title;
-  std::string library;       // peft | timm
+  std::string hub_name;      // the hub's library_name: peft | timm
   std::string base_name;     // of the base model's file
   std::string what;          // one sentence: which adapters, in which form
   std::string use;           // lines of code

@@ -186,8 +186,9 @@ void FineTuner::set_phase(Phase phase, bool personal_active) {
 
 bool FineTuner::dropped(uint64_t index) const {
   const double p = options_.train.personal_dropout;
+  if (p == 0) return false;
   const Philox rng(PhiloxKey(options_.seed).with("personal_dropout").with(options_.client));
-  return p > 0 && uniform01(rng(index)[0]) < float(p);
+  return uniform01(rng(index)[0]) < float(p);
 }
 
 StepResult FineTuner::gradients(const std::vector<const Batch*>& micro_batches, double ramp,
