@@ -46,6 +46,7 @@ write "kernels/$name/$name.h" <<'EOF'
 #pragma once
 #include <cstdint>
 
+#include "kernels/core/cost.h"
 #include "kernels/core/types.h"
 
 namespace orthofed::cpu {
@@ -60,6 +61,23 @@ void square_backward(const T* dy, int64_t lddy, const T* x, int64_t ldx, T* dx, 
                      int64_t rows, int64_t cols);
 
 }  // namespace orthofed::cpu
+
+namespace orthofed::cost {
+
+template <class T>
+Cost square_forward(const T* x, int64_t, T* y, int64_t, int64_t rows, int64_t cols) {
+  const double n = double(rows) * cols;
+  return {n, moved(x, n) + written(y, n)};
+}
+
+template <class T>
+Cost square_backward(const T* dy, int64_t, const T* x, int64_t, T* dx, int64_t, int64_t rows,
+                     int64_t cols) {
+  const double n = double(rows) * cols;
+  return {2 * n, moved(dy, n) + moved(x, n) + written(dx, n)};
+}
+
+}  // namespace orthofed::cost
 
 namespace orthofed::gpu {
 

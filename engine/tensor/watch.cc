@@ -58,6 +58,7 @@ class Blocks : public Watch {
     kernel_ = kernel;
     numbers_.clear();
     blocks_.clear();
+    lists_.clear();
     complete_ = true;
   }
   void* pointer(const void* p, DType dtype, bool output) override {
@@ -81,8 +82,18 @@ class Blocks : public Watch {
     blocks_.push_back(std::move(b));
     return blocks_.back().before.data() + (address - blocks_.back().device);
   }
+  // The CPU's kernel cannot run on it: the pointers inside are the device's.
+  const void* list(const void* p) override {
+    complete_ = false;
+    const BlockOfMemory found = block_of(p, device_);
+    if (found.begin == nullptr) return p;
+    lists_.push_back(fetch(p, found.bytes - size_t(static_cast<const std::byte*>(p) -
+                                                   static_cast<const std::byte*>(found.begin))));
+    return lists_.back().data();
+  }
   void number(int64_t value) override { numbers_ += fmt::format(" {}", value); }
   void opaque() override { complete_ = false; }
+  void run(const Cost&) override {}
 
  protected:
   std::vector<std::byte> fetch(const void* from, size_t bytes) const {
@@ -99,6 +110,7 @@ class Blocks : public Watch {
   const char* kernel_ = "";
   std::string numbers_;
   std::vector<Block> blocks_;
+  std::vector<std::vector<std::byte>> lists_;
   bool complete_ = true;
 };
 

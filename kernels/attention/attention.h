@@ -22,6 +22,7 @@
 #include <span>
 
 #include "kernels/core/check.h"
+#include "kernels/core/cost.h"
 #include "kernels/core/types.h"
 #include "kernels/core/version.h"
 
@@ -59,6 +60,25 @@ void attention_backward(const T* qkv, const T* out, const T* dout, const Accum<T
                         const AttentionShape& shape, double scale);
 
 }  // namespace orthofed::cpu
+
+namespace orthofed::cost {
+
+template <class T>
+Cost attention_forward(const T* qkv, T* out, Accum<T>* lse, const AttentionShape& s, double) {
+  const double rows = double(s.batch) * s.tokens, width = double(s.heads) * s.head_dim;
+  return {4 * rows * s.tokens * width,
+          moved(qkv, rows * 3 * width) + written(out, rows * width) + written(lse, rows * s.heads)};
+}
+template <class T>
+Cost attention_backward(const T* qkv, const T* out, const T* dout, const Accum<T>* lse, T* dqkv,
+                        const AttentionShape& s, double) {
+  const double rows = double(s.batch) * s.tokens, width = double(s.heads) * s.head_dim;
+  return {10 * rows * s.tokens * width, moved(qkv, rows * 3 * width) + moved(out, rows * width) +
+                                            moved(dout, rows * width) + moved(lse, rows * s.heads) +
+                                            written(dqkv, rows * 3 * width)};
+}
+
+}  // namespace orthofed::cost
 
 namespace orthofed::gpu {
 

@@ -6,7 +6,8 @@
 //                                           thread by thread; returns when it is done
 //
 // A gpu:: function has its cpu:: twin's contract and parameters, and the stream as one more. It
-// computes in float and bf16. of_on picks the twin:
+// computes in float and bf16. A third twin, cost::f<T>(...), says what the call costs (cost.h).
+// of_on picks the twin:
 //
 //   of_on(queue, layer_norm_forward, T)(x, ldx, gamma, beta, y, ldy, mean, rstd, rows, cols, eps);
 #pragma once
@@ -80,8 +81,8 @@ inline constexpr bool cuda_built_in = false;
 template <class... T>
 inline constexpr bool gpu_computes = !(std::is_same_v<T, double> || ...);
 
-template <class... T, class Cpu, class Gpu, class... A>
-void on_device(const Queue& queue, const char* kernel, Cpu&& on_cpu, Gpu&& on_gpu,
+template <class... T, class Cpu, class Gpu, class CostOf, class... A>
+void on_device(const Queue& queue, const char* kernel, Cpu&& on_cpu, Gpu&& on_gpu, CostOf&& cost_of,
                const A&... args) {
   const auto run = [&] {
     if (queue.device == Device::cpu) return on_cpu(args...);
@@ -97,6 +98,7 @@ void on_device(const Queue& queue, const char* kernel, Cpu&& on_cpu, Gpu&& on_gp
   if (queue.watch == nullptr) return run();
   queue.watch->begin(kernel);
   const std::tuple<A...> twins{shown(*queue.watch, args)...};
+  queue.watch->run(std::apply(cost_of, twins));
   run();
   if (queue.watch->ran()) std::apply(on_cpu, twins);
   queue.watch->end();
@@ -111,6 +113,9 @@ void on_device(const Queue& queue, const char* kernel, Cpu&& on_cpu, Gpu&& on_gp
         [](const auto&... of_a) { ::orthofed::cpu::function __VA_OPT__(<__VA_ARGS__>)(of_a...); }, \
         [](const auto& of_stream, const auto&... of_a) {                                           \
           ::orthofed::gpu::function __VA_OPT__(<__VA_ARGS__>)(of_a..., of_stream);                 \
+        },                                                                                         \
+        [](const auto&... of_a) {                                                                  \
+          return ::orthofed::cost::function __VA_OPT__(<__VA_ARGS__>)(of_a...);                    \
         },                                                                                         \
         of_args...);                                                                               \
   }

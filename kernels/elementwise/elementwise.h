@@ -14,6 +14,7 @@
 #pragma once
 #include <cstdint>
 
+#include "kernels/core/cost.h"
 #include "kernels/core/types.h"
 
 namespace orthofed::cpu {
@@ -38,6 +39,33 @@ template <class T>
 void scale(const Accum<T>* factor, T* y, int64_t ldy, int64_t rows, int64_t cols);
 
 }  // namespace orthofed::cpu
+
+namespace orthofed::cost {
+
+inline Cost cast(const void*, DType x_type, int64_t, void*, DType y_type, int64_t, int64_t rows,
+                 int64_t cols) {
+  return {0, double(rows) * cols * (size_of(x_type) + size_of(y_type))};
+}
+inline Cost fill(double, void*, DType type, int64_t, int64_t rows, int64_t cols) {
+  return {0, double(rows) * cols * size_of(type)};
+}
+inline Cost all_finite(const void*, DType type, int64_t, int32_t* finite, int64_t rows,
+                       int64_t cols) {
+  const double n = double(rows) * cols;
+  return {n, n * size_of(type) + written(finite, 1)};
+}
+template <class T>
+Cost add(const T* x, int64_t, T* y, int64_t, int64_t rows, int64_t cols) {
+  const double n = double(rows) * cols;
+  return {n, moved(x, n) + written(y, n, true)};
+}
+template <class T>
+Cost scale(const Accum<T>* factor, T* y, int64_t, int64_t rows, int64_t cols) {
+  const double n = double(rows) * cols;
+  return {n, moved(factor, 1) + written(y, n, true)};
+}
+
+}  // namespace orthofed::cost
 
 namespace orthofed::gpu {
 

@@ -11,6 +11,7 @@
 #pragma once
 #include <cstdint>
 
+#include "kernels/core/cost.h"
 #include "kernels/core/types.h"
 
 namespace orthofed {
@@ -30,6 +31,22 @@ void gelu_backward(const T* dy, int64_t lddy, const T* x, int64_t ldx, T* dx, in
                    int64_t rows, int64_t cols, GeluKind kind);
 
 }  // namespace orthofed::cpu
+
+namespace orthofed::cost {
+
+template <class T>
+Cost gelu_forward(const T* x, int64_t, T* y, int64_t, int64_t rows, int64_t cols, GeluKind kind) {
+  const double n = double(rows) * cols;
+  return {n * (kind == GeluKind::erf ? 45 : 30), moved(x, n) + written(y, n)};
+}
+template <class T>
+Cost gelu_backward(const T* dy, int64_t, const T* x, int64_t, T* dx, int64_t, int64_t rows,
+                   int64_t cols, GeluKind kind) {
+  const double n = double(rows) * cols;
+  return {n * (kind == GeluKind::erf ? 65 : 40), moved(dy, n) + moved(x, n) + written(dx, n)};
+}
+
+}  // namespace orthofed::cost
 
 namespace orthofed::gpu {
 

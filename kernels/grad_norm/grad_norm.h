@@ -17,6 +17,7 @@
 #include <cstdint>
 
 #include "kernels/core/chunks.h"
+#include "kernels/core/cost.h"
 
 namespace orthofed {
 
@@ -44,6 +45,19 @@ void grad_norm(const GradientSpan<T>* gradients, int64_t count, int64_t chunks, 
                double max_norm, double* norm, double* factor);
 
 }  // namespace orthofed::cpu
+
+namespace orthofed::cost {
+
+template <class T>
+Cost grad_norm(const GradientSpan<T>* gradients, int64_t count, int64_t, const double* scale,
+               double, double* norm, double* factor) {
+  Cost c{0, moved(scale, 1) + written(norm, 1) + written(factor, 1)};
+  for (int64_t k = 0; k < count; ++k)
+    c += {2.0 * gradients[k].size, moved(gradients[k].data, gradients[k].size)};
+  return c;
+}
+
+}  // namespace orthofed::cost
 
 namespace orthofed::gpu {
 

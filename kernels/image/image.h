@@ -15,6 +15,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/core/cost.h"
 #include "kernels/core/types.h"
 
 namespace orthofed {
@@ -47,6 +48,19 @@ void image_to_patches(const uint8_t* const* images, const ImageAugment* augment,
                       const float* std, T* patches, int64_t ld, const ImageShape& shape);
 
 }  // namespace orthofed::cpu
+
+namespace orthofed::cost {
+
+// One byte a channel for each output pixel, as if nothing were resampled: what a crop reads is the
+// draw's, and in the device's memory.
+template <class T>
+Cost image_to_patches(const uint8_t* const*, const ImageAugment*, const float*, const float*,
+                      T* patches, int64_t, const ImageShape& s) {
+  const double pixels = double(s.batch) * s.size * s.size;
+  return {40 * pixels, 3 * pixels + written(patches, 3 * pixels)};
+}
+
+}  // namespace orthofed::cost
 
 namespace orthofed::gpu {
 

@@ -13,13 +13,14 @@
 //   backward_affine  2 e (min(rows, 128) + 1 + k) sum_rows |dy| (|h| + 1)
 //
 // Per element: forward reads Accum<T> and writes T (6 bytes in bf16), 8 flops; backward reads T and
-// twice Accum<T> and writes Accum<T> (14 bytes in bf16), 13 flops. On the CPU a row is
-// read again from cache.
+// twice Accum<T> and writes Accum<T> (14 bytes in bf16), 13 flops; backward_affine reads T
+// and Accum<T>, 5 flops. On the CPU a row is read again from cache.
 #pragma once
 #include <cstdint>
 #include <span>
 
 #include "kernels/core/column_sum.h"
+#include "kernels/core/cost.h"
 #include "kernels/core/types.h"
 #include "kernels/core/version.h"
 
@@ -50,6 +51,35 @@ void layer_norm_backward_affine(const T* dy, int64_t lddy, const Accum<T>* x, in
                                 Accum<T>* dbeta, bool accumulate, int64_t rows, int64_t cols);
 
 }  // namespace orthofed::cpu
+
+namespace orthofed::cost {
+
+template <class T>
+Cost layer_norm_forward(const Accum<T>* x, int64_t, const Accum<T>* gamma, const Accum<T>* beta,
+                        T* y, int64_t, Accum<T>* mean, Accum<T>* rstd, int64_t rows, int64_t cols,
+                        double) {
+  const double n = double(rows) * cols;
+  return {8 * n, moved(x, n) + moved(gamma, cols) + moved(beta, cols) + written(y, n) +
+                     written(mean, rows) + written(rstd, rows)};
+}
+template <class T>
+Cost layer_norm_backward(const T* dy, int64_t, const Accum<T>* x, int64_t, const Accum<T>* gamma,
+                         const Accum<T>* mean, const Accum<T>* rstd, const Accum<T>* residual,
+                         int64_t, Accum<T>* dx, int64_t, int64_t rows, int64_t cols) {
+  const double n = double(rows) * cols;
+  return {13 * n, moved(dy, n) + moved(x, n) + moved(gamma, cols) + moved(mean, rows) +
+                      moved(rstd, rows) + moved(residual, n) + written(dx, n)};
+}
+template <class T>
+Cost layer_norm_backward_affine(const T* dy, int64_t, const Accum<T>* x, int64_t,
+                                const Accum<T>* mean, const Accum<T>* rstd, Accum<T>* dgamma,
+                                Accum<T>* dbeta, bool accumulate, int64_t rows, int64_t cols) {
+  const double n = double(rows) * cols;
+  return {5 * n, moved(dy, n) + moved(x, n) + moved(mean, rows) + moved(rstd, rows) +
+                     written(dgamma, cols, accumulate) + written(dbeta, cols, accumulate)};
+}
+
+}  // namespace orthofed::cost
 
 namespace orthofed::gpu {
 

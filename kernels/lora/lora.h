@@ -22,6 +22,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/core/cost.h"
 #include "kernels/core/types.h"
 
 namespace orthofed::cpu {
@@ -57,6 +58,49 @@ void lora_merge(const Accum<T>* w, int64_t ldw, const Accum<T>* a, int64_t lda, 
                 int64_t rank);
 
 }  // namespace orthofed::cpu
+
+namespace orthofed::cost {
+
+template <class T>
+Cost lora_down(const T* x, int64_t, const Accum<T>* a, int64_t, T* u, int64_t, int64_t rows,
+               int64_t in, int64_t rank) {
+  return {2.0 * rows * in * rank, moved(x, double(rows) * in) + moved(a, double(rank) * in) +
+                                      written(u, double(rows) * rank)};
+}
+template <class T>
+Cost lora_up(const T* u, int64_t, const Accum<T>* b, int64_t, const Accum<T>* scale, T* y, int64_t,
+             int64_t rows, int64_t out, int64_t rank) {
+  return {2.0 * rows * out * rank, moved(u, double(rows) * rank) + moved(b, double(out) * rank) +
+                                       moved(scale, rank) + written(y, double(rows) * out, true)};
+}
+template <class T>
+Cost lora_up_backward(const T* dy, int64_t, const T* u, int64_t, const Accum<T>* b, int64_t,
+                      const Accum<T>* scale, T* du, int64_t, Accum<T>* db, int64_t, bool accumulate,
+                      int64_t rows, int64_t out, int64_t rank) {
+  return {4.0 * rows * out * rank, moved(dy, double(rows) * out) + moved(u, double(rows) * rank) +
+                                       moved(b, double(out) * rank) + moved(scale, rank) +
+                                       written(du, double(rows) * rank) +
+                                       written(db, double(out) * rank, accumulate)};
+}
+template <class T>
+Cost lora_down_backward(const T* du, int64_t, const T* x, int64_t, const Accum<T>* a, int64_t,
+                        Accum<T>* da, int64_t, bool accumulate, T* dx, int64_t, int64_t rows,
+                        int64_t in, int64_t rank) {
+  const double product = 2.0 * rows * in * rank;
+  return {dx == nullptr ? product : 2 * product,
+          moved(du, double(rows) * rank) + moved(x, double(rows) * in) +
+              moved(a, dx == nullptr ? 0 : double(rank) * in) +
+              written(da, double(rank) * in, accumulate) + written(dx, double(rows) * in, true)};
+}
+template <class T>
+Cost lora_merge(const Accum<T>* w, int64_t, const Accum<T>* a, int64_t, const Accum<T>* b, int64_t,
+                const Accum<T>* scale, T* merged, int64_t, int64_t out, int64_t in, int64_t rank) {
+  return {2.0 * out * in * rank, moved(w, double(out) * in) + moved(a, double(rank) * in) +
+                                     moved(b, double(out) * rank) + moved(scale, rank) +
+                                     written(merged, double(out) * in)};
+}
+
+}  // namespace orthofed::cost
 
 namespace orthofed::gpu {
 

@@ -22,6 +22,7 @@
 #include <memory>
 #include <span>
 
+#include "kernels/core/cost.h"
 #include "kernels/core/types.h"
 #include "kernels/core/version.h"
 #include "kernels/gelu/gelu.h"
@@ -107,6 +108,50 @@ bool native_bf16();            // does this processor multiply bf16 in hardware?
 const char* matmul_backend();  // "oneDNN 3.7.1" or "blocked loop", for doctor
 
 }  // namespace orthofed::cpu
+
+namespace orthofed::cost {
+
+template <class T, class C>
+Cost matmul(const T* a, const T* b, C* c, const Accum<T>* bias, bool accumulate,
+            const MatmulShape& s) {
+  return {2.0 * s.m * s.n * s.k, moved(a, double(s.m) * s.k) + moved(b, double(s.k) * s.n) +
+                                     moved(bias, s.n) + written(c, double(s.m) * s.n, accumulate)};
+}
+// B is a PackedMatrix<T>.
+template <class T, class C>
+Cost packed_matmul(const T* a, C* c, const Accum<T>* bias, bool accumulate, const MatmulShape& s) {
+  return matmul<T, C>(a, a, c, bias, accumulate, s);
+}
+template <class T>
+Cost matmul_by_adapter(const T* a, const Accum<T>* b, T* c, const Accum<T>* bias, bool accumulate,
+                       const MatmulShape& s) {
+  return matmul<T, T>(a, nullptr, c, bias, accumulate, s) + Cost{0, moved(b, double(s.k) * s.n)};
+}
+// The elementwise steps with the product's sum in registers: GELU's and the residual's flops, and
+// the bytes of what they read and write besides.
+template <class T>
+Cost matmul_gelu(const T* a, const T* b, const Accum<T>* bias, T* h, int64_t, T* y, GeluKind kind,
+                 const MatmulShape& s) {
+  const T* const in_registers = nullptr;
+  return matmul<T, T>(a, b, h, bias, false, s) +
+         gelu_forward<T>(in_registers, 0, y, 0, s.m, s.n, kind);
+}
+template <class T>
+Cost matmul_gelu_backward(const T* a, const T* b, const T* h, int64_t, T* dx, GeluKind kind,
+                          const MatmulShape& s) {
+  T* const in_registers = nullptr;
+  return matmul<T, T>(a, b, in_registers, nullptr, false, s) +
+         gelu_backward<T>(in_registers, 0, h, 0, dx, 0, s.m, s.n, kind);
+}
+template <class T>
+Cost matmul_residual(const T* a, const T* b, const Accum<T>* bias, const Accum<T>* gamma,
+                     const Accum<T>* x, int64_t, Accum<T>* y, const MatmulShape& s) {
+  const double n = double(s.m) * s.n;
+  return matmul<T, Accum<T>>(a, b, y, bias, false, s) +
+         Cost{2 * n, moved(x, n) + moved(gamma, s.n)};
+}
+
+}  // namespace orthofed::cost
 
 namespace orthofed::gpu {
 

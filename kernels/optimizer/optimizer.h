@@ -22,6 +22,7 @@
 #include <cstdint>
 
 #include "kernels/core/chunks.h"
+#include "kernels/core/cost.h"
 
 namespace orthofed {
 
@@ -68,6 +69,30 @@ template <class T>
 void sgd(const OptimizedTensor<T>* tensors, int64_t count, int64_t chunks, const SgdStep& step);
 
 }  // namespace orthofed::cpu
+
+namespace orthofed::cost {
+
+// A gradient that is zeroed once it has been used is written as well.
+template <class T>
+Cost adamw(const OptimizedTensor<T>* tensors, int64_t count, int64_t, const AdamWStep& step) {
+  Cost c;
+  for (const OptimizedTensor<T>* t = tensors; t != tensors + count; ++t)
+    c += {14.0 * t->size, written(t->parameter, t->size, true) +
+                              written(t->gradient, t->size, step.zero_gradients) +
+                              written(t->m, t->size, true) + written(t->v, t->size, true)};
+  return c;
+}
+template <class T>
+Cost sgd(const OptimizedTensor<T>* tensors, int64_t count, int64_t, const SgdStep& step) {
+  Cost c;
+  for (const OptimizedTensor<T>* t = tensors; t != tensors + count; ++t)
+    c += {6.0 * t->size, written(t->parameter, t->size, true) +
+                             written(t->gradient, t->size, step.zero_gradients) +
+                             written(t->m, t->size, true)};
+  return c;
+}
+
+}  // namespace orthofed::cost
 
 namespace orthofed::gpu {
 

@@ -13,8 +13,9 @@
 // and base only). `subspace` sums cosine2, `subspace_l1` abs_cosine, over pairs of rows.
 // A term whose denominator is <= 1e-30 has value 0 and gradient 0 (raw2 has no denominator). No
 // additive epsilon. Ranks and k from 1 to 64; nothing of size out x in is formed, nothing is
-// allocated. Work in multiply-adds, R = r_g + r_p: R^2 (in + out); `base` 3 R in out; `features`
-// 2 R^2 rows. Instantiated for double and float, `features` for bf16 too.
+// allocated. Work in multiply-adds, R = r_g + r_p: R^2 (in + out), `base` 3 R in out and
+// `base_subspace` 2 R k in more; `subspace` and `subspace_l1` R^2 in; `features` 2 R^2 rows.
+// Instantiated for double and float, `features` for bf16 too.
 //
 // Values, sums and small matrices are double on every device, adapters and gradients T. Error: a
 // sum of n terms errs by at most n 2^-53 sum |terms|, which leaves values 11 digits unless their
@@ -31,6 +32,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/core/cost.h"
 #include "kernels/core/types.h"
 
 namespace orthofed {
@@ -96,6 +98,89 @@ void top_right_singular_vectors(const T* w, int64_t ldw, int64_t out, int64_t in
                                 T* v_k);
 
 }  // namespace orthofed::cpu
+
+namespace orthofed::cost {
+
+// R^2 (in + out) multiply-adds of the Grams and gradients, of the A's alone where a penalty reads
+// nothing else; each adapter is read, and its gradient, which is added to, read and written.
+template <class T>
+Cost adapters(const OrthogonalityLayer<T>& l, bool with_b = true) {
+  const double rank = double(l.rank_g + l.rank_p);
+  Cost c{2 * rank * rank * l.in, 0};
+  c.bytes = moved(l.a_g, double(l.rank_g) * l.in) + moved(l.a_p, double(l.rank_p) * l.in) +
+            written(l.da_g, double(l.rank_g) * l.in, true) +
+            written(l.da_p, double(l.rank_p) * l.in, true);
+  if (with_b)
+    c += {2 * rank * rank * l.out, moved(l.b_g, double(l.rank_g) * l.out) +
+                                       moved(l.b_p, double(l.rank_p) * l.out) +
+                                       written(l.db_g, double(l.rank_g) * l.out, true) +
+                                       written(l.db_p, double(l.rank_p) * l.out, true)};
+  return c;
+}
+
+template <class T>
+Cost orthogonality_update(const OrthogonalityLayer<T>* layers, int64_t count, PenaltyForm,
+                          const double* weight, double* values) {
+  Cost c{0, moved(weight, 1) + written(values, count)};
+  for (int64_t k = 0; k < count; ++k) c += adapters(layers[k]);
+  return c;
+}
+template <class T>
+Cost orthogonality_base(const OrthogonalityLayer<T>* layers, int64_t count, PenaltyForm form,
+                        const double* weight, double* values) {
+  Cost c = orthogonality_update<T>(layers, count, form, weight, values);
+  for (const OrthogonalityLayer<T>* l = layers; l != layers + count; ++l)
+    c += {6.0 * (l->rank_g + l->rank_p) * l->in * l->out, moved(l->w0, double(l->in) * l->out)};
+  return c;
+}
+template <class T>
+Cost orthogonality_subspace(const OrthogonalityLayer<T>* layers, int64_t count,
+                            const double* weight, double* values) {
+  Cost c{0, moved(weight, 1) + written(values, count)};
+  for (int64_t k = 0; k < count; ++k) c += adapters(layers[k], false);
+  return c;
+}
+template <class T>
+Cost orthogonality_subspace_l1(const OrthogonalityLayer<T>* layers, int64_t count,
+                               const double* weight, double* values) {
+  return orthogonality_subspace<T>(layers, count, weight, values);
+}
+template <class T>
+Cost orthogonality_base_subspace(const OrthogonalityLayer<T>* layers, int64_t count,
+                                 const double* weight, double* values) {
+  Cost c = orthogonality_update<T>(layers, count, PenaltyForm::cosine2, weight, values);
+  for (const OrthogonalityLayer<T>* l = layers; l != layers + count; ++l)
+    c += {4.0 * (l->rank_g + l->rank_p) * l->k * l->in, moved(l->v_k, double(l->k) * l->in)};
+  return c;
+}
+// The Grams of each adapter by itself; gradients are not touched.
+template <class T>
+Cost delta_norm2(const OrthogonalityLayer<T>* layers, int64_t count, double* norms2) {
+  Cost c{0, written(norms2, 2.0 * count)};
+  for (const OrthogonalityLayer<T>* l = layers; l != layers + count; ++l) {
+    const double squares = double(l->rank_g * l->rank_g + l->rank_p * l->rank_p);
+    c += {2 * squares * (l->in + l->out),
+          moved(l->a_g, double(l->rank_g) * l->in) + moved(l->b_g, double(l->rank_g) * l->out) +
+              moved(l->a_p, double(l->rank_p) * l->in) + moved(l->b_p, double(l->rank_p) * l->out)};
+  }
+  return c;
+}
+template <class U>
+Cost orthogonality_features(const U* u_g, int64_t, const U* u_p, int64_t, const Accum<U>* b_g,
+                            const Accum<U>* b_p, int64_t rows, int64_t out, int64_t rank_g,
+                            int64_t rank_p, PenaltyForm, const double* weight, Accum<U>* du_g,
+                            int64_t, Accum<U>* du_p, int64_t, Accum<U>* db_g, Accum<U>* db_p,
+                            double* value) {
+  const double rank = double(rank_g + rank_p), tokens = double(rows), outputs = double(out);
+  return {4 * rank * rank * tokens,
+          moved(u_g, tokens * rank_g) + moved(u_p, tokens * rank_p) + moved(b_g, outputs * rank_g) +
+              moved(b_p, outputs * rank_p) + moved(weight, 1) +
+              written(du_g, tokens * rank_g, true) + written(du_p, tokens * rank_p, true) +
+              written(db_g, outputs * rank_g, true) + written(db_p, outputs * rank_p, true) +
+              written(value, 1)};
+}
+
+}  // namespace orthofed::cost
 
 namespace orthofed::gpu {
 

@@ -13,6 +13,7 @@
 #pragma once
 #include <cstdint>
 
+#include "kernels/core/cost.h"
 #include "kernels/core/types.h"
 
 namespace orthofed::cpu {
@@ -32,6 +33,32 @@ void patch_embed_backward(const Accum<T>* dx, int64_t lddx, T* dz, int64_t lddz,
                           int64_t patches, int64_t dim);
 
 }  // namespace orthofed::cpu
+
+namespace orthofed::cost {
+
+template <class T>
+Cost patch_embed_forward(const T* z, int64_t, const Accum<T>* own, const Accum<T>* pos, Accum<T>* x,
+                         int64_t, int64_t batch, int64_t prefix, int64_t patches, int64_t dim) {
+  const double tokens = double(prefix + patches);
+  return {batch * tokens * dim, moved(z, double(batch) * patches * dim) +
+                                    moved(own, double(prefix) * dim) + moved(pos, tokens * dim) +
+                                    written(x, batch * tokens * dim)};
+}
+template <class T>
+Cost patch_embed_backward(const Accum<T>* dx, int64_t, T* dz, int64_t, Accum<T>* down,
+                          Accum<T>* dpos, bool accumulate, int64_t batch, int64_t prefix,
+                          int64_t patches, int64_t dim) {
+  const double tokens = double(prefix + patches);
+  return {batch * dim *
+              (dpos != nullptr   ? tokens
+               : down != nullptr ? double(prefix)
+                                 : 0),
+          moved(dx, batch * tokens * dim) + written(dz, double(batch) * patches * dim) +
+              written(down, double(prefix) * dim, accumulate) +
+              written(dpos, tokens * dim, accumulate)};
+}
+
+}  // namespace orthofed::cost
 
 namespace orthofed::gpu {
 

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <span>
 
+#include "kernels/core/cost.h"
 #include "kernels/core/types.h"
 #include "kernels/core/version.h"
 
@@ -21,6 +22,15 @@ template <class T>
 void reduction_sum(const T* x, int64_t n, Accum<T>* out);
 
 }  // namespace orthofed::cpu
+
+namespace orthofed::cost {
+
+template <class T>
+Cost reduction_sum(const T* x, int64_t n, Accum<T>* out) {
+  return {double(n), moved(x, n) + written(out, 1)};
+}
+
+}  // namespace orthofed::cost
 
 namespace orthofed::gpu {
 

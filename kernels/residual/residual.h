@@ -15,6 +15,7 @@
 #include <cstdint>
 
 #include "kernels/core/column_sum.h"
+#include "kernels/core/cost.h"
 #include "kernels/core/types.h"
 
 namespace orthofed::cpu {
@@ -42,6 +43,35 @@ void bias_backward(const T* dy, int64_t lddy, Accum<T>* db, bool accumulate, int
                    int64_t cols);
 
 }  // namespace orthofed::cpu
+
+namespace orthofed::cost {
+
+template <class T>
+Cost residual_forward(const Accum<T>* x, int64_t, const T* z, int64_t, const Accum<T>* gamma,
+                      Accum<T>* y, int64_t, int64_t rows, int64_t cols) {
+  const double n = double(rows) * cols;
+  return {2 * n, moved(x, n) + moved(z, n) + moved(gamma, cols) + written(y, n)};
+}
+template <class T>
+Cost residual_backward(const Accum<T>* dy, int64_t, const Accum<T>* gamma, T* dz, int64_t,
+                       int64_t rows, int64_t cols) {
+  const double n = double(rows) * cols;
+  return {n, moved(dy, n) + moved(gamma, cols) + written(dz, n)};
+}
+template <class T>
+Cost residual_backward_gamma(const Accum<T>* dy, int64_t, const T* z, int64_t, Accum<T>* dgamma,
+                             bool accumulate, int64_t rows, int64_t cols) {
+  const double n = double(rows) * cols;
+  return {2 * n, moved(dy, n) + moved(z, n) + written(dgamma, cols, accumulate)};
+}
+template <class T>
+Cost bias_backward(const T* dy, int64_t, Accum<T>* db, bool accumulate, int64_t rows,
+                   int64_t cols) {
+  const double n = double(rows) * cols;
+  return {n, moved(dy, n) + written(db, cols, accumulate)};
+}
+
+}  // namespace orthofed::cost
 
 namespace orthofed::gpu {
 

@@ -14,6 +14,7 @@
 #include <cstdint>
 
 #include "kernels/core/check.h"
+#include "kernels/core/cost.h"
 #include "kernels/core/types.h"
 
 namespace orthofed {
@@ -43,6 +44,21 @@ template <class T>
 void rope_backward(T* dx, const Accum<T>* cos, const Accum<T>* sin, const RopeShape& shape);
 
 }  // namespace orthofed::cpu
+
+namespace orthofed::cost {
+
+template <class T>
+Cost rope_forward(T* x, const Accum<T>* cos, const Accum<T>* sin, const RopeShape& s) {
+  const double patches = double(s.tokens - s.prefix), angles = patches * (s.head_dim / 2);
+  const double n = s.batch * patches * s.heads * s.head_dim;
+  return {3 * n, written(x, n, true) + moved(cos, angles) + moved(sin, angles)};
+}
+template <class T>
+Cost rope_backward(T* dx, const Accum<T>* cos, const Accum<T>* sin, const RopeShape& s) {
+  return rope_forward<T>(dx, cos, sin, s);
+}
+
+}  // namespace orthofed::cost
 
 namespace orthofed::gpu {
 

@@ -9,6 +9,7 @@
 #pragma once
 #include <cstdint>
 
+#include "kernels/core/cost.h"
 #include "kernels/core/types.h"
 
 namespace orthofed::cpu {
@@ -23,6 +24,22 @@ void softmax_backward(const T* dy, int64_t lddy, const T* y, int64_t ldy, T* dx,
                       int64_t rows, int64_t cols);
 
 }  // namespace orthofed::cpu
+
+namespace orthofed::cost {
+
+template <class T>
+Cost softmax_forward(const T* x, int64_t, T* y, int64_t, int64_t rows, int64_t cols) {
+  const double n = double(rows) * cols;
+  return {45 * n, moved(x, n) + written(y, n)};
+}
+template <class T>
+Cost softmax_backward(const T* dy, int64_t, const T* y, int64_t, T* dx, int64_t, int64_t rows,
+                      int64_t cols) {
+  const double n = double(rows) * cols;
+  return {4 * n, moved(dy, n) + moved(y, n) + written(dx, n)};
+}
+
+}  // namespace orthofed::cost
 
 namespace orthofed::gpu {
 

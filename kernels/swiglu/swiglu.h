@@ -10,6 +10,7 @@
 #pragma once
 #include <cstdint>
 
+#include "kernels/core/cost.h"
 #include "kernels/core/types.h"
 
 namespace orthofed::cpu {
@@ -24,6 +25,22 @@ void swiglu_backward(const T* dy, int64_t lddy, const T* x, int64_t ldx, T* dx, 
                      int64_t rows, int64_t cols);
 
 }  // namespace orthofed::cpu
+
+namespace orthofed::cost {
+
+template <class T>
+Cost swiglu_forward(const T* x, int64_t, T* y, int64_t, int64_t rows, int64_t cols) {
+  const double n = double(rows) * cols;
+  return {30 * n, moved(x, 2 * n) + written(y, n)};
+}
+template <class T>
+Cost swiglu_backward(const T* dy, int64_t, const T* x, int64_t, T* dx, int64_t, int64_t rows,
+                     int64_t cols) {
+  const double n = double(rows) * cols;
+  return {40 * n, moved(dy, n) + moved(x, 2 * n) + written(dx, 2 * n)};
+}
+
+}  // namespace orthofed::cost
 
 namespace orthofed::gpu {
 

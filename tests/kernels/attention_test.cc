@@ -291,7 +291,7 @@ void check_versions(const Case& t, const Queue& queue, int first = 1) {
               [&](const auto& run) { check_backward(in, want, queue, run); });
   };
   on_device<T>(
-      queue, "attention", [] {}, walk);
+      queue, "attention", [] {}, walk, [] { return Cost(); });
 }
 
 TYPED_TEST(Attention, EveryVersion) {

@@ -232,7 +232,7 @@ TYPED_TEST(LayerNorm, EveryVersion) {
         }
       };
       on_device<T>(
-          queue, "layer_norm", [] {}, walk);
+          queue, "layer_norm", [] {}, walk, [] { return Cost(); });
     });
   }
 }

@@ -311,7 +311,7 @@ TYPED_TEST(Matmul, EveryVersion) {
           }
         };
         on_device<T>(
-            queue, "matmul", [] {}, walk);
+            queue, "matmul", [] {}, walk, [] { return Cost(); });
       });
       for_each_gpu([&](Queue queue) {
         queue.simt.capability = 90;

@@ -74,7 +74,7 @@ TYPED_TEST(Reduction, EveryVersion) {
           }
         };
         on_device<T>(
-            at, "reduction", [] {}, walk);
+            at, "reduction", [] {}, walk, [] { return Cost(); });
       }
     });
   }

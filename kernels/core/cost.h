@@ -1,0 +1,36 @@
+// What one call of a kernel costs at the least: floating-point operations, and bytes that must cross
+// the memory bus if each input is read once and each output written once. Beside cpu::f and gpu::f
+// every kernel has a third twin in its contract, with the same parameters:
+//
+//   cost::f<T>(x, ldx, ..., cols) -> Cost
+//
+// It looks at sizes and at which optional arguments are null, never at what a pointer to elements
+// points to; the items of a list (optimizer, grad_norm, orthogonality) it reads, in host memory.
+// Benches and `orthofed train --profile` divide it by the time a call took.
+#pragma once
+#include <algorithm>
+
+namespace orthofed {
+
+struct Cost {
+  double flops = 0, bytes = 0;
+
+  Cost& operator+=(const Cost& c) { return flops += c.flops, bytes += c.bytes, *this; }
+  friend Cost operator+(Cost a, const Cost& b) { return a += b; }
+};
+
+namespace cost {
+
+// Bytes of `count` elements at p; an optional argument that is not given costs nothing.
+template <class T>
+double moved(const T* p, double count) {
+  return p == nullptr ? 0 : count * double(sizeof(T));
+}
+// Likewise of an output: what is accumulated into is read as well.
+template <class T>
+double written(const T* p, double count, bool accumulate = false) {
+  return moved(p, accumulate ? 2 * count : count);
+}
+
+}  // namespace cost
+}  // namespace orthofed

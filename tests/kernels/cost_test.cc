@@ -1,0 +1,196 @@
+// The costs in the contracts, against numbers worked out by hand at small sizes.
+#include "kernels/core/cost.h"
+
+#include <gtest/gtest.h>
+
+#include "kernels/attention/attention.h"
+#include "kernels/cross_entropy/cross_entropy.h"
+#include "kernels/elementwise/elementwise.h"
+#include "kernels/gelu/gelu.h"
+#include "kernels/grad_norm/grad_norm.h"
+#include "kernels/image/image.h"
+#include "kernels/layer_norm/layer_norm.h"
+#include "kernels/lora/lora.h"
+#include "kernels/matmul/matmul.h"
+#include "kernels/optimizer/optimizer.h"
+#include "kernels/orthogonality/orthogonality.h"
+#include "kernels/patch_embed/patch_embed.h"
+#include "kernels/reduction/reduction.h"
+#include "kernels/residual/residual.h"
+#include "kernels/rope/rope.h"
+#include "kernels/softmax/softmax.h"
+#include "kernels/swiglu/swiglu.h"
+
+namespace orthofed::test {
+namespace {
+
+// Costs look at whether pointers are null, never at elements.
+bf16 h[1];    // 2 bytes an element
+float f[1];   // 4
+double d[1];  // 8
+int32_t labels[1];
+
+testing::AssertionResult is(const Cost& c, double flops, double bytes) {
+  if (c.flops == flops && c.bytes == bytes) return testing::AssertionSuccess();
+  return testing::AssertionFailure()
+         << c.flops << " flops and " << c.bytes << " bytes, not " << flops << " and " << bytes;
+}
+
+TEST(Cost, AnAbsentArgumentCostsNothing) {
+  EXPECT_EQ(cost::moved(h, 3), 6);
+  EXPECT_EQ(cost::moved<float>(nullptr, 3), 0);
+  EXPECT_EQ(cost::written(f, 3), 12);
+  EXPECT_EQ(cost::written(f, 3, true), 24);
+}
+
+TEST(Cost, Attention) {  // 2 images of 5 tokens, 3 heads of 4: 10 rows of 12
+  const AttentionShape s{.batch = 2, .tokens = 5, .heads = 3, .head_dim = 4};
+  EXPECT_TRUE(
+      is(cost::attention_forward<bf16>(h, h, f, s, 1), 4 * 25 * 4 * 6, 2 * 360 + 2 * 120 + 4 * 30));
+  EXPECT_TRUE(is(cost::attention_forward<bf16>(h, h, nullptr, s, 1), 2400, 960));
+  EXPECT_TRUE(is(cost::attention_backward<bf16>(h, h, h, f, h, s, 1), 6000,
+                 2 * (360 + 120 + 120 + 360) + 4 * 30));
+}
+
+TEST(Cost, CrossEntropy) {
+  EXPECT_TRUE(
+      is(cost::cross_entropy<float>(f, 7, labels, f, nullptr, nullptr, f, nullptr, f, 7, 3, 7, {}),
+         50 * 21, 84 + 12 + 12 + 4 + 84));
+  EXPECT_TRUE(is(cost::cross_entropy<float>(f, 7, labels, f, f, f, f, f, nullptr, 7, 3, 7, {}),
+                 50 * 21, 84 + 12 + 12 + 28 + 28 + 4 + 12));
+}
+
+TEST(Cost, Elementwise) {
+  EXPECT_TRUE(is(cost::cast(h, DType::bf16, 5, d, DType::f64, 5, 3, 5), 0, 15 * 10));
+  EXPECT_TRUE(is(cost::fill(0, f, DType::f32, 5, 3, 5), 0, 60));
+  EXPECT_TRUE(is(cost::all_finite(f, DType::f32, 5, labels, 3, 5), 15, 64));
+  EXPECT_TRUE(is(cost::add<bf16>(h, 5, h, 5, 3, 5), 15, 90));
+  EXPECT_TRUE(is(cost::scale<bf16>(f, h, 5, 3, 5), 15, 64));
+}
+
+TEST(Cost, Activations) {
+  EXPECT_TRUE(is(cost::gelu_forward<bf16>(h, 5, h, 5, 3, 5, GeluKind::erf), 675, 60));
+  EXPECT_TRUE(is(cost::gelu_forward<float>(f, 5, f, 5, 3, 5, GeluKind::tanh), 450, 120));
+  EXPECT_TRUE(is(cost::gelu_backward<bf16>(h, 5, h, 5, h, 5, 3, 5, GeluKind::erf), 975, 90));
+  EXPECT_TRUE(is(cost::gelu_backward<bf16>(h, 5, h, 5, h, 5, 3, 5, GeluKind::quick), 600, 90));
+  EXPECT_TRUE(is(cost::swiglu_forward<bf16>(h, 10, h, 5, 3, 5), 450, 90));
+  EXPECT_TRUE(is(cost::swiglu_backward<bf16>(h, 5, h, 10, h, 10, 3, 5), 600, 150));
+  EXPECT_TRUE(is(cost::softmax_forward<float>(f, 5, f, 5, 3, 5), 675, 120));
+  EXPECT_TRUE(is(cost::softmax_backward<float>(f, 5, f, 5, f, 5, 3, 5), 60, 180));
+}
+
+TEST(Cost, LayerNorm) {
+  EXPECT_TRUE(is(cost::layer_norm_forward<bf16>(f, 5, f, f, h, 5, f, f, 3, 5, 1e-6), 120,
+                 15 * 6 + 4 * (5 + 5 + 3 + 3)));
+  EXPECT_TRUE(is(cost::layer_norm_backward<bf16>(h, 5, f, 5, f, f, f, f, 5, f, 5, 3, 5), 195,
+                 15 * 14 + 4 * (5 + 3 + 3)));
+  EXPECT_TRUE(is(cost::layer_norm_backward<bf16>(h, 5, f, 5, f, f, f, nullptr, 0, f, 5, 3, 5), 195,
+                 15 * 10 + 4 * (5 + 3 + 3)));
+  EXPECT_TRUE(is(cost::layer_norm_backward_affine<bf16>(h, 5, f, 5, f, f, f, f, false, 3, 5), 75,
+                 15 * 6 + 4 * (3 + 3 + 5 + 5)));
+  EXPECT_TRUE(is(cost::layer_norm_backward_affine<bf16>(h, 5, f, 5, f, f, f, f, true, 3, 5), 75,
+                 15 * 6 + 4 * (3 + 3 + 10 + 10)));
+}
+
+TEST(Cost, Lora) {  // 3 rows, 5 columns, rank 2
+  EXPECT_TRUE(is(cost::lora_down<bf16>(h, 5, f, 5, h, 2, 3, 5, 2), 60, 30 + 40 + 12));
+  EXPECT_TRUE(is(cost::lora_up<bf16>(h, 2, f, 2, f, h, 5, 3, 5, 2), 60, 12 + 40 + 8 + 60));
+  EXPECT_TRUE(is(cost::lora_up_backward<bf16>(h, 5, h, 2, f, 2, f, h, 2, f, 2, false, 3, 5, 2), 120,
+                 30 + 12 + 40 + 8 + 12 + 40));
+  EXPECT_TRUE(is(cost::lora_down_backward<bf16>(h, 2, h, 5, f, 5, f, 5, false, h, 5, 3, 5, 2), 120,
+                 12 + 30 + 40 + 40 + 60));
+  EXPECT_TRUE(is(cost::lora_down_backward<bf16>(h, 2, h, 5, f, 5, f, 5, true, nullptr, 0, 3, 5, 2),
+                 60, 12 + 30 + 80));
+  EXPECT_TRUE(
+      is(cost::lora_merge<bf16>(f, 7, f, 7, f, 2, f, h, 7, 5, 7, 2), 140, 140 + 56 + 40 + 8 + 70));
+}
+
+TEST(Cost, Matmul) {  // [2, 5] [5, 3]
+  const MatmulShape s{.m = 2, .n = 3, .k = 5};
+  EXPECT_TRUE((is(cost::matmul<bf16, bf16>(h, h, h, f, false, s), 60, 20 + 30 + 12 + 12)));
+  EXPECT_TRUE((is(cost::matmul<bf16, float>(h, h, f, nullptr, true, s), 60, 20 + 30 + 48)));
+  EXPECT_TRUE((is(cost::packed_matmul<bf16, float>(h, f, f, false, s), 60, 20 + 30 + 12 + 24)));
+  EXPECT_TRUE(is(cost::matmul_by_adapter<bf16>(h, f, h, nullptr, false, s), 60, 20 + 60 + 12));
+  EXPECT_TRUE(is(cost::matmul_gelu<bf16>(h, h, f, h, 3, h, GeluKind::erf, s), 60 + 45 * 6,
+                 20 + 30 + 12 + 12 + 12));
+  EXPECT_TRUE(is(cost::matmul_gelu_backward<bf16>(h, h, h, 3, h, GeluKind::erf, s), 60 + 65 * 6,
+                 20 + 30 + 12 + 12));
+  EXPECT_TRUE(is(cost::matmul_residual<bf16>(h, h, f, f, f, 3, f, s), 60 + 12,
+                 20 + 30 + 12 + 12 + 24 + 24));
+}
+
+TEST(Cost, ListsOfTensors) {
+  const OptimizedTensor<float> tensors[] = {{f, f, f, f, 3}, {f, f, f, f, 4}};
+  EXPECT_TRUE(is(cost::adamw<float>(tensors, 2, 2, {}), 14 * 7, 28 * 7));
+  EXPECT_TRUE(is(cost::adamw<float>(tensors, 2, 2, {.zero_gradients = true}), 14 * 7, 32 * 7));
+  EXPECT_TRUE(is(cost::sgd<float>(tensors, 2, 2, {}), 6 * 7, 20 * 7));
+  EXPECT_TRUE(is(cost::sgd<float>(tensors, 1, 1, {.zero_gradients = true}), 6 * 3, 24 * 3));
+  const GradientSpan<float> spans[] = {{f, 3}, {f, 4}};
+  EXPECT_TRUE(is(cost::grad_norm<float>(spans, 2, 2, d, 1, d, d), 14, 28 + 24));
+}
+
+// 2 layers [in 5, out 7] of ranks 2 and 1, all gradients wanted.
+TEST(Cost, Orthogonality) {
+  OrthogonalityLayer<float> l{.in = 5,
+                              .out = 7,
+                              .rank_g = 2,
+                              .rank_p = 1,
+                              .a_g = f,
+                              .b_g = f,
+                              .a_p = f,
+                              .b_p = f,
+                              .da_g = f,
+                              .db_g = f,
+                              .da_p = f,
+                              .db_p = f};
+  l.w0 = l.v_k = f;
+  l.k = 4;
+  const OrthogonalityLayer<float> layers[] = {l, l};
+  const double grams = 2 * 2 * 9 * 12, adapters = 2 * 3 * 4 * 3 * 12, scalars = 8 + 16;
+  const auto form = PenaltyForm::cosine2;
+  EXPECT_TRUE(
+      is(cost::orthogonality_update<float>(layers, 2, form, d, d), grams, adapters + scalars));
+  EXPECT_TRUE(is(cost::orthogonality_base<float>(layers, 2, form, d, d), grams + 2 * 2 * 3 * 3 * 35,
+                 adapters + scalars + 2 * 4 * 35));
+  EXPECT_TRUE(is(cost::orthogonality_base_subspace<float>(layers, 2, d, d),
+                 grams + 2 * 2 * 2 * 3 * 4 * 5, adapters + scalars + 2 * 4 * 20));
+  EXPECT_TRUE(is(cost::orthogonality_subspace<float>(layers, 2, d, d), 2 * 2 * 9 * 5,
+                 2 * 3 * 4 * 3 * 5 + scalars));
+  EXPECT_TRUE(is(cost::orthogonality_subspace_l1<float>(layers, 2, d, d), 2 * 2 * 9 * 5,
+                 2 * 3 * 4 * 3 * 5 + scalars));
+  EXPECT_TRUE(is(cost::delta_norm2<float>(layers, 2, d), 2 * 2 * 5 * 12, 2 * 4 * 3 * 12 + 32));
+  l.da_g = l.db_g = nullptr;
+  EXPECT_TRUE(is(cost::orthogonality_update<float>(&l, 1, form, d, d), grams / 2,
+                 4 * 3 * 12 + 2 * 4 * 12 + 16));
+  // 3 tokens; u and b read, du and db added to
+  EXPECT_TRUE(is(cost::orthogonality_features<bf16>(h, 3, h, 3, f, f, 3, 7, 2, 1, form, d, f, 3, f,
+                                                    3, f, f, d),
+                 2 * 2 * 9 * 3, 2 * 9 + 4 * 21 + 8 * 9 + 8 * 21 + 16));
+}
+
+TEST(Cost, Tokens) {  // 2 images, 1 class token and 4 patches of 3 numbers
+  EXPECT_TRUE(is(cost::patch_embed_forward<bf16>(h, 3, f, f, f, 3, 2, 1, 4, 3), 30,
+                 2 * 24 + 4 * (3 + 15 + 30)));
+  EXPECT_TRUE(is(cost::patch_embed_backward<bf16>(f, 3, h, 3, nullptr, nullptr, false, 2, 1, 4, 3),
+                 0, 4 * 30 + 2 * 24));
+  EXPECT_TRUE(is(cost::patch_embed_backward<bf16>(f, 3, h, 3, f, f, true, 2, 1, 4, 3), 30,
+                 4 * 30 + 2 * 24 + 8 * (3 + 15)));
+  const RopeShape s{.batch = 2, .tokens = 5, .prefix = 1, .heads = 3, .head_dim = 6};
+  EXPECT_TRUE(is(cost::rope_forward<bf16>(h, f, f, s), 3 * 144, 4 * 144 + 2 * 4 * 12));
+  EXPECT_TRUE(is(cost::rope_backward<bf16>(h, f, f, s), 3 * 144, 4 * 144 + 2 * 4 * 12));
+  EXPECT_TRUE(is(cost::image_to_patches<bf16>(nullptr, nullptr, f, f, h, 0,
+                                              {.batch = 2, .size = 4, .patch = 2}),
+                 40 * 32, 9 * 32));
+}
+
+TEST(Cost, ResidualAndSums) {
+  EXPECT_TRUE(is(cost::residual_forward<bf16>(f, 5, h, 5, f, f, 5, 3, 5), 30, 150 + 20));
+  EXPECT_TRUE(is(cost::residual_forward<bf16>(f, 5, h, 5, nullptr, f, 5, 3, 5), 30, 150));
+  EXPECT_TRUE(is(cost::residual_backward<bf16>(f, 5, f, h, 5, 3, 5), 15, 90 + 20));
+  EXPECT_TRUE(is(cost::residual_backward_gamma<bf16>(f, 5, h, 5, f, false, 3, 5), 30, 90 + 20));
+  EXPECT_TRUE(is(cost::bias_backward<bf16>(h, 5, f, true, 3, 5), 15, 30 + 40));
+  EXPECT_TRUE(is(cost::reduction_sum<bf16>(h, 9, f), 9, 18 + 4));
+}
+
+}  // namespace
+}  // namespace orthofed::test
