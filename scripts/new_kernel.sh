@@ -285,49 +285,47 @@ TEST(SquareGradient, AgreesWithFiniteDifferences) {
 EOF
 
 write "bench/kernels/${name}_bench.cc" <<'EOF'
-// Over the tokens of a ViT-Base, 197 an image: 8 images are in cache, 256 are not.
+// Over a model's tokens.
 #include "kernels/square/square.h"
 
-#include "bench/support/device.h"
-#include "kernels/core/check.h"
+#include "bench/support/bench.h"
 
 namespace orthofed::bench {
 namespace {
 
 template <class T>
-void forward(benchmark::State& state, const Queue& queue) {
-  const int64_t rows = 197 * state.range(0), cols = 768, n = rows * cols;
-  Array<T> x(queue, n, 1), y(queue, n, 2);
-  measure(state, queue, 2.0 * double(n) * sizeof(T), [&] {
-    of_on(queue, square_forward, T)(x.data(), cols, y.data(), cols, rows, cols);
+void forward(Bench& b, const Vit& v) {
+  const int64_t rows = v.rows(), n = v.dim;
+  Array<T> x(b, rows * n), y(b, rows * n, Fill::nan);
+  b.shape({{"rows", rows}, {"cols", n}});
+  of_time(b, square_forward, T)([&](const auto& f) { f(x.data(), n, y.data(), n, rows, n); });
+  b.memcpy_peer();
+  b.expect(y, rows * n, [&](int64_t i) -> Expected {
+    return {x[i] * x[i], epsilon<T> * x[i] * x[i]};
   });
-  const float in = x.read()[size_t(n - 1)];
-  OF_CHECK(float(y.read()[size_t(n - 1)]) == float(T(in * in)), "wrong result");
+  b.measure();
 }
 
 template <class T>
-void backward(benchmark::State& state, const Queue& queue) {
-  const int64_t rows = 197 * state.range(0), cols = 768, n = rows * cols;
-  Array<T> dy(queue, n, 1), x(queue, n, 2), dx(queue, n, 3);
-  measure(state, queue, 3.0 * double(n) * sizeof(T), [&] {
-    of_on(queue, square_backward, T)
-    (dy.data(), cols, x.data(), cols, dx.data(), cols, rows, cols);
+void backward(Bench& b, const Vit& v) {
+  const int64_t rows = v.rows(), n = v.dim;
+  Array<T> dy(b, rows * n), x(b, rows * n), dx(b, rows * n, Fill::nan);
+  b.shape({{"rows", rows}, {"cols", n}});
+  of_time(b, square_backward, T)
+  ([&](const auto& f) { f(dy.data(), n, x.data(), n, dx.data(), n, rows, n); });
+  b.memcpy_peer();
+  b.expect(dx, rows * n, [&](int64_t i) -> Expected {
+    const double want = dy[i] * 2 * x[i];
+    return {want, 2 * epsilon<T> * std::abs(want)};
   });
+  b.measure();
 }
 
-void sizes(benchmark::internal::Benchmark* b) {
-  b->ArgName("images")->Arg(8)->Arg(256)->Unit(benchmark::kMicrosecond);
-}
-
-const bool registered = on_each_device("square/forward/f32", forward<float>, sizes) &&
-                        on_each_device("square/forward/bf16", forward<bf16>, sizes) &&
-                        on_each_device("square/backward/f32", backward<float>, sizes) &&
-                        on_each_device("square/backward/bf16", backward<bf16>, sizes);
+const bool registered = on_every_vit("square/forward", forward<float>, forward<bf16>) &&
+                        on_every_vit("square/backward", backward<float>, backward<bf16>);
 
 }  // namespace
 }  // namespace orthofed::bench
-
-BENCHMARK_MAIN();
 EOF
 
 last=$(grep -nE '^(endfunction|of_add_kernel)\(' kernels/CMakeLists.txt | tail -n 1 | cut -d : -f 1)

@@ -1,51 +1,37 @@
-// The sum of a long vector on the CPU: bytes read a second, in cache and from memory.
+// The sum of all of a model's activations at one place.
 #include "kernels/reduction/reduction.h"
 
-#include <benchmark/benchmark.h>
+#include "bench/support/bench.h"
+#include "bench/support/onednn.h"
 
-#include <cmath>
-#include <vector>
-
-#include "kernels/core/check.h"
-#include "kernels/core/philox.h"
-
-namespace orthofed {
+namespace orthofed::bench {
 namespace {
 
 template <class T>
-void sum(benchmark::State& state) {
-  const int64_t n = state.range(0);
-  const Philox rng = PhiloxKey(1).with(1);
-  std::vector<T> x(static_cast<size_t>(n));
-  double want = 0, size = 0;
-  for (size_t j = 0; j < x.size(); ++j) {
-    x[j] = T(2 * uniform01(rng(j)[0]) - 1);
-    want += double(x[j]);
-    size += std::abs(double(x[j]));
-  }
-  Accum<T> got = 0;
-  cpu::reduction_sum(x.data(), n, &got);
-  OF_CHECK(std::abs(double(got) - want) <= 0x1p-16 * size, "the sum is wrong");
-  for (auto _ : state) {
-    cpu::reduction_sum(x.data(), n, &got);
-    benchmark::DoNotOptimize(got);
-  }
-  state.SetBytesProcessed(state.iterations() * n * int64_t{sizeof(T)});
+void sum(Bench& b, const Vit& v) {
+  using A = Accum<T>;
+  const int64_t n = v.rows() * v.dim;
+  Array<T> x(b, n);
+  Array<A> out(b, 1, Fill::nan);
+  b.scratch(gpu::reduction_sum_scratch(n));
+  b.shape({{"n", n}});
+  const auto call = [&](const auto& f) { f(x.data(), n, out.data()); };
+  of_time(b, reduction_sum, T)(call);
+  of_time_versions(b, reduction_sum_versions, T)(call);
+  if constexpr (std::is_same_v<T, float>)
+    b.provider("oneDNN", onednn::sum(b, x, out, n), 1e4);  // it adds up in one go
+  b.expect(out, 1, [&](int64_t) -> Expected {
+    double want = 0, size = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      want += x[i];
+      size += std::abs(x[i]);
+    }
+    return {want, epsilon<A> * 135 * size};
+  });
+  b.measure();
 }
-BENCHMARK(sum<float>)
-    ->Name("reduction/sum/f32")
-    ->Arg(1 << 14)
-    ->Arg(1 << 20)
-    ->Arg(1 << 26)
-    ->UseRealTime();
-BENCHMARK(sum<bf16>)
-    ->Name("reduction/sum/bf16")
-    ->Arg(1 << 14)
-    ->Arg(1 << 20)
-    ->Arg(1 << 26)
-    ->UseRealTime();
+
+const bool registered = on_every_vit("reduction/sum", sum<float>, sum<bf16>);
 
 }  // namespace
-}  // namespace orthofed
-
-BENCHMARK_MAIN();
+}  // namespace orthofed::bench

@@ -1,0 +1,71 @@
+// What is done to a tensor of activations by itself: add, scale, cast, the search for NaN.
+#include "kernels/elementwise/elementwise.h"
+
+#include "bench/support/bench.h"
+
+namespace orthofed::bench {
+namespace {
+
+template <class T>
+void add(Bench& b, const Vit& v) {
+  const int64_t rows = v.rows(), n = v.dim;
+  Array<T> x(b, rows * n), y(b, rows * n);
+  b.shape({{"rows", rows}, {"cols", n}});
+  of_time(b, add, T)([&](const auto& f) { f(x.data(), n, y.data(), n, rows, n); });
+  b.memcpy_peer();
+  b.expect(y, y.size(), [&](int64_t i) -> Expected {
+    return {x[i] + y[i], epsilon<T> * std::abs(x[i] + y[i])};
+  });
+  b.measure();
+}
+
+template <class T>
+void scale(Bench& b, const Vit& v) {
+  const int64_t rows = v.rows(), n = v.dim;
+  Array<Accum<T>> factor(b, 1);
+  Array<T> y(b, rows * n);
+  b.shape({{"rows", rows}, {"cols", n}});
+  of_time(b, scale, T)([&](const auto& f) { f(factor.data(), y.data(), n, rows, n); });
+  b.memcpy_peer();
+  b.expect(y, y.size(), [&](int64_t i) -> Expected {
+    return {factor[0] * y[i], epsilon<T> * std::abs(factor[0] * y[i])};
+  });
+  b.measure();
+}
+
+// From T to the other type that activations have.
+template <class T, class To>
+void cast(Bench& b, const Vit& v) {
+  const int64_t rows = v.rows(), n = v.dim;
+  Array<T> x(b, rows * n);
+  Array<To> y(b, rows * n, Fill::nan);
+  b.shape({{"rows", rows}, {"cols", n}});
+  of_time(b, cast)([&](const auto& f) {
+    f(static_cast<const void*>(x.data()), DTypeOf<T>::value, n, static_cast<void*>(y.data()),
+      DTypeOf<To>::value, n, rows, n);
+  });
+  b.memcpy_peer();
+  b.expect(y, y.size(), [&](int64_t i) -> Expected { return {double(To(float(x[i]))), 0}; });
+  b.measure();
+}
+
+template <class T>
+void all_finite(Bench& b, const Vit& v) {
+  const int64_t rows = v.rows(), n = v.dim;
+  Array<T> x(b, rows * n);
+  Array<int32_t> finite(b, 1, Fill::nan);
+  b.shape({{"rows", rows}, {"cols", n}});
+  of_time(b, all_finite)([&](const auto& f) {
+    f(static_cast<const void*>(x.data()), DTypeOf<T>::value, n, finite.data(), rows, n);
+  });
+  b.expect(finite, 1, [](int64_t) -> Expected { return {1, 0}; });
+  b.measure();
+}
+
+const bool registered = on_every_vit("elementwise/add", add<float>, add<bf16>) &&
+                        on_every_vit("elementwise/scale", scale<float>, scale<bf16>) &&
+                        on_every_vit("elementwise/cast", cast<float, bf16>, cast<bf16, float>) &&
+                        on_every_vit("elementwise/all_finite", all_finite<float>, all_finite<bf16>);
+
+}  // namespace
+}  // namespace orthofed::bench

@@ -1,0 +1,57 @@
+// GELU (the erf form) of an MLP's hidden activations.
+#include "kernels/gelu/gelu.h"
+
+#include "bench/support/bench.h"
+#include "bench/support/onednn.h"
+
+namespace orthofed::bench {
+namespace {
+
+constexpr GeluKind kKind = GeluKind::erf;
+
+double phi(double x) {
+  return 0.5 * (1 + std::erf(x / std::sqrt(2.0)));
+}
+
+template <class T>
+void forward(Bench& b, const Vit& v) {
+  const int64_t rows = v.rows(), cols = v.mlp();
+  Array<T> x(b, rows * cols), y(b, rows * cols, Fill::nan);
+  b.shape({{"rows", rows}, {"cols", cols}});
+  of_time(b, gelu_forward,
+          T)([&](const auto& f) { f(x.data(), cols, y.data(), cols, rows, cols, kKind); });
+  if constexpr (std::is_same_v<T, float>)
+    b.provider("oneDNN", onednn::gelu(b, x, y, rows * cols), 16);
+  b.memcpy_peer();
+  b.expect(y, rows * cols, [&](int64_t i) -> Expected {
+    const double want = x[i] * phi(x[i]);
+    return {want, 4 * epsilon<Accum<T>> * std::abs(x[i]) + epsilon<T> * std::abs(want)};
+  });
+  b.measure();
+}
+
+template <class T>
+void backward(Bench& b, const Vit& v) {
+  const int64_t rows = v.rows(), cols = v.mlp();
+  Array<T> dy(b, rows * cols), x(b, rows * cols), dx(b, rows * cols, Fill::nan);
+  b.shape({{"rows", rows}, {"cols", cols}});
+  of_time(b, gelu_backward, T)([&](const auto& f) {
+    f(dy.data(), cols, x.data(), cols, dx.data(), cols, rows, cols, kKind);
+  });
+  if constexpr (std::is_same_v<T, float>)
+    b.provider("oneDNN", onednn::gelu_backward(b, dy, x, dx, rows * cols), 16);
+  b.memcpy_peer();
+  b.expect(dx, rows * cols, [&](int64_t i) -> Expected {
+    const double density = std::exp(-x[i] * x[i] / 2) / std::sqrt(2 * M_PI);
+    const double want = dy[i] * (phi(x[i]) + x[i] * density);
+    return {want, 4 * epsilon<Accum<T>> * std::abs(dy[i]) * (1 + std::abs(x[i])) +
+                      epsilon<T> * std::abs(want)};
+  });
+  b.measure();
+}
+
+const bool registered = on_every_vit("gelu/forward", forward<float>, forward<bf16>) &&
+                        on_every_vit("gelu/backward", backward<float>, backward<bf16>);
+
+}  // namespace
+}  // namespace orthofed::bench

@@ -1,0 +1,101 @@
+// A step over all adapters of a model, rank 16, in one call.
+#include "kernels/optimizer/optimizer.h"
+
+#include "bench/support/bench.h"
+
+namespace orthofed::bench {
+namespace {
+
+// Adapters A and B of every linear layer, one behind the other.
+std::vector<int64_t> sizes_of(const Vit& v) {
+  std::vector<int64_t> sizes;
+  for (const Linear l : linears(v, v.depth)) {
+    sizes.push_back(kRank * l.in);
+    sizes.push_back(kRank * l.out);
+  }
+  return sizes;
+}
+
+constexpr double kRate = 1e-3, kScale = 0.5, kDecay = 0.01;
+
+struct Problem {
+  Problem(Bench& b, const Vit& v)
+      : sizes(sizes_of(v)),
+        n(number_of_elements()),
+        p(b, n),
+        g(b, n),
+        m(b, n),
+        second(b, std::vector<float>(size_t(n), 0.5F)),
+        numbers(b, std::vector<double>{kRate, kScale}),
+        step(b, std::vector<int64_t>{10}),
+        list(b, int64_t(sizes.size()), [this](int64_t k) {
+          int64_t first = 0, chunk = 0;
+          for (int64_t i = 0; i < k; ++i) {
+            first += sizes[size_t(i)];
+            chunk += (sizes[size_t(i)] + kChunk - 1) / kChunk;
+          }
+          return OptimizedTensor<float>{p.data() + first,
+                                        g.data() + first,
+                                        m.data() + first,
+                                        second.data() + first,
+                                        sizes[size_t(k)],
+                                        kDecay,
+                                        chunk};
+        }) {
+    for (const int64_t size : sizes) chunks += (size + kChunk - 1) / kChunk;
+    b.shape({{"tensors", int64_t(sizes.size())}, {"parameters", n}});
+  }
+  int64_t number_of_elements() const {
+    int64_t all = 0;
+    for (const int64_t size : sizes) all += size;
+    return all;
+  }
+  std::vector<int64_t> sizes;
+  int64_t n, chunks = 0;
+  Array<float> p, g, m, second;
+  Array<double> numbers;
+  Array<int64_t> step;
+  Array<OptimizedTensor<float>> list;
+};
+
+void adamw(Bench& b, const Vit& v) {
+  Problem o(b, v);
+  of_time(b, adamw, float)([&](const auto& f) {
+    AdamWStep s;
+    s.learning_rate = o.numbers.data();
+    s.gradient_scale = o.numbers.data() + 1;
+    s.step = o.step.data();
+    f(o.list.data(), o.list.size(), o.chunks, s);
+  });
+  b.memcpy_peer();
+  b.expect(o.p, o.n, [&](int64_t i) -> Expected {
+    const double g = kScale * o.g[i], t = o.step[0];
+    const double m = 0.9 * o.m[i] + 0.1 * g, second = 0.999 * o.second[i] + 0.001 * g * g;
+    const double root = std::sqrt(second / (1 - std::pow(0.999, t)));
+    const double move = kRate * m / (1 - std::pow(0.9, t)) / (root + 1e-8);
+    return {o.p[i] * (1 - kRate * kDecay) - move, epsilon<float> * (2 + 8 * kRate)};
+  });
+  b.measure();
+}
+
+void sgd(Bench& b, const Vit& v) {
+  Problem o(b, v);
+  of_time(b, sgd, float)([&](const auto& f) {
+    SgdStep s;
+    s.learning_rate = o.numbers.data();
+    s.gradient_scale = o.numbers.data() + 1;
+    f(o.list.data(), o.list.size(), o.chunks, s);
+  });
+  b.memcpy_peer();
+  b.expect(o.p, o.n, [&](int64_t i) -> Expected {
+    const double m = 0.9 * o.m[i] + kScale * o.g[i] + kDecay * o.p[i];
+    return {o.p[i] - kRate * m, epsilon<float> * (2 + 8 * kRate)};
+  });
+  b.measure();
+}
+
+const bool registered =
+    on_every_vit("optimizer/adamw", adamw) && on_every_vit("optimizer/sgd", sgd);
+
+}  // namespace
+}  // namespace orthofed::bench
