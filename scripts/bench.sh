@@ -61,7 +61,7 @@ begin=$SECONDS failed=0 seconds=0.1
 for i in "${!names[@]}"; do
   echo "== ${names[i]} ($((i + 1)) of ${#names[@]}, $((SECONDS - begin)) s so far)"
   build/release/bin/"${names[i]}" --json "$kernels" --seconds "$seconds" \
-    --benchmark_filter="${filter:-/cpu/}" 2>/dev/null || failed=1
+    --benchmark_filter="${filter:-/cpu/}" 2>build/bench.log || { failed=1; tail -n 3 build/bench.log; }
 done
 echo "$(wc -l <"$kernels") records in $kernels"
 

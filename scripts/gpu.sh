@@ -219,9 +219,11 @@ stage_bench() {
   start_stage
   mapfile -t names < <(benches)
   need_programs "${names[@]}"
+  rm -f "$out/kernels.jsonl" # what bench/report.py reads
   for name in "${names[@]}"; do
     "$bin/$name" --benchmark_list_tests 2>/dev/null | grep -q /cuda || continue # has none for a GPU
-    run "$work/$name" "$bin/$name" --benchmark_filter=/cuda --benchmark_format=csv
+    OF_BENCH_JSON=$out/kernels.jsonl OF_COMMIT=$of_commit \
+      run "$work/$name" "$bin/$name" --benchmark_filter=/cuda --benchmark_format=csv
     status=$? ok=yes
     ((status == 0)) || ok=no
     clocks=$(nvidia-smi --query-gpu=clocks.sm,power.draw --format=csv,noheader,nounits 2>/dev/null | head -n 1)
