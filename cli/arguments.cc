@@ -193,6 +193,12 @@ void Parser::add(const Commands& c) {
             watch_flags(app);
             config_file(app, o.config, o.set);
             output_folder(app, o.out);
+            app.add_flag("--profile{5}", o.profile,
+                         "Measure where the time of a step goes, over 5 steps or --profile=STEPS, "
+                         "after 3 to warm up: prints a table and writes DIR/trace.json")
+                ->check(CLI::Range(1, 1000))
+                ->excludes("--check-finite")
+                ->excludes("--shadow");
           });
   command("eval", "Compute metrics of adapters on test images",
           "orthofed eval configs/wbc_sites.toml --client bccd "

@@ -48,6 +48,7 @@ struct TrainOptions {
   std::string config;
   std::vector<std::string> set;
   std::string out;
+  int64_t profile = 0;  // steps to measure; 0: none
 };
 
 // Metrics of trained adapters on a site's test images.

@@ -68,11 +68,14 @@ FederationResult in_processes(const RunConfig& config, const InitialState& start
 }
 
 FederationResult in_one_place(const RunConfig& config, const std::string& folder,
-                              Terminal& terminal, const std::string& label) {
+                              Terminal& terminal, const std::string& label,
+                              const std::shared_ptr<Profile>& profile) {
   SiteProgress progress(terminal, label.empty() ? config.method : label);
+  SiteTrainer::Callbacks callbacks = progress.callbacks();
+  callbacks.profile = profile;
   MetricsLog log(folder + "/metrics.jsonl");
   FederationResult result = run_alone(
-      config, config.data.client, folder, progress.callbacks(),
+      config, config.data.client, folder, callbacks,
       [&](int64_t t, int64_t rounds) { progress.round(t, rounds); },
       [&](int64_t t, const RoundReport& r) {
         ClientRound line;
@@ -96,11 +99,12 @@ void require_images_of_every_client(const RunConfig& config) {
 }  // namespace
 
 LocalRun run_here(const RunConfig& config, const std::string& folder, bool in_process,
-                  Terminal& terminal, const std::string& label) {
+                  Terminal& terminal, const std::string& label,
+                  const std::shared_ptr<Profile>& profile) {
   write_file(folder + "/config.toml", config_toml(config));
   const InitialState start = initial_state(config);
   if (config.method == "pooled" || (config.method == "local" && !config.data.client.empty()))
-    return {start.agreement, in_one_place(config, folder, terminal, label)};
+    return {start.agreement, in_one_place(config, folder, terminal, label, profile)};
   require_images_of_every_client(config);
   FederationView view(terminal, config, folder, label);
   return {start.agreement, in_process ? in_threads(config, start, folder, terminal, view)

@@ -88,7 +88,8 @@ SiteTrainer::Callbacks SiteProgress::callbacks() {
   return {
       .decoding = [this](int64_t done, int64_t total) { show("decoding", done, total, "images"); },
       .skipped = [this](const std::vector<BadImage>& bad) { warn_skipped(terminal_, bad, who_); },
-      .step = [this](int64_t done, int64_t total, double) { show(label_, done, total, "images"); }};
+      .step = [this](int64_t done, int64_t total, double) { show(label_, done, total, "images"); },
+      .profile = nullptr};
 }
 
 void SiteProgress::round(int64_t round, int64_t rounds) {

@@ -8,6 +8,7 @@
 #include "engine/data/loader.h"
 #include "engine/ops/cross_entropy.h"
 #include "engine/ops/residual.h"
+#include "engine/tensor/profile.h"
 #include "kernels/core/philox.h"
 
 namespace orthofed {
@@ -211,19 +212,26 @@ StepResult FineTuner::gradients(const std::vector<const Batch*>& micro_batches, 
     FeaturesPenalty features =
         penalties_->features(ramp * weight, batch->valid * model_->config.tokens());
     Tape tape;
-    const Var f = model_->features(tape, batch->patches.on(scope.device()), batch->labels.size(),
-                                   features_wanted ? &features : nullptr);
-    const Var z = head_logits(tape, f, personal_active);
-    const Var loss = cross_entropy(tape, z, batch->labels.on(scope.device()),
-                                   batch->weights.to(sums).on(scope.device()), class_weights_,
-                                   prior_, loss_options);
+    Var loss;
+    {
+      const Span span("forward");
+      const Var f = model_->features(tape, batch->patches.on(scope.device()), batch->labels.size(),
+                                     features_wanted ? &features : nullptr);
+      const Var z = head_logits(tape, f, personal_active);
+      loss = cross_entropy(tape, z, batch->labels.on(scope.device()),
+                           batch->weights.to(sums).on(scope.device()), class_weights_, prior_,
+                           loss_options);
+    }
     const double ce = loss.value().item();
     if (!std::isfinite(ce))
       throw Error(
           fmt::format("the loss is {} at step {}: training has diverged; a smaller train.lr "
                       "helps",
                       ce, index));
-    tape.backward(loss, weight);
+    {
+      const Span span("backward");
+      tape.backward(loss, weight);
+    }
     result.ce += weight * ce;
     result.images += batch->valid;
     if (features.layers > 0) features_sum += weight * features.sum / double(features.layers);
@@ -232,7 +240,10 @@ StepResult FineTuner::gradients(const std::vector<const Batch*>& micro_batches, 
   const double images = double(result.images);
   result.ce /= images;
   result.loss = result.ce;
-  if (penalised) result.loss += ramp * penalties_->apply(ramp * images);
+  if (penalised) {
+    const Span span("penalties");
+    result.loss += ramp * penalties_->apply(ramp * images);
+  }
   if (features_wanted) {
     last_features_ = features_sum / images;
     features_measured_ = true;
@@ -256,6 +267,7 @@ StepResult FineTuner::step(const std::vector<const Batch*>& micro_batches, doubl
   const TrainConfig& train = options_.train;
   const double factor = schedule_factor(
       train.schedule == "cosine" ? Schedule::cosine : Schedule::constant, train.warmup, progress);
+  const Span span("optimizer");
   result.norm = optimizer_.step(groups, train.lr * factor, 1 / double(result.images));
   return result;
 }

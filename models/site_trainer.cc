@@ -9,6 +9,7 @@
 #include "engine/data/loader.h"
 #include "engine/io/files.h"
 #include "engine/io/safetensors.h"
+#include "engine/tensor/profile.h"
 #include "kernels/core/parallel.h"
 #include "kernels/softmax/softmax.h"
 
@@ -121,6 +122,7 @@ RoundReport SiteTrainer::train_epochs(int64_t first_epoch, int64_t epochs, int64
       counted = 0;
       const Batch* batch = loader.next();
       while (batch != nullptr && done + counted < total) {
+        if (callbacks_.profile != nullptr) callbacks_.profile->step();
         std::vector<Batch> kept;
         std::vector<const Batch*> micro = {batch};
         if (accumulate > 1) {
@@ -143,11 +145,13 @@ RoundReport SiteTrainer::train_epochs(int64_t first_epoch, int64_t epochs, int64
         ++report.steps;
         ++counted;
         if (callbacks_.step) callbacks_.step(images, images_total, r.loss);
+        const Span waiting("wait for images", Profile::Kind::work);
         batch = loader.next();
       }
     }
     done += counted;
   }
+  if (callbacks_.profile != nullptr) callbacks_.profile->finish();
   report.seconds = std::chrono::duration<double>(Clock::now() - begin).count();
   report.loss = report.steps > 0 ? loss / double(report.steps) : 0;
   report.images_per_second = report.seconds > 0 ? double(images) / report.seconds : 0;

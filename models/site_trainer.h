@@ -13,6 +13,8 @@
 
 namespace orthofed {
 
+class Profile;  // engine/tensor/profile.h
+
 // Scores of images: everything a metric needs.
 struct Scores {
   std::vector<int32_t> labels;       // [n]
@@ -38,6 +40,7 @@ class SiteTrainer {
     Progress decoding;                                          // images decoded
     std::function<void(const std::vector<BadImage>&)> skipped;  // once, if there are any
     std::function<void(int64_t, int64_t, double)> step;         // images done, in the round, loss
+    std::shared_ptr<Profile> profile;                           // sees every step; null: none
   };
 
   // client: whose images (empty: everybody's, for `pooled`). state_dir: where personal state is

@@ -2,6 +2,7 @@
 
 #include <fmt/core.h>
 
+#include "engine/tensor/profile.h"
 #include "engine/tensor/watch.h"
 #include "kernels/lora/lora.h"
 #include "kernels/residual/residual.h"
@@ -46,6 +47,9 @@ void Linear::product(const Tensor& x, const Tensor& y) const {
           const Tensor w = weight.value().to(compute_);
           p->forward = {w.data<T>(), w.pitch(), Op::transpose, in(), out()};
         }
+        const Span span("packed_matmul", Profile::Kind::work,
+                        cost::packed_matmul<T, T>(x.data<T>(), y.data<T>(), b, false,
+                                                  {.m = x.rows(), .n = out(), .k = in()}));
         p->forward.multiply(x.data<T>(), x.pitch(), y.data<T>(), y.pitch(), b, false, x.rows());
       }
       return;
@@ -70,6 +74,9 @@ void Linear::product_transposed(const Tensor& dy, const Tensor& dx) const {
           const Tensor w = weight.value().to(compute_);
           p->backward = {w.data<T>(), w.pitch(), Op::none, out(), in()};
         }
+        const Span span("packed_matmul", Profile::Kind::work,
+                        cost::packed_matmul<T, T>(dy.data<T>(), dx.data<T>(), nullptr, false,
+                                                  {.m = dy.rows(), .n = in(), .k = out()}));
         p->backward.multiply(dy.data<T>(), dy.pitch(), dx.data<T>(), dx.pitch(), nullptr, false,
                              dy.rows());
       }
@@ -105,6 +112,7 @@ std::vector<Linear::Column> Linear::stack() const {
 Tensor Linear::forward(const Tensor& x, Saved* saved) const {
   OF_CHECK(x.cols() == in(), fmt::format("{} inputs expected, {} given", in(), x.cols()));
   if (queue().watch != nullptr) set_watched_layer(weight.name());
+  const Span layer(weight.name(), Profile::Kind::part);
   Tensor y = Tensor::empty({x.rows(), out()}, compute_);
   product(x, y);
 
@@ -159,6 +167,7 @@ Tensor Linear::backward(const Tensor& dy, const Saved& saved, bool need_dx,
                         FeaturesPenalty* features) const {
   const Tensor& x = saved.x;
   if (queue().watch != nullptr) set_watched_layer(weight.name());
+  const Span layer(weight.name(), Profile::Kind::part);
   Tensor dx;
   if (need_dx) {
     dx = Tensor::empty({x.rows(), in()}, compute_);

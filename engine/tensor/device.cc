@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "engine/tensor/allocator.h"
+#include "engine/tensor/profile.h"
 #include "engine/tensor/watch.h"
 #include "kernels/core/cuda_device.h"
 #include "kernels/core/parallel.h"
@@ -55,6 +56,10 @@ const Queue& queue_on(Device device) {
   return mine().queues[int(device)];
 }
 
+void watch_calls(Watch* watch) {
+  for (Queue& q : mine().queues) q.watch = watch;
+}
+
 const Queue& queue_with_scratch(size_t bytes) {
   ThreadDevices& m = mine();
   if (m.current != Device::cpu) {
@@ -94,6 +99,7 @@ OnDevice::~OnDevice() {
 void copy_rows(void* to, Device to_device, size_t to_pitch, const void* from, Device from_device,
                size_t from_pitch, size_t width, size_t rows) {
   if (width == 0 || rows == 0) return;
+  const Span span("copy", Profile::Kind::work, {0, 2.0 * double(width) * double(rows)});
 #ifdef OF_HAVE_CUDA
   if (to_device == Device::cuda || from_device == Device::cuda)
     return cuda::copy_rows(to, to_pitch, from, from_pitch, width, rows,
@@ -113,6 +119,7 @@ void copy_rows(void* to, Device to_device, size_t to_pitch, const void* from, De
 }
 
 void zero_rows(void* data, Device device, size_t pitch, size_t width, size_t rows) {
+  const Span span("zero", Profile::Kind::work, {0, double(width) * double(rows)});
 #ifdef OF_HAVE_CUDA
   if (device == Device::cuda)
     return cuda::zero_rows(data, pitch, width, rows, mine().queues[int(Device::cuda)].cuda);

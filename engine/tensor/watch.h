@@ -22,6 +22,10 @@ bool finite_check_asked();
 std::unique_ptr<Watch> make_shadow(const Queue& queue);
 std::unique_ptr<Watch> make_finite_check(const Queue& queue);
 
+// Has `watch` look at every kernel call of the calling thread from here on, instead of whoever did;
+// null: nobody.
+void watch_calls(Watch* watch);
+
 // What the calling thread is computing, for the message: "blocks.3.attn.qkv.weight".
 void set_watched_layer(const std::string& name);
 

@@ -278,6 +278,40 @@ TEST_F(Commands, TheEmulatedDevicePredictsAndScores) {
          {"--shadow", "simt"});
 }
 
+// --profile looks and touches nothing; its trace holds slices that lie within each other.
+TEST_F(Commands, AProfiledRunTrainsTheSameAdapter) {
+  const Words train = {"train", world().config, "--set", "data.client=a", "--out"};
+  succeed_quietly(with(train, {at("plain")}));
+  const auto profiled = ended(with(train, {at("profiled"), "--profile=4"}));
+  ASSERT_EQ(profiled->status(), 0) << profiled->err();
+  for (const char* part : {"packed_matmul", "attention_backward", "adamw", "between kernels",
+                           "mean of 4 steps on device cpu"})
+    EXPECT_NE(profiled->out().find(part), std::string::npos) << profiled->out();
+  const std::string adapter = "/personal_adapter.safetensors";
+  EXPECT_EQ(contents(at("plain" + adapter)), contents(at("profiled" + adapter)));
+  EXPECT_FALSE(fs::exists(at("plain/trace.json")));
+
+  const json trace = json::parse(contents(at("profiled/trace.json")), nullptr, false);
+  ASSERT_TRUE(trace.is_object());
+  std::vector<double> ends;  // of the slices that are open
+  int64_t steps = 0;
+  for (const json& slice : trace.at("traceEvents")) {
+    const double begin = slice.at("ts"), end = begin + double(slice.at("dur"));
+    while (!ends.empty() && ends.back() <= begin + 1e-4) ends.pop_back();
+    EXPECT_TRUE(ends.empty() || end <= ends.back() + 1e-3) << slice;  // us, in doubles
+    ends.push_back(end);
+    steps += slice.at("name") == "step";
+    if (slice.at("name") == "gelu_forward") {
+      EXPECT_EQ(slice.at("args").at("flops"), 45 * 20 * 24);  // 4 images of 5 tokens
+    }
+  }
+  EXPECT_EQ(steps, 4);
+
+  refuse_without_traces({"train", world().config, "--profile=0"}, {"--profile"});
+  refuse_without_traces({"train", world().config, "--profile=few"}, {"few"});
+  refuse_without_traces({"train", world().config, "--profile", "--check-finite"}, {"--profile"});
+}
+
 // configs/demo.toml as the demo runs it (processes, the demo's geometry), only smaller: one step of
 // SGD, whose result does not amplify the order of a sum, at two sites on an untrained base.
 TEST_F(Commands, TheDemosFederationRunsOnTheEmulatedDevice) {

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/tensor/profile.h"
 #include "engine/tensor/tensor.h"
 #include "kernels/simt/memory.h"
 
@@ -128,6 +129,65 @@ TEST_F(WatchTest, ArgumentsWithPointersInsideAreLeftAlone) {
   EXPECT_EQ(cpu_calls, 0);
   EXPECT_NE(message_of([&] { of_on(q, set_listed, float, int)(1, y.data<float>()); }), "");
   EXPECT_EQ(cpu_calls, 1);
+}
+
+// Two steps after those that warm up: each with a layer, a call in it, a call outside, and a span.
+TEST_F(WatchTest, ProfileRowsAddUpToTheStep) {
+  const OnDevice scope(Device::simt);
+  const Tensor x = Tensor::full({5}, DType::f32, 1), y = Tensor::full({8}, DType::f32, 7);
+  const auto call = [&] {
+    of_on(queue(), twice, float)(x.data<float>(), y.data<float>(), int64_t{5}, 0.0);
+  };
+  Profile profile(queue(), Ceilings{1e9, 1e9}, 2);
+  EXPECT_EQ(profiling(), nullptr);
+  for (int64_t step = 0; step < Profile::kWarmUp + 4; ++step) {
+    profile.step();
+    EXPECT_EQ(profiling() != nullptr, step == Profile::kWarmUp || step == Profile::kWarmUp + 1);
+    {
+      const Span forward("forward");
+      const Span layer("blocks.3.attn.\"qkv\".weight", Profile::Kind::part);
+      call();
+      call();
+    }
+    const Span copy("copying", Profile::Kind::work, {0, 100});
+    if (step > Profile::kWarmUp) call();  // a call within work is not counted twice
+  }
+  profile.finish();
+  EXPECT_EQ(queue().watch, nullptr);
+  EXPECT_EQ(profile.steps(), 2);
+
+  const std::vector<Profile::Row> rows = profile.rows();
+  ASSERT_EQ(rows.size(), 4u);
+  EXPECT_EQ(rows.back().name, "between kernels");
+  double sum = 0;
+  for (const Profile::Row& r : rows) {
+    sum += r.seconds;
+    EXPECT_GE(r.seconds, 0) << r.name;
+    if (r.name == "twice" && !r.where.starts_with("forward")) {
+      EXPECT_EQ(r.calls, 0.5);
+    }
+    if (r.name == "copying") {
+      EXPECT_EQ(r.cost.bytes, 100);
+    }
+    if (r.where != "forward attn.\"qkv\"") continue;
+    EXPECT_EQ(r.calls, 2);
+    EXPECT_EQ(r.cost.flops, 10);
+    EXPECT_EQ(r.cost.bytes, 80);
+  }
+  EXPECT_NEAR(sum, profile.step_seconds(), 1e-9);
+  EXPECT_NE(profile.trace_json().find("attn.\\\"qkv\\\""), std::string::npos);
+  EXPECT_NE(profile.trace_json().find("\"sizes\": \"5 0\", \"flops\": 5, \"bytes\": 40"),
+            std::string::npos)
+      << profile.trace_json();
+}
+
+TEST_F(WatchTest, CeilingsArePositiveAndBoundACost) {
+  const OnDevice scope(Device::simt);
+  const Ceilings c = measure_ceilings(DType::f32);
+  EXPECT_GT(c.bytes, 0);
+  EXPECT_GT(c.flops, 0);
+  EXPECT_EQ((Ceilings{4, 2}.seconds({8, 1})), 2);
+  EXPECT_EQ((Ceilings{4, 2}.seconds({1, 8})), 4);
 }
 
 }  // namespace
