@@ -129,6 +129,7 @@ TEST_F(Federation, SameSeedGivesTheSameBitsInWhateverOrderClientsAnswer) {
 TEST_F(Federation, TheEmulatedDeviceTrainsAsTheCpuDoes) {
   config.train.optimizer = "sgd";
   config.train.lr = 0.05;
+  config.rounds = 1;
   RunConfig emulated = config;
   emulated.device = "simt";
   const Run want = run(config, "cpu"), got = run(emulated, "simt"), again = run(emulated, "again");
