@@ -2,14 +2,18 @@
 //
 //   theta^{t+1} = sum_i w_i theta_i / sum_i w_i      w_i = n_i (samples) or 1 (uniform)
 //
-// Summed in double in the order of the clients' names and rounded once to f32, so that the result
-// does not depend on who answered first. With w_i < 2^29 each product is exact in double.
+// A client's tensors are added as they arrive and are not kept, so memory does not grow with the
+// number of clients. The sum is exact, and therefore the same in whatever order they come: each
+// element is a fixed-point number wide enough for every product of a float and a weight (Kulisch,
+// "Computer Arithmetic and Validity", 2008), 80 bytes of it, rounded once at the end.
 // McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data",
 // 2017.
 #pragma once
+#include <array>
 #include <cstdint>
 #include <map>
 #include <string>
+#include <vector>
 
 #include "engine/tensor/tensor_map.h"
 
@@ -18,13 +22,37 @@ namespace orthofed {
 enum class Weighting { samples, uniform };
 Weighting parse_weighting(const std::string& text);  // UserError names the two
 
-struct Contribution {
-  TensorMap tensors;    // f32; every contribution has the same names and shapes
-  int64_t samples = 0;  // n_i
+// A sum of products of integers and floats, without any rounding. Digit i counts in 2^(32 i - 149):
+// 2^-149 is the smallest float. Carries stay in the digits' upper halves until value() moves them,
+// so 2^31 products fit.
+class ExactSum {
+ public:
+  // weight in [0, 2^39), x finite
+  void add(int64_t weight, float x);
+  double value() const;  // within 2^-52 of the sum, relative; the sum itself where a double can be
+
+ private:
+  // The top bit of the largest product is 2^(127 + 39), 316 above the lowest digit's.
+  std::array<int64_t, 10> digits_{};
 };
 
-// New tensors; empty where the contributions have none. At least one contribution, and at least one
-// sample where they are the weights.
-TensorMap average(const std::map<std::string, Contribution>& by_client, Weighting weighting);
+class Average {
+ public:
+  explicit Average(Weighting weighting) : weighting_(weighting) {}
+
+  // tensors: f32, finite, the same names and shapes at every call. samples in [0, 2^39).
+  void add(const TensorMap& tensors, int64_t samples);
+  // New tensors, f32. At least one call of add, and at least one sample where they are the weights.
+  TensorMap result() const;
+
+ private:
+  struct Sum {
+    Shape shape;
+    std::vector<ExactSum> elements;
+  };
+  Weighting weighting_;
+  int64_t clients_ = 0, total_ = 0;
+  std::map<std::string, Sum> sums_;
+};
 
 }  // namespace orthofed

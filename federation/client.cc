@@ -72,7 +72,8 @@ class Client {
     if (!welcome) unexpected(frame);
     welcome_ = *welcome;
     check(welcome_.settings);
-    network_.admit(connection_, size_t(options_.max_frame_mb) << 20);
+    // The server takes a few updates at a time; it gives all of them this long.
+    network_.admit(connection_, size_t(options_.max_frame_mb) << 20, welcome_.answer_seconds);
     observer_.joined(welcome_.rounds);
   }
 

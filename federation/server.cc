@@ -142,10 +142,10 @@ class Server {
     observer_.round_started(round_, config_.rounds);
     const bool evaluate = config_.federation.evaluate_every_round && round_ > 0;
     for (auto& [name, member] : members_) member.owes_evaluation = evaluate;
-    updates_.clear();
+    sum_ = Average(weighting_);
     broadcast(Round{round_, evaluate, theta_});
     await_answers();
-    theta_ = average(updates_, weighting_);
+    theta_ = sum_.result();
     observer_.round_aggregated(round_, theta_);
   }
 
@@ -370,7 +370,7 @@ class Server {
       fail(client, unexpected(frame));
     check_round(client, update.round, frame);
     member.answered = true;
-    updates_[client] = {update.tensors, update.samples};
+    sum_.add(update.tensors, update.samples);
 
     member.result.samples = update.samples;
     if (update.report) member.rates.push_back(update.report->images_per_second);
@@ -411,10 +411,10 @@ class Server {
 
   Phase phase_ = Phase::joining;
   int64_t round_ = 0;
-  TensorMap theta_;                              // theta^round
-  std::map<std::string, Contribution> updates_;  // of this round, by client
-  std::map<std::string, Member> members_;        // by client
-  std::map<int64_t, std::string> peers_;         // connection -> address
+  TensorMap theta_;                        // theta^round
+  Average sum_{weighting_};                // of this round's updates so far
+  std::map<std::string, Member> members_;  // by client
+  std::map<int64_t, std::string> peers_;   // connection -> address
   Clock::time_point join_deadline_, asked_at_;
   int64_t broadcast_bytes_ = 0;
   Transport network_;  // last: it is closed before the rest goes

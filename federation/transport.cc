@@ -50,10 +50,12 @@ struct Link {
   Clock::time_point read_deadline = kNever, write_deadline = kNever, close_deadline = kNever;
   std::deque<SharedBytes> outbox;
   size_t max_tensor_bytes = 0;
+  double write_seconds = 0;  // longest pause of a write; 0: stall_seconds
   bool admitted = false;
   bool first_frame = true;  // not yet received: read_deadline stands and does not move
   bool taken = true;        // the owner has taken the last event, the next frame may be read
   bool closing = false;     // the owner has closed
+  bool has_body = false;    // its tensor section is one of Impl::bodies
 };
 using LinkPtr = std::shared_ptr<Link>;
 
@@ -114,6 +116,8 @@ struct Transport::Impl {
   };
   std::shared_ptr<Connecting> connecting;
   int64_t next_id = 1;
+  int bodies = 0;               // links that have_body
+  std::deque<LinkPtr> in_line;  // for a body
   bool stopping = false;
 
   // Shared with the owner.
@@ -190,6 +194,10 @@ struct Transport::Impl {
     if (value < link.watch.expiry()) link.watch.cancel();
   }
 
+  double write_seconds(const Link& link) const {
+    return link.write_seconds > 0 ? link.write_seconds : options.stall_seconds;
+  }
+
   static asio::awaitable<void> changed_or_expired(asio::steady_timer& timer) {
     asio::error_code cancelled;
     co_await timer.async_wait(asio::redirect_error(use_awaitable, cancelled));
@@ -207,7 +215,7 @@ struct Transport::Impl {
                  ? fmt::format("no complete first frame within {} s", options.handshake_seconds)
                  : fmt::format("stalled for {} s inside a frame", options.stall_seconds));
       } else if (link->write_deadline <= now) {
-        drop(link, fmt::format("takes no data for {} s", options.stall_seconds));
+        drop(link, fmt::format("takes no data for {} s", write_seconds(*link)));
       } else {
         link->watch.expires_at(
             std::min({link->read_deadline, link->write_deadline, link->close_deadline}));
@@ -234,6 +242,27 @@ struct Transport::Impl {
     }
   }
 
+  // Waits until fewer than max_bodies tensor sections are in memory: first come, first served.
+  asio::awaitable<void> take_body(LinkPtr link) {
+    link->read_deadline = kNever;  // the peer cannot help it
+    in_line.push_back(link);
+    while (link->socket.is_open() && !(in_line.front() == link && bodies < options.max_bodies))
+      co_await changed_or_expired(link->reader);
+    std::erase(in_line, link);
+    ++bodies;
+    link->has_body = true;
+    next_in_line();
+  }
+  void release_body(const LinkPtr& link) {
+    if (!link->has_body) return;
+    link->has_body = false;
+    --bodies;
+    next_in_line();
+  }
+  void next_in_line() {
+    if (!in_line.empty()) in_line.front()->reader.cancel();
+  }
+
   asio::awaitable<Frame> read_frame(LinkPtr link) {
     std::array<std::byte, kHeaderBytes> bytes;
     for (size_t filled = 0; filled < kHeaderBytes;)
@@ -242,6 +271,7 @@ struct Transport::Impl {
     Frame frame;
     frame.type = header.type;
     co_await read_section(link, frame.manifest, header.manifest_bytes);
+    if (header.tensor_bytes > 0) co_await take_body(link);
     co_await read_section(link, frame.tensors, header.tensor_bytes);
     verify_digest(bytes, frame, link->peer);
     link->first_frame = false;
@@ -285,6 +315,7 @@ struct Transport::Impl {
     } catch (const std::exception& e) {
       why = e.what();
     }
+    release_body(link);
     drop(link, why);
   }
 
@@ -304,7 +335,7 @@ struct Transport::Impl {
         const SharedBytes frame = std::move(link->outbox.front());
         link->outbox.pop_front();
         for (size_t sent = 0; sent < frame->size();) {
-          set_deadline(*link, link->write_deadline, after(options.stall_seconds));
+          set_deadline(*link, link->write_deadline, after(write_seconds(*link)));
           sent += co_await link->socket.async_write_some(
               asio::buffer(frame->data() + sent, std::min(kChunk, frame->size() - sent)),
               use_awaitable);
@@ -437,10 +468,15 @@ int64_t Transport::connect(const std::string& address, Clock::time_point deadlin
 }
 
 void Transport::admit(int64_t connection, size_t max_tensor_bytes) {
-  asio::post(impl_->io, [this, connection, max_tensor_bytes] {
+  admit(connection, max_tensor_bytes, 0);
+}
+
+void Transport::admit(int64_t connection, size_t max_tensor_bytes, double write_seconds) {
+  asio::post(impl_->io, [this, connection, max_tensor_bytes, write_seconds] {
     if (const LinkPtr link = impl_->find(connection)) {
       link->admitted = true;
       link->max_tensor_bytes = max_tensor_bytes;
+      link->write_seconds = write_seconds;
       link->reader.cancel();
     }
   });
@@ -475,6 +511,7 @@ std::optional<Event> Transport::wait(Clock::time_point deadline, std::stop_token
     asio::post(impl_->io, [this, connection = event.connection] {
       if (const LinkPtr link = impl_->find(connection)) {
         link->taken = true;
+        impl_->release_body(link);
         link->reader.cancel();
       }
     });

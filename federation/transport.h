@@ -4,9 +4,10 @@
 // while its socket stays served.
 //
 // What a peer can do to us is bounded: a header is checked before its body is allocated, memory
-// grows with the bytes that have arrived, at most one frame per connection waits in the queue, a
-// frame that has begun must keep moving (stall_seconds), a new connection must deliver its first
-// frame within handshake_seconds, and at most max_pending connections may be that new.
+// grows with the bytes that have arrived, at most one frame per connection waits in the queue, at
+// most max_bodies of them have tensors (the others' senders wait), a frame that has begun must keep
+// moving (stall_seconds), a new connection must deliver its first frame within handshake_seconds,
+// and at most max_pending connections may be that new.
 #pragma once
 #include <chrono>
 #include <cstdint>
@@ -35,6 +36,7 @@ struct TransportOptions {
   double stall_seconds = 30;      // longest pause inside a frame, reading or writing
   double linger_seconds = 2;      // after close(): for the peer to read what was sent last
   int max_pending = 64;           // connections that are not admitted (yet)
+  int max_bodies = 16;            // tensor sections in memory, arriving or not yet taken
 };
 
 struct Event {
@@ -67,8 +69,10 @@ class Transport {
   int64_t connect(const std::string& address, Clock::time_point deadline, std::stop_token stop);
 
   // The peer takes part: it may send more than its first frame, with tensor sections up to this
-  // size. For the side that connected, too.
+  // size. For the side that connected, too. A client writes with more patience than stall_seconds:
+  // its update waits in line where the server has max_bodies others.
   void admit(int64_t connection, size_t max_tensor_bytes);
+  void admit(int64_t connection, size_t max_tensor_bytes, double write_seconds);
 
   // Queues a frame; a broadcast shares one buffer. Failure to deliver it shows as a closed event.
   void send(int64_t connection, SharedBytes frame);

@@ -2,12 +2,24 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <random>
 
 namespace orthofed {
 namespace {
+
+struct Contribution {
+  TensorMap tensors;
+  int64_t samples = 0;
+};
+
+TensorMap average(const std::map<std::string, Contribution>& by_client, Weighting weighting) {
+  Average sum(weighting);
+  for (const auto& [client, c] : by_client) sum.add(c.tensors, c.samples);
+  return sum.result();
+}
 
 Tensor vector_of(std::vector<float> values) {
   const Shape shape{int64_t(values.size())};
@@ -69,6 +81,39 @@ TEST(Average, AgreesWithDoubleOnRandomInputs) {
   }
 }
 
+// Whatever the order, and whatever cancels: with doubles 1e30 + 1 - 1e30 depends on it.
+TEST(Average, DoesNotDependOnTheOrder) {
+  std::vector<std::pair<float, int64_t>> parts = {{1e30f, 1},  {-1e30f, 1},       {3, 5},
+                                                  {1e-45f, 7}, {-3e38f, 1 << 29}, {3e38f, 1 << 29}};
+  std::mt19937 random(11);
+  std::normal_distribution<float> normal;
+  for (int i = 0; i < 200; ++i) {
+    const float x = std::ldexp(normal(random), int(random() % 200) - 100);
+    parts.emplace_back(x, int64_t(random() % 100000));
+    parts.emplace_back(-x, parts.back().second);
+  }
+  for (int trial = 0; trial < 5; ++trial) {
+    std::shuffle(parts.begin(), parts.end(), random);
+    ExactSum sum;
+    for (const auto& [x, weight] : parts) sum.add(weight, x);
+    EXPECT_EQ(sum.value(), 15 + 7 * std::ldexp(1.0, -149)) << "trial " << trial;
+    sum.add(5, -3.0f);
+    EXPECT_EQ(sum.value(), 7 * std::ldexp(1.0, -149));
+    sum.add(8, -std::ldexp(1.0f, -149));
+    EXPECT_EQ(sum.value(), -std::ldexp(1.0, -149));
+  }
+}
+
+TEST(Average, HoldsTheLargestProducts) {
+  const int64_t most = (int64_t{1} << 39) - 1;
+  ExactSum sum;
+  for (int i = 0; i < 1000; ++i) sum.add(most, std::numeric_limits<float>::max());
+  const double want = 1000 * double(most) * double(std::numeric_limits<float>::max());
+  EXPECT_TRUE(std::fabs(sum.value() - want) <= 0x1p-50 * want);
+  for (int i = 0; i < 2000; ++i) sum.add(most, std::numeric_limits<float>::lowest());
+  EXPECT_TRUE(std::fabs(sum.value() + want) <= 0x1p-50 * want);
+}
+
 TEST(Average, OfEmptyMapsIsEmpty) {
   EXPECT_TRUE(average({{"a", {{}, 3}}, {"b", {{}, 2}}}, Weighting::samples).empty());
 }
@@ -90,6 +135,7 @@ TEST(Average, RefusesWhatDoesNotFitTogether) {
   EXPECT_THROW(average({{"a", one}, {"b", {{{"x", vector_of({1, 2})}}, 1}}}, Weighting::samples),
                Error);
   EXPECT_THROW(average({{"a", one}, {"b", {{}, 1}}}, Weighting::samples), Error);
+  EXPECT_THROW(average({{"a", {{{"x", vector_of({INFINITY})}}, 1}}}, Weighting::samples), Error);
   EXPECT_THROW(parse_weighting("median"), UserError);
 }
 

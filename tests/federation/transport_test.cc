@@ -104,6 +104,41 @@ TEST_F(TransportTest, APeerThatDoesNotReadIsCutOff) {
   EXPECT_SAYS(expect(server, Kind::closed).detail, "takes no data for 0.3 s");
 }
 
+// With room for one tensor section, the others' senders wait until the owner has taken it: one with
+// less patience than that goes, one with more is served.
+TEST_F(TransportTest, TensorSectionsComeOneAfterAnother) {
+  TransportOptions options = quick_transport();
+  options.max_bodies = 1;
+  Transport server(options);
+  options.stall_seconds = 0.5;
+  Transport first(options), impatient(options), patient(options);
+  const std::string address = fmt::format("127.0.0.1:{}", server.listen("127.0.0.1:0"));
+  const auto join = [&](Transport& client, double write_seconds) {
+    const int64_t link = client.connect(address, after(5), {});
+    client.send(link, std::make_shared<const Bytes>(encode(hello_of("a"))));
+    client.admit(link, 1 << 20, write_seconds);
+    const int64_t connection = expect(server, Kind::opened).connection;
+    expect(server, Kind::frame);
+    server.admit(connection, 1 << 26);
+    return std::pair(link, connection);
+  };
+  const auto a = join(first, 20), b = join(impatient, 0), c = join(patient, 20);
+  // More than the sockets' buffers take.
+  const auto update = std::make_shared<const Bytes>(
+      encode(Update{0, 1, std::nullopt, {{"x", Tensor::full({1 << 22}, DType::f32, 1)}}}));
+  first.send(a.first, update);
+  sleep_seconds(0.5);
+  impatient.send(b.first, update);
+  patient.send(c.first, update);
+  EXPECT_SAYS(expect(impatient, Kind::closed).detail, "takes no data for 0.5 s");
+  EXPECT_EQ(expect(server, Kind::frame).connection, a.second);
+  for (int i = 0; i < 2; ++i) {
+    const std::optional<Event> event = next(server);
+    ASSERT_TRUE(event.has_value());
+    EXPECT_EQ(event->kind, event->connection == c.second ? Kind::frame : Kind::closed);
+  }
+}
+
 TEST_F(TransportTest, CrowdsAreTurnedAwayButMembersStay) {
   TransportOptions options = quick_transport();
   options.max_pending = 3;
