@@ -267,6 +267,12 @@ void Parser::add(const Commands& c) {
                 ->check(CLI::IsMember({"general", "personal", "both"}));
             app.add_flag("--concatenate", o.concatenate,
                          "Both adapters as one of rank r_g + r_p instead of two named ones");
+            app.add_option("--transformers", o.transformers,
+                           "For PEFT on a model of Hugging Face's: the major version of "
+                           "transformers, which names the modules")
+                ->type_name("4|5")
+                ->capture_default_str()
+                ->check(CLI::IsMember({4, 5}));
             app.add_option("--client", o.client, "Whose personal adapter")->type_name("NAME");
             base_model(app, o.weights, o.config, "; default: the run's");
             app.add_option("--out", o.out, "Folder to write")->type_name("DIR");

@@ -81,6 +81,7 @@ struct ExportOptions {
   std::string format;                // peft | merged
   std::string adapter;  // general | personal | both; empty: those given, of a run the general one
   bool concatenate = false;     // both as one PEFT adapter instead of two
+  int transformers = 5;         // whose names of modules, for a base from Hugging Face
   std::string client;           // whose personal adapter, of a run
   std::string weights, config;  // the base model; empty: the run's
   std::string out, bundle;      // folders

@@ -116,15 +116,16 @@ PeftOrigin origin_record(const std::string& kind, const AdapterFile& file) {
 }
 
 PeftAdapter peft_adapter(const BaseFile& base, const std::string& kind,
-                         std::span<const AdapterFile> files) {
-  return {module_adapters(base, files), head_of(files), origin_record(kind, files[0])};
+                         std::span<const AdapterFile> files, ModuleNames names) {
+  return {module_adapters(base, files, names), head_of(files), origin_record(kind, files[0])};
 }
 
 // As two named adapters. PEFT has one active classifier: the pair's is in one folder alone, in the
 // personal one where a part of it is personal.
-void save_pair(const std::string& folder, const BaseFile& base, std::span<const AdapterFile> pair) {
-  PeftAdapter general = peft_adapter(base, "general", pair.first(1)),
-              personal = peft_adapter(base, "personal", pair.last(1));
+void save_pair(const std::string& folder, const BaseFile& base, std::span<const AdapterFile> pair,
+               ModuleNames names) {
+  PeftAdapter general = peft_adapter(base, "general", pair.first(1), names),
+              personal = peft_adapter(base, "personal", pair.last(1), names);
   (personal.head ? personal : general).head = head_of(pair);
   if (personal.head) general.head.reset();
   for (const auto& [name, adapter] : {std::pair("general", &general), {"personal", &personal}}) {
@@ -197,13 +198,15 @@ int export_model(const ExportOptions& o) {
         "--bundle: these adapters have no classifier; add the other with --adapter both");
 
   const bool pair = format == "peft" && which == "both" && !o.concatenate;
+  const ModuleNames names =
+      o.transformers == 4 ? ModuleNames::transformers4 : ModuleNames::transformers5;
   AtomicFolder folder(out);
   if (format == "merged")
     save_merged(folder.path(), base, origin.adapters);
   else if (pair)
-    save_pair(folder.path(), base, origin.adapters);
+    save_pair(folder.path(), base, origin.adapters, names);
   else
-    save_peft(folder.path(), base, peft_adapter(base, which, origin.adapters));
+    save_peft(folder.path(), base, peft_adapter(base, which, origin.adapters, names));
 
   const std::string base_name = fs::path(checkpoint_files(weights).main).filename().string();
   const std::string whose = o.client.empty() ? "" : " of " + o.client;

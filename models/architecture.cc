@@ -87,6 +87,7 @@ class Reading {
     Architecture a;
     a.family = family_.name;
     a.naming = family_.naming;
+    a.prefix = prefix_;
     a.unused = std::move(aside_);
     a.mismatches = homeless_;
     for (const char* name : family_.required)

@@ -27,10 +27,15 @@ struct Remark {
   std::string tensor, text;
 };
 
+// A classifier of ours beside weights that have no place for it: `weight` [C, features] and `bias`
+// [C], f32, which read the features of this model.
+inline constexpr const char* kHeadFile = "head.safetensors";
+
 struct Architecture {
   std::string family;  // for people: "Hugging Face dinov2"
   std::string naming;  // for programs: timm, dinov2, open_clip, open_clip_timm, hf_vit, hf_dinov2,
                        // hf_dinov2_with_registers, hf_dinov3_vit, hf_clip, hf_siglip
+  std::string prefix;  // of the vision tower's names in the file
   VitConfig config;
   // Our name -> the file's tensors, stacked along their rows: one, or q, k and v of a fused qkv,
   // or gate and up of a fused fc1.

@@ -2,8 +2,10 @@
 // Exchange with other programs speaks of modules ("encoder.layer.3.attention.attention.query"),
 // our adapters of layers with timm's names ("blocks.3.attn.qkv"); this is where the two meet.
 #pragma once
+#include <map>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "engine/io/checkpoint.h"
@@ -11,7 +13,11 @@
 
 namespace orthofed {
 
-// A module of the file, and which rows of our layer it is: all of them, or those of q, k or v.
+// What calls the modules: the file its tensors, or the models of Hugging Face's transformers, which
+// since version 5 use other names than the files. The same for all other families.
+enum class ModuleNames { file, transformers4, transformers5 };
+
+// A module, and which rows of our layer it is: all of them, or those of q, k or v.
 struct ModuleRows {
   std::string module;  // "blocks.3.attn.qkv"
   std::string weight;  // its tensor, as a rule module + ".weight"
@@ -30,7 +36,11 @@ struct BaseFile {
 
   std::vector<std::string> layers() const;  // every layer that can be adapted, block by block
   // The modules that make up a layer, by rows. Throws UserError if there is no such layer.
-  std::vector<ModuleRows> modules_of(const std::string& layer) const;
+  std::vector<ModuleRows> modules_of(const std::string& layer,
+                                     ModuleNames names = ModuleNames::file) const;
+  // Every name that a layer's module may have, of any version and in any model around this one
+  // ("vit.layers.0.mlp.fc1" for a file of Hugging Face's ViTModel), and its layer.
+  std::map<std::string, std::pair<std::string, ModuleRows>> known_modules() const;
   int64_t inputs_of(const std::string& layer) const;  // columns of its weight
 
   // The module of the classifier in the library that the names are from, where it reads the

@@ -12,6 +12,8 @@ namespace {
 
 using json = nlohmann::ordered_json;
 
+constexpr const char* kOpenClipConfig = "open_clip_config.json";
+
 json parsed(const std::string& text, const std::string& path) {
   try {
     json j = json::parse(text);
@@ -129,12 +131,9 @@ TensorMap merged_tensors(const BaseFile& base, std::span<const AdapterFile> adap
     weight = with_update(weight, m);
   }
   const auto head = head_of(adapters);
-  if (!head) return tensors;
-  if (!base.head())
-    throw UserError(
-        fmt::format("{}: a {} has no classifier that would read our features; --format peft writes "
-                    "the classifier into a file of its own",
-                    base.path, base.architecture.family));
+  if (!head || !base.head()) return tensors;
+  // What was of masked pretraining alone is no part of a classifier: it loads strictly.
+  for (const Remark& r : base.architecture.unused) tensors.erase(r.tensor);
   TensorMap with_head;
   for (const auto& [name, tensor] : tensors)
     if (!name.starts_with(*base.head() + ".")) with_head[base.outer() + name] = tensor;
@@ -153,19 +152,21 @@ void save_merged(const std::string& folder, const BaseFile& base,
   const std::filesystem::path to(folder);
   save_safetensors((to / "model.safetensors").string(), merged_tensors(base, adapters),
                    {{"format", "pt"}});
-  write_file((to / "config.json").string(), config.dump(2) + "\n");
+  if (const auto head = head_of(adapters); head && !base.head())
+    save_safetensors((to / kHeadFile).string(), {{"weight", head->weight}, {"bias", head->bias}},
+                     {{"format", "pt"}});
+  const std::string name = std::filesystem::path(base.configs.config_path).filename().string();
+  write_file((to / (name == kOpenClipConfig ? name : "config.json")).string(),
+             config.dump(2) + "\n");
   if (!base.configs.preprocessor.empty())
     write_file((to / "preprocessor_config.json").string(),
                merged_preprocessor(base, adapters[0].preprocessing).dump(2) + "\n");
 }
 
 std::vector<std::string> label_names(const std::string& weights, const std::string& config) {
-  std::string path = config;
-  if (path.empty())
-    path = (std::filesystem::path(checkpoint_files(weights).main).parent_path() / "config.json")
-               .string();
-  if (!std::filesystem::exists(path)) return {};
-  const json j = parsed(read_text(path), path);
+  const ConfigFiles files = ConfigFiles::beside(checkpoint_files(weights).main, config);
+  if (files.config.empty()) return {};
+  const json j = parsed(files.config, files.config_path);
   const json inner = j.value("pretrained_cfg", json::object());
   std::vector<std::string> names;
   for (const json* at : {&j, &inner}) {

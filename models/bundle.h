@@ -1,6 +1,8 @@
 // Full weights with adapters merged into them, in the names and the layout of the base model's
 // file: model.safetensors and config.json in one folder, for orthofed and for the library that the
-// base model is from.
+// base model is from. Where that library has no classifier which reads our features (CLIP, DINOv2),
+// the classifier is head.safetensors beside them (models/architecture.h), so that the weights still
+// load strictly.
 //
 //   W' = W + s B A, summed in double and rounded once to fp32
 #pragma once
@@ -13,11 +15,12 @@
 namespace orthofed {
 
 // The base's tensors, those of adapted modules in fp32 whatever the file has (a half type would
-// round the update away), and the adapters' head in place of the file's. Copies of what changed.
+// round the update away), and the adapters' head in place of the file's where the library has such.
+// Copies of what changed.
 TensorMap merged_tensors(const BaseFile& base, std::span<const AdapterFile> adapters);
 
-// Both files, in `folder`, which exists. config.json is the base's with the classes' number and
-// names (timm's num_classes and label_names) and the preprocessing that training used. Throws
+// The files, in `folder`, which exists. The configuration is the base's with the classes' number
+// and names (timm's num_classes and label_names) and the preprocessing that training used. Throws
 // UserError where the base has no config.json.
 void save_merged(const std::string& folder, const BaseFile& base,
                  std::span<const AdapterFile> adapters);

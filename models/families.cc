@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "kernels/core/check.h"
+
 namespace orthofed {
 namespace {
 
@@ -142,6 +144,27 @@ constexpr NameRule kHfSiglip[] = {
     {"head.mlp.fc2.*", "attn_pool.mlp.fc2.*"},
 };
 
+// The live names of transformers 5.23.0, as named_modules() gives them.
+constexpr LiveRule kLiveVit[] = {
+    {"encoder.layer.{}.attention.attention.query", "layers.{}.attention.q_proj"},
+    {"encoder.layer.{}.attention.attention.key", "layers.{}.attention.k_proj"},
+    {"encoder.layer.{}.attention.attention.value", "layers.{}.attention.v_proj"},
+    {"encoder.layer.{}.attention.output.dense", "layers.{}.attention.o_proj"},
+    {"encoder.layer.{}.intermediate.dense", "layers.{}.mlp.fc1"},
+    {"encoder.layer.{}.output.dense", "layers.{}.mlp.fc2"},
+};
+constexpr LiveRule kLiveDinov2[] = {
+    {"encoder.layer.{}.attention.attention.query", "encoder.layer.{}.attention.q_proj"},
+    {"encoder.layer.{}.attention.attention.key", "encoder.layer.{}.attention.k_proj"},
+    {"encoder.layer.{}.attention.attention.value", "encoder.layer.{}.attention.v_proj"},
+    {"encoder.layer.{}.attention.output.dense", "encoder.layer.{}.attention.o_proj"},
+    {"encoder.layer.{}.mlp.weights_in", "encoder.layer.{}.mlp.gate_proj"},
+    {"encoder.layer.{}.mlp.weights_in", "encoder.layer.{}.mlp.up_proj"},
+    {"encoder.layer.{}.mlp.weights_out", "encoder.layer.{}.mlp.down_proj"},
+};
+// Of CLIPVisionModel and SiglipVisionModel, which the two-tower models hold as `vision_model`.
+constexpr LiveNames kLiveTower{"vision_model.", "", {}};
+
 constexpr const char* kMask = "of masked pretraining alone";
 constexpr const char* kDecoder = "the decoder of masked pretraining";
 constexpr const char* kText = "of the text tower";
@@ -226,7 +249,8 @@ const std::vector<Family>& families() {
        {kHfEncoder, kHfDinov2},
        {{"embeddings.mask_token", kMask}},
        defaults(1e-6, PositionRule::antialias, kImageNet),
-       12},
+       12,
+       {nullptr, nullptr, kLiveDinov2}},
       {"hf_dinov2",
        "Hugging Face dinov2",
        {"", "dinov2."},
@@ -234,7 +258,8 @@ const std::vector<Family>& families() {
        {kHfEncoder, kHfDinov2},
        {{"embeddings.mask_token", kMask}},
        defaults(1e-6, PositionRule::plain, kImageNet),
-       12},
+       12,
+       {nullptr, nullptr, kLiveDinov2}},
       {"hf_vit",
        "Hugging Face vit",
        {"", "vit.", "deit."},
@@ -242,7 +267,8 @@ const std::vector<Family>& families() {
        {kHfEncoder, kHfVit},
        {{"embeddings.mask_token", kMask}, {"pooler.*", kPooler}, {"/decoder.*", kDecoder}},
        defaults(1e-12, PositionRule::plain, kHalf),
-       12},
+       12,
+       {nullptr, nullptr, kLiveVit}},
       {"hf_dinov3_vit",
        "Hugging Face dinov3_vit",
        {"", "model."},
@@ -250,7 +276,8 @@ const std::vector<Family>& families() {
        {kHfDinov3},
        {{"embeddings.mask_token", kMask}},
        defaults(1e-5, PositionRule::rotary, kImageNet),
-       6},
+       6,
+       {"", "model.", {}}},
       {"hf_clip",
        "Hugging Face clip_vision_model",
        {"vision_model.", ""},
@@ -261,7 +288,8 @@ const std::vector<Family>& families() {
         {"/text_projection.*", kText},
         {"/logit_scale", kContrast}},
        defaults(1e-5, PositionRule::plain, kOpenAi, GeluKind::quick),
-       12},
+       12,
+       kLiveTower},
       {"hf_siglip",
        "Hugging Face siglip_vision_model",
        {"vision_model.", ""},
@@ -272,9 +300,16 @@ const std::vector<Family>& families() {
         {"/logit_scale", kContrast},
         {"/logit_bias", kContrast}},
        defaults(1e-6, PositionRule::plain, kHalf, GeluKind::tanh),
-       12},
+       12,
+       kLiveTower},
   };
   return all;
+}
+
+const Family& family_named(const std::string& naming) {
+  for (const Family& family : families())
+    if (naming == family.naming) return family;
+  throw Error("no family is called " + naming);
 }
 
 int64_t released_heads(int64_t dim) {

@@ -148,14 +148,15 @@ std::pair<Tensor, Tensor> cut(const Tensor& a, const Tensor& b, const std::vecto
 }  // namespace
 
 std::vector<ModuleAdapter> module_adapters(const BaseFile& base,
-                                           std::span<const AdapterFile> adapters) {
+                                           std::span<const AdapterFile> adapters,
+                                           ModuleNames names) {
   OF_CHECK(!adapters.empty(), "at least one adapter");
   const auto pieces = pieces_of(base, adapters);
   std::vector<ModuleAdapter> all;
   for (const std::string& layer : base.layers()) {
     const auto found = pieces.find(layer);
     if (found == pieces.end()) continue;
-    for (const ModuleRows& module : base.modules_of(layer))
+    for (const ModuleRows& module : base.modules_of(layer, names))
       if (ModuleAdapter m = stacked(module, found->second, adapters[0].scale); m.a.defined())
         all.push_back(std::move(m));
   }
@@ -166,9 +167,7 @@ std::vector<ModuleAdapter> module_adapters(const BaseFile& base,
 SliceAdapters slice_adapters(const BaseFile& base, std::span<const ModuleAdapter> modules) {
   OF_CHECK(!modules.empty(), "at least one module");
   // Each layer's modules, as pieces with rows of their own.
-  std::map<std::string, std::pair<std::string, ModuleRows>> known;  // module -> layer, rows
-  for (const std::string& layer : base.layers())
-    for (const ModuleRows& m : base.modules_of(layer)) known[m.module] = {layer, m};
+  const auto known = base.known_modules();
   SliceAdapters out;
   out.scale = modules[0].scale;
   std::map<std::string, std::vector<Piece>> pieces;

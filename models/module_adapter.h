@@ -20,22 +20,23 @@
 namespace orthofed {
 
 struct ModuleAdapter {
-  std::string module;  // in the base model's file
+  std::string module;  // its name in the base model's file, or in the library
   Tensor a, b;         // f32
   double scale = 0;    // s
   std::string weight;  // the module's tensor; empty where it was read from PEFT
   int64_t rank() const { return a.rows(); }
 };
 
-// In the order of the layers. Throws UserError where an adapter was trained on another base model,
-// or does not fit this one.
+// In the order of the layers, called as `names` says. Throws UserError where an adapter was trained
+// on another base model, or does not fit this one.
 std::vector<ModuleAdapter> module_adapters(const BaseFile& base,
-                                           std::span<const AdapterFile> adapters);
+                                           std::span<const AdapterFile> adapters,
+                                           ModuleNames names = ModuleNames::file);
 
 // The way back, as slices of our layers with one scale for all: what module_adapters stacked for
 // q, k and v is taken apart where B is still block-diagonal, else it stays one update of the fused
-// weight. Throws UserError naming a module that is not one of the base's layers or has another
-// shape.
+// weight. Modules may have any of their names. Throws UserError naming a module that is not one of
+// the base's layers or has another shape.
 struct SliceAdapters {
   double scale = 0;
   TensorMap tensors;  // "blocks.0.attn.q.lora_A.weight" ...

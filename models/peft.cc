@@ -19,7 +19,6 @@ using json = nlohmann::ordered_json;
 
 constexpr const char* kConfig = "adapter_config.json";
 constexpr const char* kWeights = "adapter_model.safetensors";
-constexpr const char* kHead = "head.safetensors";
 constexpr const char* kPrefix = "base_model.model.";
 constexpr const char* kA = ".lora_A.weight";
 constexpr const char* kB = ".lora_B.weight";
@@ -50,17 +49,21 @@ class Targets {
  public:
   Targets(const BaseFile& base, const std::vector<ModuleAdapter>& modules) {
     std::map<std::string, int64_t> rank_of;
-    std::set<std::string> adapted;
+    std::set<std::string> adapted;  // tensors
     for (const ModuleAdapter& m : modules) {
-      adapted.insert(m.module);
+      adapted.insert(m.weight);
       const auto [at, first] = rank_of.emplace(within_block(m.module), m.rank());
       if (!first && at->second != m.rank()) short_ = false;
     }
-    for (const auto& [name, tensor] : base.file.tensors) {
-      if (!name.ends_with(".weight") || adapted.contains(name.substr(0, name.size() - 7))) continue;
+    const auto leave_alone = [&](const std::string& module) {
       for (const auto& [target, rank] : rank_of)
-        if (ends_in(name.substr(0, name.size() - 7), target)) short_ = false;
-    }
+        if (ends_in(module, target)) short_ = false;
+    };
+    for (const auto& [name, tensor] : base.file.tensors)
+      if (name.ends_with(".weight") && !adapted.contains(name))
+        leave_alone(name.substr(0, name.size() - 7));
+    for (const auto& [module, of] : base.known_modules())
+      if (!adapted.contains(of.second.weight)) leave_alone(module);
   }
   std::string of(const ModuleAdapter& m) const {
     return short_ ? within_block(m.module) : m.module;
@@ -282,14 +285,16 @@ std::string module_of(const std::string& key, const std::string& end) {
 }  // namespace
 
 void save_peft(const std::string& folder, const BaseFile& base, const PeftAdapter& adapter) {
-  const std::string prefix = kPrefix + (adapter.head ? base.outer() : "");
+  const std::string prefix = kPrefix + base.outer();
   TensorMap tensors;
   for (const ModuleAdapter& m : adapter.modules) {
-    if (m.weight != m.module + ".weight")
-      throw UserError(
-          fmt::format("{}: '{}' belongs to a module that PEFT adapts in another form; train with "
-                      "targets proj, fc1 and fc2, or export merged weights",
-                      base.path, m.weight));
+    // nn.MultiheadAttention calls no module for either: PEFT adapts both or none, at one rank, and
+    // leaves an adapter of out_proj alone without effect (peft/tuners/lora/layer.py).
+    if (base.architecture.naming == "open_clip" && m.weight.find(".attn.") != std::string::npos)
+      throw UserError(fmt::format(
+          "{}: '{}' is a parameter of nn.MultiheadAttention, which PEFT adapts as a whole or not "
+          "at all; train with targets fc1 and fc2, or export merged weights",
+          base.path, m.weight));
     tensors[prefix + m.module + kA] = m.a;
     tensors[prefix + m.module + kB] = m.b;
   }
@@ -297,7 +302,7 @@ void save_peft(const std::string& folder, const BaseFile& base, const PeftAdapte
     tensors[kPrefix + *base.head() + ".weight"] = adapter.head->weight;
     tensors[kPrefix + *base.head() + ".bias"] = adapter.head->bias;
   } else if (adapter.head) {
-    save_safetensors(in_folder(folder, kHead),
+    save_safetensors(in_folder(folder, kHeadFile),
                      {{"weight", adapter.head->weight}, {"bias", adapter.head->bias}},
                      {{"format", "pt"}});
   }
@@ -329,8 +334,6 @@ PeftAdapter load_peft(const std::string& folder, const BaseFile& base) {
       const auto b = file.tensors.find(kPrefix + module + kB);
       if (b == file.tensors.end())
         throw UserError(fmt::format("{}: '{}{}{}' is missing", path, kPrefix, module, kB));
-      if (const std::string outer = base.outer(); module.starts_with(outer))
-        module.erase(0, outer.size());
       if (tensor.rank() != 2 || tensor.rows() == 0)
         throw UserError(fmt::format("{}: '{}' has shape {}, expected [r, in]", path, key,
                                     tensor.shape().str()));
@@ -353,7 +356,7 @@ PeftAdapter load_peft(const std::string& folder, const BaseFile& base) {
                             key));
     }
   }
-  if (const std::string own = in_folder(folder, kHead);
+  if (const std::string own = in_folder(folder, kHeadFile);
       !head_weight.defined() && std::filesystem::exists(own)) {
     const TensorMap tensors = load_safetensors(own).tensors;
     if (const auto w = tensors.find("weight"); w != tensors.end()) head_weight = w->second;

@@ -3,6 +3,7 @@
 #include <fmt/core.h>
 
 #include <cmath>
+#include <filesystem>
 #include <utility>
 
 #include "engine/io/checkpoint.h"
@@ -244,10 +245,33 @@ Vit Vit::load(const std::string& weights, const std::string& config, DType compu
     Vit m = from_tensors(recognise(shapes_of(file.tensors), files), file.tensors, compute, false,
                          image_size);
     m.sha256 = sha256_of_checkpoint(weights);
+    if (!m.has_head()) m.take_head_beside(checkpoint_files(weights).main);
     return m;
   } catch (const UserError& error) {
     throw UserError(fmt::format("{}: {}", weights, error.what()));
   }
+}
+
+void Vit::take_head_beside(const std::string& main) {
+  const std::string path = (std::filesystem::path(main).parent_path() / kHeadFile).string();
+  if (!std::filesystem::exists(path)) return;
+  const TensorMap tensors = load_safetensors(path).tensors;
+  const auto weight = tensors.find("weight"), bias = tensors.find("bias");
+  if (weight == tensors.end() || bias == tensors.end() || weight->second.rank() != 2 ||
+      weight->second.cols() != config.feature_dim() ||
+      !(bias->second.shape() == Shape({weight->second.rows()})))
+    throw UserError(
+        fmt::format("{}: a classifier of these weights has 'weight' [classes, {}] and "
+                    "'bias' [classes]",
+                    path, config.feature_dim()));
+  const DType sums = accum(compute);
+  const auto taken = [&](const Tensor& from) {
+    const Tensor t = Tensor::empty(from.shape(), sums);
+    t.copy_from(from);
+    return Var(t);
+  };
+  head = Linear(taken(weight->second), taken(bias->second), sums);
+  config.classes = weight->second.rows();
 }
 
 Vit Vit::create(const VitConfig& c, DType compute, uint64_t seed) {

@@ -1,9 +1,11 @@
 """Shows that PEFT and orthofed read each other's adapters: a small federation on generated images,
-its adapters exported, loaded by PEFT on a timm model, trained for a step there, and imported again.
+its adapters exported, loaded by PEFT on a model of timm or transformers, trained for a step there,
+and imported again; and that these libraries load our merged weights strictly.
 
-  scripts/python.sh scripts/peft_roundtrip.py --orthofed build/release/bin/orthofed
+  scripts/python.sh --with transformers scripts/peft_roundtrip.py --orthofed build/release/bin/orthofed
 
-Checked for fused qkv and for separate q, k, v, with s_g != s_p and a head in two parts: the logits
+Checked on timm for fused qkv and for separate q, k, v, on transformers (left out where it is not
+installed) for every family; with s_g != s_p and a head in two parts: the logits
 of two named adapters, of one concatenated adapter and of merged weights in PyTorch against those of
 `orthofed predict`, and after a training step in PEFT the other way round; each within 1e-4 relative.
 Exit status 0: all agree; 1: some do not; 2: torch, timm or peft are missing (it is no part of the
@@ -14,9 +16,11 @@ import argparse
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 
 
 def fail(message):
@@ -33,6 +37,14 @@ try:
     from safetensors.torch import load_file, save_file
 except ImportError as error:
     fail(f"{error}; run it through scripts/python.sh (OF_VENV names the environment)")
+
+try:
+    import transformers
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    warnings.simplefilter("ignore", FutureWarning)
+except ImportError:
+    transformers = None
 
 CLASSES, SIZE, TOLERANCE = 5, 32, 1e-4
 GEOMETRY = dict(img_size=SIZE, patch_size=8, embed_dim=24, depth=2, num_heads=3, mlp_ratio=2)
@@ -71,20 +83,128 @@ def timm_model(classes):
     return timm.models.VisionTransformer(num_classes=classes, **GEOMETRY).eval()
 
 
+def spread(model):
+    """Larger weights, so that every layer matters."""
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name.endswith("weight") and p.ndim > 1:
+                p.mul_(3)
+    return model
+
+
+class TimmBase:
+    """A base without a classifier as timm stores it; models of it have one."""
+    name, options = "timm", ()
+
+    def save(self, folder):
+        self.tensors = spread(timm_model(0)).state_dict()
+        save_file(self.tensors, folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps(
+            {"architecture": "vit_small_test", "num_heads": 3, "norm_eps": 1e-6, "num_classes": 0}))
+
+    def fresh(self):
+        model = timm_model(CLASSES)
+        missing, unexpected = model.load_state_dict(self.tensors, strict=False)
+        assert not unexpected and set(missing) == {"head.weight", "head.bias"}
+        return model
+
+    def classifier(self, model):
+        return model.head
+
+    def logits(self, model, images):
+        return model(images)
+
+    def merged(self, folder):
+        model = timm_model(CLASSES)
+        model.load_state_dict(load_file(folder + "/model.safetensors"))  # strict
+        return model
+
+
+class HuggingFaceBase:
+    """A base of transformers. `features`: where the library has no classifier that reads what ours
+    reads, how what ours reads comes out of the model; head.safetensors is then the classifier."""
+
+    def __init__(self, name, model_class, config, features=None):
+        major = transformers.__version__.split(".")[0]
+        self.name, self.model_class, self.config = name, model_class, config
+        self.features, self.options = features, ("--transformers", major)
+
+    def save(self, folder):
+        # The bare model, as hubs have it; with a classifier only the library's own class has one.
+        bare = transformers.AutoModel.from_config(self.config) if self.features is None \
+            else self.model_class(self.config)
+        spread(bare).save_pretrained(folder)
+        self.folder = folder
+
+    def load(self, folder):
+        model, report = self.model_class.from_pretrained(folder, output_loading_info=True)
+        return model.eval(), report
+
+    def fresh(self):
+        if self.features is None:
+            model = self.model_class.from_pretrained(self.folder, num_labels=CLASSES)
+        else:
+            model = self.load(self.folder)[0]
+            model.own_head = torch.nn.Linear(self.width(), CLASSES)
+        return model.eval()
+
+    def width(self):
+        return self.config.hidden_size
+
+    def classifier(self, model):
+        return model.classifier if self.features is None else model.own_head
+
+    def logits(self, model, images):
+        if self.features is None:
+            return model(pixel_values=images).logits
+        inner = model.base_model.model if isinstance(model, peft.PeftModel) else model
+        return inner.own_head(self.features(model(pixel_values=images)))
+
+    def merged(self, folder):
+        model, report = self.load(folder)
+        assert not any(report[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
+        if self.features is not None:
+            model.own_head = torch.nn.Linear(self.width(), CLASSES)
+            model.own_head.load_state_dict(load_file(folder + "/head.safetensors"))
+        return model.eval()
+
+
+def hugging_face_bases():
+    t = transformers
+    common = dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=3, image_size=SIZE,
+                  patch_size=8)
+    wide = common | dict(intermediate_size=48)
+    dino = common | dict(mlp_ratio=2)
+    pooled = lambda output: output.pooler_output
+    yield HuggingFaceBase("vit", t.ViTForImageClassification, t.ViTConfig(**wide))
+    yield HuggingFaceBase("dinov2", t.Dinov2Model, t.Dinov2Config(**dino), pooled)
+    yield HuggingFaceBase("dinov2, SwiGLU", t.Dinov2Model,
+                          t.Dinov2Config(**dino, use_swiglu_ffn=True), pooled)
+    yield HuggingFaceBase("dinov2_with_registers", t.Dinov2WithRegistersModel,
+                          t.Dinov2WithRegistersConfig(**dino), pooled)
+    yield HuggingFaceBase("dinov3_vit", t.DINOv3ViTModel,
+                          t.DINOv3ViTConfig(**wide, num_register_tokens=4), pooled)
+    yield HuggingFaceBase("dinov3_vit, gated", t.DINOv3ViTModel,
+                          t.DINOv3ViTConfig(**wide, num_register_tokens=4, use_gated_mlp=True,
+                                            hidden_act="silu"), pooled)
+    yield HuggingFaceBase("clip_vision_model", t.CLIPVisionModel, t.CLIPVisionConfig(**wide), pooled)
+    yield HuggingFaceBase("siglip_vision_model", t.SiglipVisionModel, t.SiglipVisionConfig(**wide),
+                          pooled)
+
+
 class Roundtrip:
-    def __init__(self, orthofed, folder):
-        self.orthofed, self.folder, self.agree = orthofed, folder, True
+    def __init__(self, orthofed, folder, base):
+        self.orthofed, self.folder, self.base, self.agree = orthofed, folder, base, True
         torch.manual_seed(0)
         os.makedirs(folder / "base")
-        base = {k: 3 * v if k.endswith("weight") and v.ndim > 1 else v  # so that every layer matters
-                for k, v in timm_model(0).state_dict().items()}
-        save_file(base, folder / "base/model.safetensors")
-        self.base = base
-        (folder / "base/config.json").write_text(json.dumps(
-            {"architecture": "vit_small_test", "num_heads": 3, "norm_eps": 1e-6, "num_classes": 0}))
+        base.save(folder / "base")
+        # The same preparation for all: mean and deviation .5, in the form that each library has.
+        if isinstance(base, HuggingFaceBase):
+            (folder / "base/preprocessor_config.json").write_text(json.dumps(
+                {"image_mean": [0.5] * 3, "image_std": [0.5] * 3,
+                 "size": {"height": SIZE, "width": SIZE}}))
         self.pixels = numpy.random.default_rng(1).integers(0, 256, (6, SIZE, SIZE, 3), dtype=numpy.uint8)
         numpy.savez(folder / "images.npz", images=self.pixels)
-        # timm's preprocessing with mean and deviation .5, which the configuration leaves as they are.
         self.images = torch.from_numpy(self.pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
 
     def run(self, *words):
@@ -99,22 +219,24 @@ class Roundtrip:
                  "f32", *[w for a in adapters for w in ("--adapter", a)])
         return load_file(out)["logits"]
 
-    def fresh(self):
-        """The timm model that a user has: the base's weights and a head of its own."""
-        model = timm_model(CLASSES)
-        missing, unexpected = model.load_state_dict(self.base, strict=False)
-        assert not unexpected and set(missing) == {"head.weight", "head.bias"}
-        return model
-
     def with_head(self, adapter):
         """The bare base under an adapter's classifier."""
-        model, tensors = self.fresh(), load_file(self.folder / adapter)
-        model.head.load_state_dict({k: tensors[f"head.{k}"] for k in ("weight", "bias")})
+        model, tensors = self.base.fresh(), load_file(self.folder / adapter)
+        self.base.classifier(model).load_state_dict(
+            {k: tensors[f"head.{k}"] for k in ("weight", "bias")})
+        return model
+
+    def adapted(self, folder, model=None, **options):
+        """PEFT's model of an exported folder, with the classifier that lies beside it if one does."""
+        model = peft.PeftModel.from_pretrained(model or self.base.fresh(), folder, **options)
+        own = pathlib.Path(folder) / "head.safetensors"
+        if own.exists():
+            model.base_model.model.own_head.load_state_dict(load_file(own))
         return model
 
     def logits(self, model):
         with torch.no_grad():
-            return model.eval()(self.images)
+            return self.base.logits(model.eval(), self.images)
 
     def compare(self, what, got, expected):
         error = float((got - expected).norm() / expected.norm())
@@ -126,14 +248,15 @@ class Roundtrip:
         """One step of SGD on everything PEFT marks as trainable."""
         model.train()
         parameters = [p for p in model.parameters() if p.requires_grad]
-        loss = torch.nn.functional.cross_entropy(model(self.images), torch.arange(len(self.images)) % CLASSES)
+        loss = torch.nn.functional.cross_entropy(self.base.logits(model, self.images),
+                                                 torch.arange(len(self.images)) % CLASSES)
         loss.backward()
         torch.optim.SGD(parameters, lr=0.1).step()
         return model.eval()
 
     def one_case(self, targets):
         name = "".join(targets)
-        print(f"lora.targets = {', '.join(targets)}")
+        print(f"{self.base.name}, lora.targets = {', '.join(targets)}")
         (self.folder / f"{name}.toml").write_text(RUN.format(targets=json.dumps(targets)))
         run, weights = f"run-{name}", "base/model.safetensors"
         self.run("run", f"{name}.toml", "--out", run, "--in-process")
@@ -145,21 +268,23 @@ class Roundtrip:
             print(f"  the {what} moves the logits by {float((logits - before).norm() / both.norm()):.1e}")
 
         def export(out, *words):
-            self.run("export", run, "--client", "site_a", *words, "--out", out)
+            self.run("export", run, "--client", "site_a", *words, *self.base.options, "--out", out)
             return str(self.folder / out)
 
         folder = export(f"{name}-general", "--format", "peft", "--adapter", "general")
-        model = peft.PeftModel.from_pretrained(self.fresh(), folder)
+        model = self.adapted(folder)
         self.compare("PEFT, general adapter", self.logits(model), alone)
 
         folder = export(f"{name}-pair", "--format", "peft", "--adapter", "both")
-        pair = peft.PeftModel.from_pretrained(self.fresh(), folder + "/general", adapter_name="general")
+        pair = self.adapted(folder + "/general", adapter_name="general")
         pair.load_adapter(folder + "/personal", adapter_name="personal")
+        if (own := pathlib.Path(folder) / "personal/head.safetensors").exists():
+            pair.base_model.model.own_head.load_state_dict(load_file(own))
         pair.base_model.set_adapter(["general", "personal"])
         self.compare("PEFT, two named adapters", self.logits(pair), both)
 
         folder = export(f"{name}-one", "--format", "peft", "--adapter", "both", "--concatenate")
-        model = peft.PeftModel.from_pretrained(self.fresh(), folder, is_trainable=True)
+        model = self.adapted(folder, is_trainable=True)
         self.compare("PEFT, one concatenated adapter", self.logits(model), both)
         self.compare("PEFT, concatenated against two named", self.logits(model), self.logits(pair))
 
@@ -169,6 +294,8 @@ class Roundtrip:
 
         self.trained_a_step(model)
         model.save_pretrained(str(self.folder / f"{name}-trained"))
+        if hasattr(model.base_model.model, "own_head"):  # PEFT knows nothing of it
+            shutil.copy(folder + "/head.safetensors", self.folder / f"{name}-trained")
         moved = float((self.logits(model) - both).norm() / both.norm())
         print(f"  a step of training in PEFT moves the logits by {moved:.1e}")
         self.run("import", f"{name}-trained", "--weights", weights, "--out", f"{name}-trained.safetensors")
@@ -176,9 +303,8 @@ class Roundtrip:
                      self.predicted(weights, f"{name}-trained.safetensors"), self.logits(model))
 
         folder = export(f"{name}-merged", "--format", "merged", "--adapter", "both")
-        merged = timm_model(CLASSES)
-        merged.load_state_dict(load_file(folder + "/model.safetensors"))
-        self.compare("timm, merged weights", self.logits(merged), both)
+        self.compare("the library, merged weights, strictly loaded",
+                     self.logits(self.base.merged(folder)), both)
         self.compare("orthofed, merged weights", self.predicted(f"{name}-merged"), both)
 
 
@@ -190,14 +316,22 @@ def main():
     program = pathlib.Path(options.orthofed).resolve()
     if not program.exists():
         fail(f"{options.orthofed}: is not there; build it, or name it with --orthofed")
-    print(f"peft {peft.__version__}, timm {timm.__version__}, torch {torch.__version__}")
-    with tempfile.TemporaryDirectory() as folder:
-        check = Roundtrip(str(program), pathlib.Path(folder))
-        check.one_case(["qkv", "proj", "fc1", "fc2"])
-        check.one_case(["q", "k", "v", "fc1"])
-        check.one_case(["q", "v"])
-    print("all agree" if check.agree else "some differ")
-    sys.exit(0 if check.agree else 1)
+    print(f"peft {peft.__version__}, timm {timm.__version__}, torch {torch.__version__}, transformers "
+          + (transformers.__version__ if transformers else "not installed"))
+    all_targets = [["qkv", "proj", "fc1", "fc2"], ["q", "k", "v", "fc1"], ["q", "v"]]
+    cases = [(TimmBase(), all_targets)]
+    if transformers:
+        cases += [(base, all_targets[:1] if base.features else all_targets)
+                  for base in hugging_face_bases()]
+    agree = True
+    for base, targets in cases:
+        with tempfile.TemporaryDirectory() as folder:
+            check = Roundtrip(str(program), pathlib.Path(folder), base)
+            for case in targets:
+                check.one_case(case)
+            agree &= check.agree
+    print("all agree" if agree else "some differ")
+    sys.exit(0 if agree else 1)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <filesystem>
 #include <functional>
 #include <nlohmann/json.hpp>
 
@@ -367,7 +368,9 @@ TEST_F(Interchange, AdaptersOfAnotherBase) {
 
 struct Known {
   const char* folder;
-  const char* query;  // the module of block 0's q
+  const char* query;  // the module of block 0's q in the file,
+  const char* live4;  // and in the models of transformers 4
+  const char* live5;  // and 5; null: the same
 };
 void PrintTo(const Known& known, std::ostream* os) {
   *os << known.folder;
@@ -399,6 +402,9 @@ class Families : public testing::TestWithParam<Known> {
     return files;
   }
   Tensor features(const std::string& weights, const std::vector<AdapterFile>& files) {
+    return predicted(weights, files).features;
+  }
+  Predictor::Output predicted(const std::string& weights, const std::vector<AdapterFile>& files) {
     Strings paths;
     for (const AdapterFile& file : files) {
       paths.push_back(dir_ / ("adapter" + std::to_string(paths.size())));
@@ -408,8 +414,7 @@ class Families : public testing::TestWithParam<Known> {
     const VitConfig& c = predictor.model().config;
     std::vector<float> pixels(size_t(2 * c.patches() * 3 * c.patch * c.patch));
     for (size_t i = 0; i < pixels.size(); ++i) pixels[i] = float(normal(Philox{5}, i));
-    return predictor.predict(Tensor::of(pixels, {2 * c.patches(), 3 * c.patch * c.patch}), 2)
-        .features;
+    return predictor.predict(Tensor::of(pixels, {2 * c.patches(), 3 * c.patch * c.patch}), 2);
   }
 
   TemporaryDirectory dir_;
@@ -423,35 +428,81 @@ TEST_P(Families, ThereAndBack) {
   EXPECT_GT(relative_norm(features(weights_, {}), expected), 1e-2);
   const auto modules = module_adapters(base_, both);
   EXPECT_EQ(modules[0].module, GetParam().query);
-  save_peft(dir_.path(), base_, {modules, std::nullopt, std::nullopt});
-  const PeftAdapter loaded = load_peft(dir_.path(), base_);
-  const SliceAdapters slices = slice_adapters(base_, loaded.modules);
-  const AdapterFile back{AdapterKind::general, slices.scale, {}, base_.sha256, "", 0,
-                         slices.tensors};
-  EXPECT_LE(relative_norm(features(weights_, {back}), expected), 1e-5);
+  // By the names of every version, each of which is read again without saying whose they are.
+  const std::string same = GetParam().query;
+  const char *live4 = GetParam().live4, *live5 = GetParam().live5;
+  for (const auto& [names, query] :
+       {std::pair{ModuleNames::file, same},
+        {ModuleNames::transformers4, live4 != nullptr ? live4 : same},
+        {ModuleNames::transformers5, live5 != nullptr ? live5 : same}}) {
+    const auto named = module_adapters(base_, both, names);
+    EXPECT_EQ(named[0].module, query);
+    save_peft(dir_.path(), base_, {named, std::nullopt, std::nullopt});
+    const PeftAdapter loaded = load_peft(dir_.path(), base_);
+    ASSERT_EQ(loaded.modules.size(), named.size());
+    const SliceAdapters slices = slice_adapters(base_, loaded.modules);
+    const AdapterFile back{AdapterKind::general, slices.scale, {}, base_.sha256, "", 0,
+                           slices.tensors};
+    EXPECT_LE(relative_norm(features(weights_, {back}), expected), 1e-5) << query;
+  }
 
   make_directories(dir_ / "merged");
   save_merged(dir_ / "merged", base_, both);
   EXPECT_LE(relative_norm(features(dir_ / "merged", {}), expected), 1e-5);
 }
 
+// Where the library has no classifier for our features, it lies beside weights that the library
+// loads strictly.
+TEST_P(Families, MergedWeightsHaveTheClassifier) {
+  std::vector<AdapterFile> both = adapters();
+  const int64_t width = base_.architecture.config.feature_dim();
+  std::vector<float> w(size_t(3 * width));
+  for (size_t i = 0; i < w.size(); ++i) w[i] = float(normal(Philox{7}, i));
+  both[0].tensors["head.weight"] = Tensor::of(w, {3, width});
+  both[0].tensors["head.bias"] = Tensor::of(std::vector<float>{1, 2, 3}, {3});
+  both[0].classes = {"red", "green", "blue"};
+  make_directories(dir_ / "merged");
+  save_merged(dir_ / "merged", base_, both);
+  EXPECT_LE(relative_norm(predicted(dir_ / "merged", {}).logits, predicted(weights_, both).logits),
+            1e-5);
+  EXPECT_EQ(label_names(dir_ / "merged", ""), both[0].classes);
+  const std::string beside = dir_ / "merged/head.safetensors";
+  EXPECT_EQ(std::filesystem::exists(beside), !base_.head().has_value());
+  if (base_.head()) return;
+  const TensorMap merged = load_safetensors(dir_ / "merged/model.safetensors").tensors;
+  EXPECT_EQ(merged.size(), base_.file.tensors.size());
+  save_safetensors(beside, {{"weight", Tensor::full({3, 1}, DType::f32, 1)},
+                            {"bias", Tensor::full({3}, DType::f32, 1)}});
+  EXPECT_TRUE(user_error([&] { Vit::load(dir_ / "merged", "", DType::f32); },
+                         {"head.safetensors", "[classes, " + std::to_string(width) + "]"}));
+}
+
 INSTANTIATE_TEST_SUITE_P(
     All, Families,
-    testing::Values(Known{"timm_swiglu", "blocks.0.attn.qkv"}, Known{"dinov2", "blocks.0.attn.qkv"},
-                    Known{"hf_vit", "vit.encoder.layer.0.attention.attention.query"},
-                    Known{"hf_dinov2_swiglu", "encoder.layer.0.attention.attention.query"},
-                    Known{"hf_clip_vision_model",
-                          "vision_model.encoder.layers.0.self_attn.q_proj"}),
+    testing::Values(Known{"timm_swiglu", "blocks.0.attn.qkv", nullptr, nullptr},
+                    Known{"dinov2", "blocks.0.attn.qkv", nullptr, nullptr},
+                    Known{"hf_vit", "vit.encoder.layer.0.attention.attention.query", nullptr,
+                          "vit.layers.0.attention.q_proj"},
+                    Known{"hf_dinov2_swiglu", "encoder.layer.0.attention.attention.query", nullptr,
+                          "encoder.layer.0.attention.q_proj"},
+                    Known{"hf_dinov2_with_registers", "encoder.layer.0.attention.attention.query",
+                          nullptr, "encoder.layer.0.attention.q_proj"},
+                    Known{"hf_dinov3_vit_gated", "layer.0.attention.q_proj", nullptr,
+                          "model.layer.0.attention.q_proj"},
+                    Known{"hf_clip_vision_model", "vision_model.encoder.layers.0.self_attn.q_proj",
+                          nullptr, "encoder.layers.0.self_attn.q_proj"},
+                    Known{"hf_siglip_vision_model", "encoder.layers.0.self_attn.q_proj",
+                          "vision_model.encoder.layers.0.self_attn.q_proj", nullptr}),
     [](const auto& param) { return std::string(param.param.folder); });
 
-// nn.MultiheadAttention keeps q, k and v in a parameter that no module of PEFT's stands for.
+// PEFT adapts nn.MultiheadAttention as a whole or not at all.
 TEST(OpenClip, AttentionIsMergedButNotExported) {
   const TemporaryDirectory dir;
   const std::string weights = test::source_dir() + "/tests/fixtures/backbones/open_clip";
   const BaseFile base = BaseFile::open(weights, "");
   Vit model = Vit::load(weights, "", DType::f32);
   LoraConfig lora;
-  lora.targets = {"qkv"};
+  lora.targets = {"qkv", "proj"};
   attach_adapters(model, lora, AdapterKind::general);
   const std::vector file = {AdapterFile{AdapterKind::general,
                                         1,
@@ -464,7 +515,16 @@ TEST(OpenClip, AttentionIsMergedButNotExported) {
       [&] {
         save_peft(dir.path(), base, {module_adapters(base, file), std::nullopt, std::nullopt});
       },
-      {"attn.in_proj_weight", "merged"}));
+      {"attn.in_proj_weight", "as a whole", "merged"}));
+  AdapterFile proj = file[0];
+  std::erase_if(proj.tensors,
+                [](const auto& t) { return t.first.find("qkv") != std::string::npos; });
+  const std::vector alone = {proj};
+  EXPECT_TRUE(user_error(
+      [&] {
+        save_peft(dir.path(), base, {module_adapters(base, alone), std::nullopt, std::nullopt});
+      },
+      {"attn.out_proj.weight", "as a whole", "merged"}));
   EXPECT_NO_THROW(merged_tensors(base, file));
 }
 
