@@ -211,6 +211,8 @@ class Reading {
     if (c.heads == 0 && !files.config.empty()) c.heads = family_.default_heads;
     const bool released = a.naming == "dinov2" || hints.architecture.starts_with("vit_") ||
                           hints.architecture.starts_with("deit");
+    if (c.heads == 0 && a.naming == "timm_dinov3")
+      c.heads = c.dim == 4096 ? 32 : c.dim / 64;  // of every size that timm has (eva.py)
     if (c.heads == 0 && released) c.heads = released_heads(c.dim);
     if (c.heads <= 0 && files.config.empty())
       throw UserError(
@@ -239,7 +241,9 @@ class Reading {
     else if (hints.pool)
       c.pool = *hints.pool;
     else
-      c.pool = has("fc_norm.weight") ? Pool::average : Pool::token;
+      c.pool = has("fc_norm.weight") || family_.naming == std::string_view("timm_dinov3")
+                   ? Pool::average
+                   : Pool::token;
     if (c.pool == Pool::attention && !has("attn_pool.latent"))
       wrong("attn_pool.latent", "is missing");
     if (c.pool == Pool::token && !c.class_token)
@@ -293,9 +297,9 @@ class Reading {
       int64_t size = 0;
       for (const Part& p : it->second) size += shapes_.at(p.source.tensor).size();
       // A bias may lack a part (DINOv3's keys have none).
-      const bool partial = wanted.rank() == 1 && it->second.size() < parts_of_weight(ours);
+      const bool partial = wanted.rank() == 1 && it->second.size() < parts_of(ours);
       if (size == wanted.size() || (partial && size < wanted.size())) return;
-      wrong(ours, it->second.size() > 1 || parts_of_weight(ours) > 1
+      wrong(ours, it->second.size() > 1 || parts_of(ours) > 1
                       ? fmt::format("and its neighbours have {} elements, expected {}", size,
                                     wanted.str())
                       : fmt::format("has shape {}, expected {}", shape(ours).str(), wanted.str()));
@@ -348,11 +352,16 @@ class Reading {
       if (!expected.contains(ours)) wrong(ours, "belongs to no part that this model has");
   }
 
-  size_t parts_of_weight(std::string ours) const {
+  // The parts that a bias should have: those of its weight, or as many as its own last one counts.
+  size_t parts_of(const std::string& ours) const {
     if (!ours.ends_with(".bias")) return 1;
-    ours.replace(ours.size() - 4, 4, "weight");
-    const auto it = parts_.find(ours);
-    return it == parts_.end() ? 1 : it->second.size();
+    const auto parts = parts_.find(ours),
+               weight = parts_.find(ours.substr(0, ours.size() - 4) + "weight");
+    if (parts == parts_.end() || weight == parts_.end()) return 1;
+    size_t count = weight->second.size();
+    if (count != parts->second.size())
+      for (const Part& p : parts->second) count = std::max(count, size_t(p.part) + 1);
+    return count;
   }
 
   // The parts in their order; where a weight has one that its bias has not, zeros.
@@ -362,16 +371,18 @@ class Reading {
                 [](const Part& x, const Part& y) { return x.part < y.part; });
     for (const auto& [ours, parts] : parts_) {
       std::vector<Source>& sources = a.sources[ours];
-      if (parts_of_weight(ours) > parts.size()) {
-        std::string weight = ours;
-        weight.replace(weight.size() - 4, 4, "weight");
-        for (const Part& w : parts_.at(weight)) {
-          const auto it = std::find_if(parts.begin(), parts.end(),
-                                       [&](const Part& p) { return p.part == w.part; });
-          sources.push_back({it != parts.end() ? it->source.tensor : "", w.source.rows});
-        }
-      } else {
+      const size_t count = parts_of(ours);
+      if (count <= parts.size()) {
         for (const Part& p : parts) sources.push_back(p.source);
+        continue;
+      }
+      const auto weight = parts_.find(ours.substr(0, ours.size() - 4) + "weight");
+      for (size_t i = 0; i < count; ++i) {
+        const auto it = std::find_if(parts.begin(), parts.end(),
+                                     [&](const Part& p) { return size_t(p.part) == i; });
+        const bool split = weight != parts_.end() && weight->second.size() == count;
+        sources.push_back({it != parts.end() ? it->source.tensor : "",
+                           split ? weight->second[i].source.rows : parts.front().source.rows});
       }
     }
   }

@@ -113,7 +113,7 @@ std::optional<std::string> BaseFile::head() const {
   const std::string& naming = architecture.naming;
   const Pool pool = architecture.config.pool;
   if (pool == Pool::two_tokens) return std::nullopt;  // theirs is two, of one token each
-  if (naming == "timm") return "head";
+  if (naming == "timm" || naming == "timm_dinov3") return "head";
   if (naming == "hf_vit" && pool == Pool::token) return "classifier";
   const auto own = architecture.sources.find("head.weight");
   if (own == architecture.sources.end()) return std::nullopt;

@@ -42,6 +42,18 @@ constexpr NameRule kTimmExtras[] = {
     {"head.*", "head.*"},
     {"head_dist.*", "head_dist.*"},
 };
+// timm's Eva class, which has DINOv3: no bias of k, LayerScale by other names.
+constexpr NameRule kTimmEva[] = {
+    {"reg_token", "reg_token"},
+    {"blocks.{}.attn.q_bias", "blocks.{}.attn.qkv.bias", 0},
+    {"blocks.{}.attn.v_bias", "blocks.{}.attn.qkv.bias", 2},
+    {"blocks.{}.gamma_1", "blocks.{}.ls1.gamma"},
+    {"blocks.{}.gamma_2", "blocks.{}.ls2.gamma"},
+    {"blocks.{}.mlp.fc1_g.*", "blocks.{}.mlp.fc1.*", 0},
+    {"blocks.{}.mlp.fc1_x.*", "blocks.{}.mlp.fc1.*", 1},
+    {"fc_norm.*", "fc_norm.*"},
+    {"head.*", "head.*"},
+};
 constexpr NameRule kDinov2Extras[] = {
     {"register_tokens", "reg_token"},
     {"blocks.{}.mlp.w12.*", "blocks.{}.mlp.fc1.*"},
@@ -212,6 +224,13 @@ const std::vector<Family>& families() {
        {kTimmBlocks, kTimmExtras},
        {{"mask_token", kMask}, {"decoder_*", kDecoder}},
        defaults(1e-6, PositionRule::antialias, kHalf)},
+      {"timm_dinov3",
+       "timm DINOv3",
+       {""},
+       {"patch_embed.proj.weight", "reg_token", "blocks.0.gamma_1"},
+       {kTimmBlocks, kTimmEva},
+       {},
+       defaults(1e-5, PositionRule::rotary, kImageNet)},
       {"open_clip",
        "OpenCLIP visual tower",
        {"visual.", ""},

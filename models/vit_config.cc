@@ -252,7 +252,7 @@ ConfigHints read_config(const ConfigFiles& files, VitConfig& c) {
   d.read({"crop_mode", "resize_mode"}, crop);
   if (crop == "squash") c.crop_pct = 1;
   if ((crop == "center" || crop == "shortest") && c.crop_pct >= 1) c.crop_pct = crop_for(1, 1);
-  d.read({"rope_theta"}, c.rope_theta);
+  d.read({"rope_theta", "rope_temperature"}, c.rope_theta);
   if (const json* rope = d.find("rope_parameters");
       rope != nullptr && rope->is_object() && rope->contains("rope_theta"))
     c.rope_theta = rope->at("rope_theta").get<double>();

@@ -36,6 +36,8 @@ constexpr Known kFamilies[] = {
     {"timm_clip", "timm", PositionRule::antialias},
     {"timm_siglip", "timm", PositionRule::antialias},
     {"timm_swiglu", "timm", PositionRule::antialias},
+    {"timm_dinov3", "timm_dinov3", PositionRule::rotary},
+    {"timm_dinov3_gated", "timm_dinov3", PositionRule::rotary},
     {"dinov2", "dinov2", PositionRule::offset},
     {"dinov2_registers", "dinov2", PositionRule::antialias},
     {"open_clip", "open_clip", PositionRule::antialias},
