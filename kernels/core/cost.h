@@ -1,6 +1,6 @@
-// What one call of a kernel costs at the least: floating-point operations, and bytes that must cross
-// the memory bus if each input is read once and each output written once. Beside cpu::f and gpu::f
-// every kernel has a third twin in its contract, with the same parameters:
+// What one call of a kernel costs at the least: floating-point operations, and bytes that must
+// cross the memory bus if each input is read once and each output written once. Beside cpu::f and
+// gpu::f every kernel has a third twin in its contract, with the same parameters:
 //
 //   cost::f<T>(x, ldx, ..., cols) -> Cost
 //
