@@ -7,8 +7,11 @@
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <map>
 
 #include "bench/support/record.h"
+#include "engine/tensor/ceiling.h"
+#include "engine/tensor/device.h"
 #include "kernels/core/parallel.h"
 
 namespace orthofed::bench {
@@ -42,8 +45,16 @@ std::string gpu_name(const Queue& queue) {
   return "";
 }
 
-Ceilings ceilings_of(const Queue&, DType) {
-  return {};
+// Measured once a process, device and type.
+Ceilings ceilings_of(const Queue& queue, DType dtype) {
+  static std::map<std::pair<Device, DType>, Ceilings> known;
+  const auto [it, unknown] = known.try_emplace({queue.device, dtype});
+  if (unknown) {
+    const OnDevice here(queue.device);
+    const orthofed::Ceilings measured = measure_ceilings(dtype);
+    it->second = {1e-9 * measured.flops, 1e-9 * measured.bytes};
+  }
+  return it->second;
 }
 
 void record(const std::string& kernel, const std::string& provider, DType dtype, const Vit& vit,
