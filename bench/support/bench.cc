@@ -7,11 +7,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
-#include <map>
 
 #include "bench/support/record.h"
-#include "engine/tensor/ceiling.h"
-#include "engine/tensor/device.h"
 #include "kernels/core/parallel.h"
 
 namespace orthofed::bench {
@@ -45,23 +42,11 @@ std::string gpu_name(const Queue& queue) {
   return "";
 }
 
-// Measured once a process, device and type.
-Ceilings ceilings_of(const Queue& queue, DType dtype) {
-  static std::map<std::pair<Device, DType>, Ceilings> known;
-  const auto [it, unknown] = known.try_emplace({queue.device, dtype});
-  if (unknown) {
-    const OnDevice here(queue.device);
-    const orthofed::Ceilings measured = measure_ceilings(dtype);
-    it->second = {1e-9 * measured.flops, 1e-9 * measured.bytes};
-  }
-  return it->second;
-}
-
 void record(const std::string& kernel, const std::string& provider, DType dtype, const Vit& vit,
             const Bench::Sizes& sizes, const Queue& queue, const Cost& cost, double worst,
             int64_t elements, const Times& t, bool cold) {
   const char* commit = std::getenv("OF_COMMIT");
-  const Ceilings ceilings = ceilings_of(queue, dtype);
+  const Ceilings ceilings = ceilings_of(queue.device, dtype);
   const double compute = cost.flops / (1e9 * ceilings.gflops);
   const double memory = cost.bytes / (1e9 * ceilings.gbs);
   Json out, shape, limits, time, check;

@@ -17,6 +17,9 @@
 #include <cstdint>
 #include <string>
 
+#include "kernels/core/device.h"
+#include "kernels/core/types.h"
+
 namespace orthofed::bench {
 
 // Builds one object; what is not finite becomes null.
@@ -36,6 +39,7 @@ class Json {
 struct Ceilings {
   double gflops = NAN, gbs = NAN;  // not measured
 };
+Ceilings ceilings_of(Device device, DType dtype);
 
 Json host_record(const std::string& gpu);
 
