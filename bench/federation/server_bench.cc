@@ -157,7 +157,7 @@ int measure(const Model& model, int clients) {
   double load = 0;
   std::ifstream("/proc/loadavg") >> load;
   fmt::print(
-      "{{\"schema\": \"orthofed-bench/1\", \"bench\": \"server_round\", \"model\": \"{}\", "
+      "{{\"schema\": \"orthofed-server/1\", \"bench\": \"server_round\", \"model\": \"{}\", "
       "\"clients\": {}, \"rounds\": {}, \"round_seconds_median\": {:.4f}, "
       "\"bytes_sent_by_a_client\": {}, \"whole_model_bytes\": {}, \"server_peak_mib\": {:.1f}, "
       "\"peak_mib_before\": {:.1f}, \"load_average\": {:.2f}}}\n",
