@@ -467,10 +467,6 @@ int64_t Transport::connect(const std::string& address, Clock::time_point deadlin
   }
 }
 
-void Transport::admit(int64_t connection, size_t max_tensor_bytes) {
-  admit(connection, max_tensor_bytes, 0);
-}
-
 void Transport::admit(int64_t connection, size_t max_tensor_bytes, double write_seconds) {
   asio::post(impl_->io, [this, connection, max_tensor_bytes, write_seconds] {
     if (const LinkPtr link = impl_->find(connection)) {

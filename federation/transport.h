@@ -69,10 +69,9 @@ class Transport {
   int64_t connect(const std::string& address, Clock::time_point deadline, std::stop_token stop);
 
   // The peer takes part: it may send more than its first frame, with tensor sections up to this
-  // size. For the side that connected, too. A client writes with more patience than stall_seconds:
-  // its update waits in line where the server has max_bodies others.
-  void admit(int64_t connection, size_t max_tensor_bytes);
-  void admit(int64_t connection, size_t max_tensor_bytes, double write_seconds);
+  // size. For the side that connected, too. A client writes with more patience than stall_seconds
+  // (write_seconds 0): its update waits in line where the server has max_bodies others.
+  void admit(int64_t connection, size_t max_tensor_bytes, double write_seconds = 0);
 
   // Queues a frame; a broadcast shares one buffer. Failure to deliver it shows as a closed event.
   void send(int64_t connection, SharedBytes frame);

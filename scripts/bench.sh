@@ -8,7 +8,7 @@ usage() {
   cat <<'HELP'
 usage: scripts/bench.sh [--quick] [--filter REGEX] [--threads N] [--no-step] [--out FOLDER]
 
-  scripts/bench.sh                              everything: less than 10 minutes on two cores, once it is built
+  scripts/bench.sh                              everything
   scripts/bench.sh --filter 'gelu/.*f32'        some benchmarks; records in build/bench, the page stays as it is
   scripts/bench.sh --quick                      a first look: shorter samples and no training step, likewise
   bench/compare.py OLD.jsonl NEW.jsonl          FASTER, SLOWER or SAME for each record

@@ -7,10 +7,12 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -72,7 +74,8 @@ int answer(const std::string& address, const Agreement& agreement, int clients) 
                            encode(Hello{client_name(i), agreement.method, agreement.base_sha256,
                                         classes_digest(agreement.classes), agreement.schema})));
     network.admit(link, size_t{1} << 30);
-    network.wait(after(60), {});  // Welcome
+    const std::optional<Event> welcome = network.wait(after(60), {});
+    if (!welcome || welcome->kind != Event::Kind::frame) throw Error("not let in");
   }
   SharedBytes update;
   int64_t round = -1;
@@ -173,14 +176,16 @@ int measure(const Model& model, int clients) {
 int main(int argc, char** argv) {
   using namespace orthofed;
   if (argc > 1) {
-    fmt::print(
-        "usage: server_bench   (1, 10, 100 and 1,000 clients on loopback; about a minute)\n");
+    fmt::print("usage: server_bench   (1 to 1,000 clients on loopback)\n");
     return std::string(argv[1]) == "--help" ? 0 : 2;
   }
   rlimit files{};
-  getrlimit(RLIMIT_NOFILE, &files);
+  const bool known = getrlimit(RLIMIT_NOFILE, &files) == 0;
   files.rlim_cur = files.rlim_max;  // a thousand sockets are more than the usual soft limit
-  setrlimit(RLIMIT_NOFILE, &files);
+  if (!known || setrlimit(RLIMIT_NOFILE, &files) != 0) {
+    std::perror("server_bench: RLIMIT_NOFILE");
+    return 1;
+  }
   for (const Model& model : kModels) {
     for (const int clients : {1, 10, 100, 1000}) {
       if (clients > model.most) continue;
