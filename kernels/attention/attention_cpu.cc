@@ -58,10 +58,11 @@ void load(const T* from, int64_t ld, int64_t rows, int64_t cols, A scale, A* to,
 template <class T, class A>
 void load_transposed(const T* from, int64_t ld, int64_t rows, int64_t cols, A scale, A* to,
                      int64_t padded_rows) {
-  for (int64_t j = 0; j < cols; ++j) {
-    for (int64_t i = 0; i < rows; ++i) to[j * padded_rows + i] = scale * A(from[i * ld + j]);
-    for (int64_t i = rows; i < padded_rows; ++i) to[j * padded_rows + i] = 0;
-  }
+  // Down the tile, which the nearest cache holds, and along `from`, whose rows may be pages apart.
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = 0; j < cols; ++j) to[j * padded_rows + i] = scale * A(from[i * ld + j]);
+  for (int64_t i = rows; i < padded_rows; ++i)
+    for (int64_t j = 0; j < cols; ++j) to[j * padded_rows + i] = 0;
 }
 
 }  // namespace
@@ -123,17 +124,18 @@ void attention_forward(const T* qkv, T* out, Accum<T>* lse, const AttentionShape
           }
           for (int64_t i = 0; i < keys; ++i) {
             A* p = p_t + i * n;
-            for (int64_t j = 0; j < n; ++j) p[j] = exp_(p[j] - top[j]);
-            for (int64_t j = 0; j < n; ++j) sum[j] += p[j];
+            for (int64_t j = 0; j < n; ++j) sum[j] += p[j] = exp_(p[j] - top[j]);
           }
           multiply_block<lanes>(v_tile + k0 * block.pitch, 1, block.pitch, p_t, n, o_t, n, m, n,
                                 keys, /*add=*/true);
         }
       }
 
+      A share[max_queries];  // of a query's row of P that one unit of exp(S - top) is
+      for (int64_t j = 0; j < n; ++j) share[j] = 1 / sum[j];
       for (int64_t i = 0; i < queries; ++i) {
         T* row = o + (q0 + i) * s.ld_out;
-        for (int64_t j = 0; j < d; ++j) row[j] = T(o_t[j * n + i] / sum[i]);
+        for (int64_t j = 0; j < d; ++j) row[j] = T(o_t[j * n + i] * share[i]);
       }
       if (lse != nullptr) {
         A* to = lse + task * s.tokens + q0;
@@ -206,8 +208,10 @@ void attention_backward(const T* qkv, const T* out, const T* dout, const Accum<T
           for (int64_t i = 0; i < keys; ++i) {
             A* p = p_t + i * n;
             A* ds = ds_t + i * n;
-            for (int64_t j = 0; j < n; ++j) p[j] = exp_(p[j] - row_lse[j]);
-            for (int64_t j = 0; j < n; ++j) ds[j] = p[j] * (ds[j] - row_dot[j]);
+            for (int64_t j = 0; j < n; ++j) {
+              p[j] = exp_(p[j] - row_lse[j]);
+              ds[j] = p[j] * (ds[j] - row_dot[j]);
+            }
           }
           multiply_block<lanes>(p_t, n, 1, do_tile, block.pitch, dv_tile + at, block.pitch, rows,
                                 columns, queries, true);

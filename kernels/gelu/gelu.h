@@ -2,12 +2,12 @@
 //   erf  form: Phi(x) = (1 + erf(x / sqrt 2)) / 2                            (timm, DINOv2)
 //   tanh form: Phi(x) = (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2        (cuBLASLt, SigLIP)
 //   quick:     Phi(x) = 1 / (1 + exp(-1.702 x)) = (1 + tanh(0.851 x)) / 2    (OpenAI's CLIP)
-// Instantiated for double, float and bf16. erf, tanh and exp are the polynomials of core/math.h.
+// Instantiated for double, float and bf16. Phi, tanh and exp are those of core/math.h.
 //
 // Error: 4 eps |x| + eps(T)/2 |y| forward, 4 eps |dy| (1 + |x|) + eps(T)/2 |dx| backward, eps that
-// of Accum<T>. In the far negative tail that is an absolute error: y underflows to 0, as torch's
-// does. Per element: forward 2 sizeof(T) bytes and about 45 flops (erf) or 30 (tanh, quick);
-// backward 3 sizeof(T) bytes and about 65 or 40.
+// of Accum<T>. In the tanh and quick forms that is an absolute error in the far negative tail, where
+// y underflows to 0, as torch's does. Per element: forward 2 sizeof(T) bytes and about 45 flops (erf)
+// or 30 (tanh, quick); backward 3 sizeof(T) bytes and about 50 or 40.
 #pragma once
 #include <cstdint>
 
@@ -43,7 +43,7 @@ template <class T>
 Cost gelu_backward(const T* dy, int64_t, const T* x, int64_t, T* dx, int64_t, int64_t rows,
                    int64_t cols, GeluKind kind) {
   const double n = double(rows) * cols;
-  return {n * (kind == GeluKind::erf ? 65 : 40), moved(dy, n) + moved(x, n) + written(dx, n)};
+  return {n * (kind == GeluKind::erf ? 50 : 40), moved(dy, n) + moved(x, n) + written(dx, n)};
 }
 
 }  // namespace orthofed::cost

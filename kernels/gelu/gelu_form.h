@@ -7,16 +7,20 @@
 namespace orthofed {
 
 struct GeluErf {
+  template <class A>
+  OF_HOST_DEVICE static A exponential(A x) {
+    return exp_(A(-0.5) * x * x);
+  }
   // Phi(x); GELU is x Phi(x).
   template <class A>
   OF_HOST_DEVICE static A phi(A x) {
-    return A(0.5) + A(0.5) * erf_(x * A(0.70710678118654752440));  // 1/sqrt(2)
+    return normal_cdf_(x, exponential(x));
   }
   // d(x Phi(x))/dx = Phi(x) + x Phi'(x)
   template <class A>
   OF_HOST_DEVICE static A derivative(A x) {
-    const A density = A(0.39894228040143267794) * exp_(A(-0.5) * x * x);  // 1/sqrt(2 pi)
-    return phi(x) + x * density;
+    const A e = exponential(x);
+    return normal_cdf_(x, e) + x * (A(0.39894228040143267794) * e);  // 1/sqrt(2 pi)
   }
 };
 

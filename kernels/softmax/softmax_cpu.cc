@@ -1,6 +1,7 @@
 #include "kernels/softmax/softmax.h"
 
 #include <limits>
+#include <type_traits>
 
 #include "kernels/core/math.h"
 #include "kernels/core/rows.h"
@@ -17,11 +18,16 @@ void softmax_forward(const T* x, int64_t ldx, T* y, int64_t ldy, int64_t rows, i
       const A top = lane_max<A>(cols, -std::numeric_limits<A>::infinity(),
                                 [=](int64_t j) { return A(xi[j]); });
       const auto exponential = [=](int64_t j) { return exp_(A(xi[j]) - top); };
-      // The exponentials are computed twice rather than kept in y, where bf16 would round them
-      // before the division.
-      const A inverse = A(1) / lane_sum<A>(cols, exponential);
+      if constexpr (std::is_same_v<T, A>) {
+        const A inverse =
+            A(1) / lane_sum<A>(cols, [=](int64_t j) { return yi[j] = exponential(j); });
+        for (int64_t j = 0; j < cols; ++j) yi[j] *= inverse;
+      } else {
+        // Twice, because y would round them before the division.
+        const A inverse = A(1) / lane_sum<A>(cols, exponential);
 #pragma GCC ivdep
-      for (int64_t j = 0; j < cols; ++j) yi[j] = T(exponential(j) * inverse);
+        for (int64_t j = 0; j < cols; ++j) yi[j] = T(exponential(j) * inverse);
+      }
     }
   });
 }
