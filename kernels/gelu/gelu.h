@@ -5,9 +5,9 @@
 // Instantiated for double, float and bf16. Phi, tanh and exp are those of core/math.h.
 //
 // Error: 4 eps |x| + eps(T)/2 |y| forward, 4 eps |dy| (1 + |x|) + eps(T)/2 |dx| backward, eps that
-// of Accum<T>. In the tanh and quick forms that is an absolute error in the far negative tail, where
-// y underflows to 0, as torch's does. Per element: forward 2 sizeof(T) bytes and about 45 flops (erf)
-// or 30 (tanh, quick); backward 3 sizeof(T) bytes and about 50 or 40.
+// of Accum<T>. In the tanh and quick forms that is an absolute error in the far negative tail,
+// where y underflows to 0, as torch's does. Per element: forward 2 sizeof(T) bytes and about 45
+// flops (erf) or 30 (tanh, quick); backward 3 sizeof(T) bytes and about 50 or 40.
 #pragma once
 #include <cstdint>
 
