@@ -34,6 +34,17 @@ void watch_flags(CLI::App& app) {
       ->check(CLI::IsMember({"cpu"}));
 }
 
+// After watch_flags: what looks at every call costs time of its own.
+void profile_flag(CLI::App& app, int64_t& steps, const std::string& then) {
+  app.add_flag("--profile{5}", steps,
+               "Measure where the time of a step goes, over 5 steps or --profile=STEPS, after 3 to "
+               "warm up: " +
+                   then)
+      ->check(CLI::Range(1, 1000))
+      ->excludes("--check-finite")
+      ->excludes("--shadow");
+}
+
 void config_file(CLI::App& app, std::string& config, std::vector<std::string>& set) {
   app.add_option("CONFIG", config, "Configuration file (TOML)")->type_name(" ")->required();
   app.add_option("--set", set, "Override a key of the configuration, as often as needed")
@@ -168,6 +179,9 @@ void Parser::add(const Commands& c) {
             output_folder(app, o.out);
             app.add_flag("--in-process", o.in_process,
                          "Server and clients as threads of this process instead of processes");
+            profile_flag(app, o.profile,
+                         "each client writes DIR/clients/NAME/profile.txt and trace.json; prints "
+                         "the table of the one that trained longest");
           });
   command(
       "serve", "Be the server of a federation",
@@ -186,6 +200,9 @@ void Parser::add(const Commands& c) {
         app.add_option("--client", o.client, "Which client this is")->type_name("NAME")->required();
         app.add_option("--out", o.out, "Folder for the results and the personal adapter")
             ->type_name("DIR");
+        profile_flag(app, o.profile,
+                     "prints a table, and writes it and a trace to DIR/profile.txt and "
+                     "trace.json");
       });
   command("train", "Train on one site alone, without a federation",
           "orthofed train configs/wbc_sites.toml --set data.client=bccd --out runs/bccd", c.train,
@@ -193,12 +210,9 @@ void Parser::add(const Commands& c) {
             watch_flags(app);
             config_file(app, o.config, o.set);
             output_folder(app, o.out);
-            app.add_flag("--profile{5}", o.profile,
-                         "Measure where the time of a step goes, over 5 steps or --profile=STEPS, "
-                         "after 3 to warm up: prints a table and writes DIR/trace.json")
-                ->check(CLI::Range(1, 1000))
-                ->excludes("--check-finite")
-                ->excludes("--shadow");
+            profile_flag(app, o.profile,
+                         "prints a table, and writes it and a trace to DIR/profile.txt and "
+                         "trace.json");
           });
   command("eval", "Compute metrics of adapters on test images",
           "orthofed eval configs/wbc_sites.toml --client bccd "
@@ -333,6 +347,8 @@ void Parser::add(const Commands& c) {
           "orthofed report runs/wbc", c.report, [](CLI::App& app, ReportOptions& o) {
             app.add_option("DIR", o.folder, "Folder of runs")->type_name(" ")->required();
             app.add_flag("--markdown", o.markdown, "As a GitHub table");
+            app.add_flag("--time", o.time,
+                         "Instead: where the time of each run went, a stacked bar a process");
           });
   command("doctor", "Print what this program finds on this machine", "orthofed doctor --json",
           c.doctor, [](CLI::App&, DoctorOptions&) {});

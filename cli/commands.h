@@ -23,6 +23,7 @@ struct RunOptions {
   std::vector<std::string> set;  // "key=value", in order
   std::string out;               // folder
   bool in_process = false;       // threads of this process instead
+  int64_t profile = 0;           // steps of each client to measure; 0: none
 };
 
 // The server of a federation.
@@ -39,7 +40,8 @@ struct JoinOptions {
   std::string config;
   std::string client;
   std::vector<std::string> set;
-  std::string out;  // empty: federation.state_dir, else a folder named after the client
+  std::string out;      // empty: federation.state_dir, else a folder named after the client
+  int64_t profile = 0;  // steps to measure; 0: none
 };
 
 // One site alone, without a federation.
@@ -127,6 +129,7 @@ struct ReportOptions {
   GlobalOptions global;
   std::string folder;
   bool markdown = false;
+  bool time = false;  // where the time of each run went, instead
 };
 
 // What this program found on this machine.

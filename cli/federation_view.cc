@@ -112,6 +112,17 @@ std::string result_table(const RunSummary& summary) {
   return text;
 }
 
+std::vector<TimeRow> time_rows(const RunSummary& summary) {
+  std::vector<TimeRow> rows;
+  bool alone = true;
+  for (const ClientSummary& c : summary.clients) {
+    if (c.time) rows.push_back({c.name, *c.time});
+    alone = alone && c.bytes_sent == 0;
+  }
+  rows.push_back({alone ? "this run" : "server", summary.time});
+  return rows;
+}
+
 void report(const RunConfig& config, const Agreement& agreement, const FederationResult& result,
             const std::string& folder, const GlobalOptions& global) {
   if (!result.general.empty())
@@ -124,9 +135,9 @@ void report(const RunConfig& config, const Agreement& agreement, const Federatio
   if (global.json) {
     std::cout << to_json(summary);
   } else if (!global.quiet) {
-    std::cout << fmt::format("\n{}, {} rounds, {}\n\n{}results in {}\n", config.method,
+    std::cout << fmt::format("\n{}, {} rounds, {}\n\n{}\n{}results in {}\n", config.method,
                              config.rounds, format_duration(result.wall_seconds),
-                             result_table(summary), folder);
+                             result_table(summary), time_table(time_rows(summary)), folder);
   }
 }
 

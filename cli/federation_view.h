@@ -5,6 +5,7 @@
 #include <string>
 
 #include "cli/session.h"
+#include "cli/time_table.h"
 #include "federation/server.h"
 #include "federation/summary.h"
 
@@ -32,13 +33,15 @@ class FederationView : public ServerObserver {
   std::unique_ptr<Progress> progress_;
 };
 
-// Writes summary.json and general_adapter.safetensors into the folder and prints the table, or with
-// --json the summary.
+// Writes summary.json and general_adapter.safetensors into the folder and prints the tables, or
+// with --json the summary.
 void report(const RunConfig& config, const Agreement& agreement, const FederationResult& result,
             const std::string& folder, const GlobalOptions& global);
 
 // The table alone: a line a client, their mean, and the union of sites.
 std::string result_table(const RunSummary& summary);
+// A line a client that shares its time, and the server; or the one process there was.
+std::vector<TimeRow> time_rows(const RunSummary& summary);
 RunSummary summary_of(const RunConfig& config, const Agreement& agreement,
                       const FederationResult& result);
 

@@ -7,8 +7,10 @@
 
 #include "cli/commands.h"
 #include "cli/config_keys.h"
+#include "cli/profiling.h"
 #include "cli/session.h"
 #include "cli/text.h"
+#include "cli/time_table.h"
 #include "engine/io/files.h"
 #include "federation/client.h"
 #include "federation/summary.h"
@@ -45,7 +47,11 @@ void take_part(const JoinOptions& o, const RunConfig& config, const std::string&
                Terminal& terminal) {
   const auto begin = std::chrono::steady_clock::now();
   SiteProgress progress(terminal, o.client);
-  VitSite site(config, o.client, folder, progress.callbacks());
+  std::shared_ptr<Profile> profile;
+  if (o.profile > 0) profile = make_profile(config, ceilings_for(config, terminal), o.profile);
+  SiteTrainer::Callbacks callbacks = progress.callbacks();
+  callbacks.profile = profile;
+  VitSite site(config, o.client, folder, callbacks);
   progress.done();
   say_left_aside(terminal, site.trainer().tuner().model());
   JoinObserver observer(terminal, progress);
@@ -55,6 +61,7 @@ void take_part(const JoinOptions& o, const RunConfig& config, const std::string&
   options.max_frame_mb = config.federation.max_frame_mb;
   options.settings = shared_settings(config);
   const JoinResult result = orthofed::join(config.federation.address, site, options, observer);
+  print_profile(save_profile(profile.get(), folder, terminal), o.global);
 
   const int64_t train = int64_t(site.trainer().data().train.size());
   if (o.global.json) {
@@ -66,12 +73,14 @@ void take_part(const JoinOptions& o, const RunConfig& config, const std::string&
     line.bytes_sent = result.bytes_sent;
     line.bytes_received = result.bytes_received;
     line.evaluation = result.evaluation;
+    line.time = result.time;
     std::cout << to_json_line(line);
   } else if (!o.global.quiet) {
     std::vector<ScoreRow> rows = {{o.client, train, result.evaluation.personal}};
     if (result.evaluation.general.samples > 0)
       rows.push_back({"general model alone", 0, result.evaluation.general});
-    std::cout << score_table(rows) << "adapters in " << folder << "\n";
+    std::cout << score_table(rows) << "\n"
+              << time_table({{o.client, result.time}}) << "adapters in " << folder << "\n";
   }
 }
 

@@ -8,8 +8,10 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/commands.h"
+#include "cli/federation_view.h"
 #include "cli/session.h"
 #include "cli/table.h"
+#include "cli/time_table.h"
 #include "engine/io/files.h"
 
 namespace orthofed::cli {
@@ -53,6 +55,38 @@ void add(Group& group, const json& summary) {
     group.of[std::string("union ") + part].push_back(number(u.at("balanced_accuracy").at(part)));
 }
 
+TimeSplit split(const json& time) {
+  TimeSplit t;
+  for (const Activity a : kActivities) t[a] = time.at(name_of(a)).get<double>();
+  return t;
+}
+
+// As far as its times go.
+RunSummary times_of(const json& summary) {
+  RunSummary s;
+  for (const json& c : summary.at("clients")) {
+    ClientSummary& client = s.clients.emplace_back();
+    client.name = c.at("name");
+    client.bytes_sent = c.at("bytes_sent");
+    if (!c.at("time").is_null()) client.time = split(c.at("time"));
+  }
+  s.time = split(summary.at("time"));
+  return s;
+}
+
+void print_times(const std::map<std::string, json>& runs, bool as_json) {
+  json out;
+  for (const auto& [folder, summary] : runs) {
+    if (!as_json) {
+      std::cout << folder << "\n\n" << time_table(time_rows(times_of(summary)), true) << "\n";
+      continue;
+    }
+    for (const json& c : summary.at("clients")) out[folder]["clients"][c.at("name")] = c.at("time");
+    out[folder]["time"] = summary.at("time");
+  }
+  if (as_json) std::cout << out.dump() << "\n";
+}
+
 }  // namespace
 
 int report(const ReportOptions& o) {
@@ -66,13 +100,19 @@ int report(const ReportOptions& o) {
                     ": no summary.json below it; `orthofed run` writes one when it is done");
 
   std::map<std::string, Group> groups;
+  std::map<std::string, json> runs;  // by folder
   for (const fs::path& file : files) {
     try {
       const json summary = json::parse(read_text(file.string()));
       add(groups[summary.at("method").get<std::string>()], summary);
+      if (o.time) times_of(runs[file.parent_path().string()] = summary);
     } catch (const json::exception& e) {
       throw UserError(fmt::format("{}: not a run's summary ({})", file.string(), e.what()));
     }
+  }
+  if (o.time) {
+    print_times(runs, o.global.json);
+    return 0;
   }
   if (o.global.json) {
     json out;

@@ -1,6 +1,7 @@
 #include "cli/commands.h"
 #include "cli/federation_view.h"
 #include "cli/local_run.h"
+#include "cli/profiling.h"
 
 namespace orthofed::cli {
 
@@ -12,7 +13,8 @@ int run(const RunOptions& o) {
     config.data.client.clear();
   }
   const OutputFolder folder(o.out, "summary.json");
-  const LocalRun done = run_here(config, o.out, o.in_process, terminal);
+  const LocalRun done = run_here(config, o.out, o.in_process, terminal, "", o.profile);
+  print_profile(done.profile, o.global);
   report(config, done.agreement, done.result, o.out, o.global);
   return 0;
 }

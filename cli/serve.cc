@@ -15,10 +15,10 @@ int serve(const ServeOptions& o) {
   if (config.method == "pooled")
     throw UserError("method: pooled needs all images in one place; use `orthofed run`");
   const OutputFolder folder(o.out, "summary.json");
+  ServerOptions options;  // its clock runs from here
   const InitialState start = initial_state(config);
   write_file(o.out + "/config.toml", config_toml(config));
   FederationView view(terminal, config, o.out);
-  ServerOptions options;
   options.settings = shared_settings(config);
   options.listening = [&](uint16_t port) {
     terminal.message(fmt::format("listening on port {}; waiting for {} clients", port,

@@ -27,12 +27,15 @@ std::map<std::string, Scores> by_client(const Scores& all, int64_t classes) {
 FederationResult run_alone(const RunConfig& config, const std::string& client,
                            const std::string& state_dir, SiteTrainer::Callbacks callbacks,
                            const std::function<void(int64_t, int64_t)>& round,
-                           const std::function<void(int64_t, const RoundReport&)>& report) {
-  SiteTrainer trainer(config, client, state_dir, std::move(callbacks));
+                           const std::function<void(int64_t, const RoundReport&)>& report,
+                           const Stopwatch& started) {
+  Stopwatch time = started;
+  SiteTrainer trainer(config, client, state_dir, std::move(callbacks), nullptr, &time);
   if (trainer.method().federated)
     throw UserError("method: '" + config.method +
                     "' is a federation's; alone there are local and pooled");
   trainer.start(false);
+  time.turn_to(Activity::training);
   const auto begin = std::chrono::steady_clock::now();
   double images_per_second = 0;
   for (int64_t t = 0; t < config.rounds; ++t) {
@@ -42,6 +45,7 @@ FederationResult run_alone(const RunConfig& config, const std::string& client,
     report(t, r);
   }
 
+  time.turn_to(Activity::evaluation);
   FederationResult result;
   const int64_t classes = int64_t(config.data.classes.size());
   std::map<std::string, int64_t> trained;
@@ -64,6 +68,7 @@ FederationResult run_alone(const RunConfig& config, const std::string& client,
   }
   result.wall_seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  time.turn_to(Activity::saving);
   if (trainer.method().general) {
     result.general = trainer.tuner().general();
     if (!state_dir.empty()) {
@@ -71,6 +76,7 @@ FederationResult run_alone(const RunConfig& config, const std::string& client,
       save_adapter(state_dir + "/general_adapter.safetensors", trainer.general_file(config.rounds));
     }
   }
+  result.time = time.split();
   return result;
 }
 

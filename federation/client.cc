@@ -18,15 +18,18 @@ class Client {
         site_(site),
         options_(options),
         observer_(observer),
+        time_(site.time()),
         agreement_(site.agreement()),
         expected_{"server", agreement_.schema, agreement_.classes.size()},
         network_(options.transport) {}
 
   JoinResult run() {
+    const Spending other(&time_, Activity::other);
     try {
       enter();
       take_part();
       network_.close(connection_);
+      result_.time = time_.split();
       return std::move(result_);
     } catch (const Cancelled&) {
       abort("stopped by its user");
@@ -44,13 +47,14 @@ class Client {
   // or overloaded: try again.
   void enter() {
     doing_ = "joining";
+    const Spending joining(&time_, Activity::joining);
     const auto deadline = after(options_.join_timeout_seconds);
     for (;;) {
       connection_ = network_.connect(address_, deadline, options_.stop);
       observer_.connected(address_);
       send(Hello{site_.name(), agreement_.method, agreement_.base_sha256,
                  classes_digest(agreement_.classes), agreement_.schema});
-      const std::optional<Event> event = network_.wait(deadline, options_.stop);
+      const std::optional<Event> event = network_.wait(deadline, options_.stop, &time_);
       if (event && event->kind == Event::Kind::frame) return accept(event->frame);
       if (event && event->kind == Event::Kind::invalid)
         throw UserError(fmt::format(
@@ -65,7 +69,7 @@ class Client {
 
   void accept(const Frame& frame) {
     result_.bytes_received += int64_t(frame.size());
-    const Message message = decode(frame, expected_);
+    const Message message = decoded(frame);
     if (const auto* refused = std::get_if<Refuse>(&message))
       throw UserError(fmt::format("the server at {} refuses: {}", address_, refused->reason));
     const auto* welcome = std::get_if<Welcome>(&message);
@@ -102,8 +106,9 @@ class Client {
     int64_t next = 0;
     for (bool done = false;;) {
       doing_ = "waiting for the server";
-      const Frame frame = receive(after(patience));
-      const Message message = decode(frame, expected_);
+      const Frame frame =
+          receive(after(patience), next == 0 ? Activity::joining : Activity::waiting);
+      const Message message = decoded(frame);
       patience = welcome_.answer_seconds + slack;
       if (const auto* round = std::get_if<Round>(&message);
           round && round->round == next && next < welcome_.rounds) {
@@ -127,36 +132,62 @@ class Client {
     observer_.round_started(round.round, welcome_.rounds);
     if (round.evaluate) evaluate(round.round, round.tensors);
     doing_ = "training";
-    SiteUpdate update = site_.train(round.tensors, round.round, welcome_.rounds);
+    const SiteUpdate update = train_site(round);
     check(update, round.round);
     check_still_there();
 
     Update message{round.round, update.samples, std::nullopt, update.tensors};
     if (options_.share != ShareMetrics::none)
-      message.report =
-          Update::Report{update.images_per_second, update.train_loss, update.penalties};
+      message.report = Update::Report{update.images_per_second, update.train_loss, update.penalties,
+                                      news_of_time()};
     const int64_t bytes = send(message);
     observer_.update_sent(round.round, update, bytes);
   }
 
   void finish(const Final& last) {
     doing_ = "finishing";
-    site_.finish(last.tensors);
+    {
+      const Spending training(&time_, Activity::training);  // fedavg_ft's extra epochs
+      site_.finish(last.tensors);
+    }
     evaluate(last.round, last.tensors);
     result_.general = last.tensors;
   }
 
   void evaluate(int64_t round, const TensorMap& tensors) {
     doing_ = "evaluating";
-    result_.evaluation = site_.evaluate(tensors);
+    {
+      const Spending evaluation(&time_, Activity::evaluation);
+      result_.evaluation = site_.evaluate(tensors);
+    }
     observer_.evaluated(round, result_.evaluation);
     check_still_there();
     Metrics message{round, options_.share, std::nullopt};
-    if (options_.share != ShareMetrics::none) message.evaluation = result_.evaluation;
+    if (options_.share != ShareMetrics::none) {
+      message.evaluation = result_.evaluation;
+      message.time = news_of_time();
+    }
     send(message);
   }
 
-  void check(const SiteUpdate& update, int64_t round) const {
+  SiteUpdate train_site(const Round& round) {
+    const Spending training(&time_, Activity::training);
+    return site_.train(round.tensors, round.round, welcome_.rounds);
+  }
+
+  // How time went since the server was last told, in whole milliseconds; what is left over is told
+  // the next time.
+  TimeSplit news_of_time() {
+    const TimeSplit now = time_.split();
+    TimeSplit news;
+    for (const Activity a : kActivities)
+      news[a] = std::max(0.0, std::floor(1e3 * (now[a] - told_[a]))) / 1e3;
+    told_ += news;
+    return news;
+  }
+
+  void check(const SiteUpdate& update, int64_t round) {
+    const Spending communication(&time_, Activity::communication);
     const std::string where = fmt::format("round {} of {}: the update of client '{}'", round + 1,
                                           welcome_.rounds, site_.name());
     try {
@@ -175,6 +206,7 @@ class Client {
   // ---- Frames -----------------------------------------------------------------------------------
 
   int64_t send(const Message& message) {
+    const Spending communication(&time_, Activity::communication);
     auto frame = std::make_shared<const Bytes>(encode(message));
     const auto bytes = int64_t(frame->size());
     result_.bytes_sent += bytes;
@@ -182,8 +214,14 @@ class Client {
     return bytes;
   }
 
-  Frame receive(Clock::time_point deadline) {
-    std::optional<Event> event = network_.wait(deadline, options_.stop);
+  Message decoded(const Frame& frame) {
+    const Spending communication(&time_, Activity::communication);
+    return decode(frame, expected_);
+  }
+
+  Frame receive(Clock::time_point deadline, Activity meanwhile) {
+    const Spending waiting(&time_, meanwhile);
+    std::optional<Event> event = network_.wait(deadline, options_.stop, &time_);
     if (!event)
       throw FederationError("the server sent nothing for too long: it or the network hangs");
     return take(std::move(*event));
@@ -202,7 +240,7 @@ class Client {
     std::optional<Event> event = network_.wait(Clock::now(), options_.stop);
     if (!event) return;
     const Frame frame = take(std::move(*event));
-    const Message message = decode(frame, expected_);
+    const Message message = decoded(frame);
     if (const auto* ended = std::get_if<Abort>(&message))
       throw FederationError("the server ended the run: " + ended->reason);
     unexpected(frame);
@@ -223,12 +261,14 @@ class Client {
   Site& site_;
   const JoinOptions& options_;
   ClientObserver& observer_;
+  Stopwatch& time_;
   const Agreement agreement_;
   const Expected expected_;
 
   int64_t connection_ = 0;
   Welcome welcome_;
   std::string doing_;  // what an Abort tells the server: never more than this
+  TimeSplit told_;     // of this client's time: what the server knows
   JoinResult result_;
   Transport network_;  // last: it is closed before the rest goes
 };

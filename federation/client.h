@@ -37,6 +37,7 @@ struct JoinResult {
   TensorMap general;          // theta^T
   SiteEvaluation evaluation;  // of theta^T and the personal adapter
   int64_t bytes_sent = 0, bytes_received = 0;
+  TimeSplit time = {};  // from the site's making to the server's Bye
 };
 
 // Throws UserError where no server answers, it refuses (with its reason) or it trains with other

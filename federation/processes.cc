@@ -139,6 +139,7 @@ FederationResult run_processes(const RunConfig& given, const Agreement& agreemen
 
   ServerOptions server;
   server.stop = stop.get_token();
+  server.time = options.time;
   server.listening = [&](uint16_t port) {
     const std::string address = fmt::format("127.0.0.1:{}", port);
     const std::lock_guard lock(mutex);

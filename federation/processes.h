@@ -18,6 +18,7 @@ struct ProcessOptions {
   std::function<std::string(const std::string& client)> log;
   int64_t threads = 2;  // of each client
   std::stop_token stop;
+  Stopwatch time{};  // as ServerOptions'
 };
 
 // Serves on a free loopback port and starts config.federation.clients. Throws UserError with a

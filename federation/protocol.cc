@@ -236,12 +236,27 @@ void read(Fields& f, Round& m) {
   m.evaluate = f.flag("evaluate");
 }
 
+json manifest_of(const TimeSplit& time) {
+  json manifest;
+  for (const Activity a : kActivities) manifest[name_of(a)] = time[a];
+  return manifest;
+}
+
+TimeSplit read_time(const json& object, const std::string& where, const char* path) {
+  Fields f(object, where, path);
+  TimeSplit time;
+  for (const Activity a : kActivities) time[a] = f.number(name_of(a), 0, kMaxSeconds);
+  f.done();
+  return time;
+}
+
 json manifest_of(const Update& m) {
   json manifest = {{"round", m.round}, {"samples", m.samples}};
   if (m.report)
     manifest["report"] = {{"images_per_second", m.report->images_per_second},
                           {"train_loss", m.report->train_loss},
-                          {"penalties", m.report->penalties}};
+                          {"penalties", m.report->penalties},
+                          {"time", manifest_of(m.report->time)}};
   return manifest;
 }
 
@@ -259,6 +274,7 @@ void read(Fields& f, Update& m, const std::string& where) {
   Fields penalties(kinds, where, "report.penalties");
   for (const auto& [kind, value] : kinds.items())
     m.report->penalties[printable(kind)] = penalties.number_or_nan(kind.c_str(), -kAny, kAny);
+  m.report->time = read_time(report.at("time"), where, "report.time");
   report.done();
 }
 
@@ -321,6 +337,7 @@ json manifest_of(const Metrics& m) {
     OF_CHECK(m.evaluation.has_value(), "scores are shared but absent");
     manifest["personal"] = manifest_of(m.evaluation->personal, m.share);
     manifest["general"] = manifest_of(m.evaluation->general, m.share);
+    manifest["time"] = manifest_of(m.time);
   }
   return manifest;
 }
@@ -334,6 +351,7 @@ void read(Fields& f, Metrics& m, const std::string& where, size_t classes) {
   if (m.share == ShareMetrics::none) return;
   m.evaluation = SiteEvaluation{read_scores(f.at("personal"), where, "personal", m.share, classes),
                                 read_scores(f.at("general"), where, "general", m.share, classes)};
+  m.time = read_time(f.at("time"), where, "time");
 }
 
 json manifest_of(const Bye&) {

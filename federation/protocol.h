@@ -38,7 +38,7 @@ using Settings = std::map<std::string, std::string>;  // configuration key -> va
 
 // ---- Frames -------------------------------------------------------------------------------------
 
-constexpr uint16_t kProtocolVersion = 1;
+constexpr uint16_t kProtocolVersion = 2;
 constexpr size_t kHeaderBytes = 88;
 constexpr size_t kMaxManifestBytes = size_t{1} << 20;
 
@@ -134,6 +134,7 @@ struct Update {
   struct Report {
     double images_per_second = 0, train_loss = 0;
     std::map<std::string, double> penalties;  // NaN: not defined
+    TimeSplit time = {};  // this client's, since it last told or since its start
   };
   int64_t round = 0;
   int64_t samples = 0;  // n_i >= 1
@@ -152,6 +153,7 @@ struct Metrics {
   int64_t round = 0;  // how many rounds the scored tensors have behind them
   ShareMetrics share = ShareMetrics::none;
   std::optional<SiteEvaluation> evaluation;  // absent exactly where share is none
+  TimeSplit time = {};                       // as Update::Report's; sent with the evaluation
 };
 
 struct Bye {

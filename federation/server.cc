@@ -83,6 +83,13 @@ struct Member {
   bool has_record = false;  // the record waits for its scores
   ClientResult result;
   std::vector<double> rates;  // images/s of each round, as far as shared
+
+  void spent(const TimeSplit& news) {
+    for (std::optional<TimeSplit>* time : {&record.time, &result.time}) {
+      if (!*time) time->emplace();
+      **time += news;
+    }
+  }
 };
 
 class Server {
@@ -96,10 +103,12 @@ class Server {
         stop_(options.stop),
         listening_(options.listening),
         settings_(options.settings),
+        time_(options.time),
         theta_(initial),
         network_(options.transport) {}
 
   FederationResult run() {
+    time_.turn_to(Activity::other);
     try {
       join();
       const auto start = Clock::now();
@@ -124,6 +133,7 @@ class Server {
   // ---- Phases -----------------------------------------------------------------------------------
 
   void join() {
+    const Spending joining(&time_, Activity::joining);
     const FederationConfig& f = config_.federation;
     const uint16_t port = network_.listen(f.address);
     if (listening_) listening_(port);
@@ -145,7 +155,11 @@ class Server {
     sum_ = Average(weighting_);
     broadcast(Round{round_, evaluate, theta_});
     await_answers();
-    theta_ = sum_.result();
+    {
+      const Spending aggregation(&time_, Activity::aggregation);
+      theta_ = sum_.result();
+    }
+    const Spending saving(&time_, Activity::saving);
     observer_.round_aggregated(round_, theta_);
   }
 
@@ -171,6 +185,7 @@ class Server {
                                             : sum / double(member.rates.size());
       result.clients.push_back(member.result);
     }
+    result.time = time_.split();
     observer_.finished(result);
     return result;
   }
@@ -188,6 +203,7 @@ class Server {
   // ---- Asking and waiting -----------------------------------------------------------------------
 
   void broadcast(const Message& message) {
+    const Spending communication(&time_, Activity::communication);
     const auto frame = std::make_shared<const Bytes>(encode(message));
     if (frame->size() > max_frame_bytes())
       throw UserError(
@@ -204,6 +220,7 @@ class Server {
   }
 
   void await_answers() {
+    const Spending meanwhile(&time_, Activity::waiting);
     const auto deadline = after(config_.federation.timeout_seconds);
     const auto waiting = [](const auto& m) { return !m.second.answered; };
     const auto all_answered = [&] {
@@ -246,8 +263,9 @@ class Server {
 
   // False when the deadline passed without an event.
   bool handle_next(Clock::time_point deadline) {
-    std::optional<Event> event = network_.wait(deadline, stop_);
+    std::optional<Event> event = network_.wait(deadline, stop_, &time_);
     if (!event) return false;
+    const Spending communication(&time_, Activity::communication);
     if (event->kind == Event::Kind::opened) {
       peers_[event->connection] = event->detail;
       return true;
@@ -353,6 +371,7 @@ class Server {
     if (member.answered || !member.owes_evaluation) fail(client, unexpected(frame));
     check_round(client, metrics.round, frame);
     member.owes_evaluation = false;
+    if (metrics.evaluation) member.spent(metrics.time);
     member.record.bytes_sent += int64_t(frame.size());
     if (phase_ == Phase::final) {
       member.answered = true;
@@ -370,7 +389,7 @@ class Server {
       fail(client, unexpected(frame));
     check_round(client, update.round, frame);
     member.answered = true;
-    sum_.add(update.tensors, update.samples);
+    add(update);
 
     member.result.samples = update.samples;
     if (update.report) member.rates.push_back(update.report->images_per_second);
@@ -382,11 +401,17 @@ class Server {
     member.record.bytes_sent = int64_t(frame.size());
     member.record.bytes_received = broadcast_bytes_;
     member.record.report = update.report;
+    if (update.report) member.spent(update.report->time);
     member.has_record = true;
     observer_.update_received(member.record);
     const bool scores_follow =
         config_.federation.evaluate_every_round || round_ + 1 == config_.rounds;
     if (!scores_follow) complete_record(member);
+  }
+
+  void add(const Update& update) {
+    const Spending aggregation(&time_, Activity::aggregation);
+    sum_.add(update.tensors, update.samples);
   }
 
   void check_round(const std::string& client, int64_t stated, const Frame& frame) const {
@@ -398,6 +423,7 @@ class Server {
   void complete_record(Member& member) {
     if (!member.has_record) return;
     member.has_record = false;
+    const Spending saving(&time_, Activity::saving);
     observer_.client_round(member.record);
   }
 
@@ -408,6 +434,7 @@ class Server {
   const std::stop_token stop_;
   const std::function<void(uint16_t)> listening_;
   const Settings settings_;
+  Stopwatch time_;
 
   Phase phase_ = Phase::joining;
   int64_t round_ = 0;

@@ -31,6 +31,8 @@ struct ClientRound {
   // Scores of the average of this round, with the client's personal adapter after this round: of
   // the last round, or of every round with federation.evaluate_every_round; as far as shared.
   std::optional<SiteEvaluation> evaluation;
+  // How the client has spent its time since its record before, or its start; as far as shared.
+  std::optional<TimeSplit> time = {};
 };
 
 struct ClientResult {
@@ -39,12 +41,14 @@ struct ClientResult {
   std::optional<SiteEvaluation> evaluation;    // of theta^T, as far as shared
   double images_per_second = 0;                // mean over rounds; NaN where not shared
   int64_t bytes_sent = 0, bytes_received = 0;  // in the whole run, joining included
+  std::optional<TimeSplit> time = {};  // from its start to its last scores, as far as shared
 };
 
 struct FederationResult {
   TensorMap general;                  // theta^T: general adapter and shared head
   std::vector<ClientResult> clients;  // by name
   double wall_seconds = 0;            // from the first broadcast to the last score
+  TimeSplit time = {};                // this process's, set-up included
 };
 
 // Called on serve()'s thread as things happen. What an observer throws ends the run.
@@ -73,6 +77,7 @@ struct ServerOptions {
       listening;  // called with the port, which the address may leave open
   TransportOptions transport;
   Settings settings = {};  // sent to every client, which compares them with its own
+  Stopwatch time{};        // made where the caller begins to set the run up
 };
 
 // Runs one federation: method, rounds and [federation] of `config`; clients must match `agreement`,

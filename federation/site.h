@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "engine/tensor/tensor_map.h"
+#include "models/stopwatch.h"
 
 namespace orthofed {
 
@@ -52,6 +53,13 @@ class Site {
   virtual SiteEvaluation evaluate(const TensorMap& broadcast) = 0;
   // After the last broadcast: fedavg_ft trains its extra epochs here, others do nothing.
   virtual void finish(const TensorMap& broadcast) = 0;
+
+  // Of this client's time, from when the site is made to the end of join(), which charges what a
+  // site does not itself.
+  Stopwatch& time() { return time_; }
+
+ private:
+  Stopwatch time_{Activity::set_up};
 };
 
 }  // namespace orthofed

@@ -34,6 +34,12 @@ json scores(const std::optional<SiteMetrics>& m) {
   return object;
 }
 
+json time_of(const TimeSplit& time) {
+  json object = {{"total", time.total()}};
+  for (const Activity a : kActivities) object[name_of(a)] = time[a];
+  return object;
+}
+
 json test_size(const std::optional<SiteMetrics>& m) {
   return m ? json(m->samples) : json(nullptr);
 }
@@ -82,6 +88,7 @@ RunSummary summarize(const RunConfig& config, const Agreement& agreement,
   summary.head = config.model.head;
   summary.classes = agreement.classes;
   summary.wall_seconds = result.wall_seconds;
+  summary.time = result.time;
   for (const ClientResult& r : result.clients) {
     ClientSummary& client = summary.clients.emplace_back();
     client.name = r.client;
@@ -93,6 +100,7 @@ RunSummary summarize(const RunConfig& config, const Agreement& agreement,
     client.bytes_sent = r.bytes_sent;
     client.bytes_received = r.bytes_received;
     client.train_images_per_second = r.images_per_second;
+    client.time = r.time;
   }
   return summary;
 }
@@ -106,6 +114,7 @@ std::string to_json(const RunSummary& summary) {
     client["bytes_sent"] = c.bytes_sent;
     client["bytes_received"] = c.bytes_received;
     client["train_images_per_second"] = c.train_images_per_second;
+    client["time"] = c.time ? time_of(*c.time) : json(nullptr);
     clients.push_back(std::move(client));
   }
   const json mean = {
@@ -126,7 +135,8 @@ std::string to_json(const RunSummary& summary) {
       {"clients", clients},
       {"mean", mean},
       {"union", union_of_sites(summary)},
-      {"wall_seconds", summary.wall_seconds}};
+      {"wall_seconds", summary.wall_seconds},
+      {"time", time_of(summary.time)}};
   return document.dump(2) + "\n";
 }
 
@@ -143,6 +153,7 @@ std::string to_json_line(const ClientRound& r) {
     line["train_loss"] = r.report->train_loss;
     line["penalties"] = json(r.report->penalties);
   }
+  if (r.time) line["time"] = time_of(*r.time);
   if (r.evaluation) {
     line["test"] = r.evaluation->personal.samples;
     put_scores(line, r.evaluation->personal);

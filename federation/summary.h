@@ -20,6 +20,7 @@ struct ClientSummary {
       general;  // general: the personal adapter off; absent: not shared, or the method has none
   int64_t bytes_sent = 0, bytes_received = 0;  // by the client
   double train_images_per_second = 0;          // NaN: not shared
+  std::optional<TimeSplit> time = {};  // from its start to its last scores; absent: not shared
 };
 
 struct RunSummary {
@@ -34,6 +35,7 @@ struct RunSummary {
   std::vector<std::string> classes;
   std::vector<ClientSummary> clients;
   double wall_seconds = 0;
+  TimeSplit time = {};  // of the server; without a federation of the one process there was
 };
 
 // The summary of a federation. `device` and `precision` as used, `base_name` as people call it.
@@ -49,7 +51,8 @@ std::string to_json(const RunSummary& summary);
 // Complete or not at all. UserError where the file cannot be written.
 void write_summary(const std::string& path, const RunSummary& summary);
 
-// metrics.jsonl: one object for each client and round, written as the round completes.
+// metrics.jsonl: one object for each client and round, written as the round completes. `time` here
+// and in the summary: {"total": 12.5, "set_up": 3.25, ...}, seconds of each activity.
 std::string to_json_line(const ClientRound& round);
 
 class MetricsLog {

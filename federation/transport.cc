@@ -129,6 +129,9 @@ struct Transport::Impl {
     std::string error;
   };
   std::optional<Attempt> attempt;
+  int frames_moving = 0;  // on their way, in or out
+  Clock::time_point moving_since;
+  Clock::duration moved{};  // the time in which there was one
 
   std::thread thread;
 
@@ -148,6 +151,27 @@ struct Transport::Impl {
   void spawn(asio::awaitable<void> coroutine) {
     asio::co_spawn(io, std::move(coroutine), asio::detached);
   }
+
+  Clock::duration moved_so_far() const {  // mutex held
+    return moved + (frames_moving > 0 ? Clock::now() - moving_since : Clock::duration::zero());
+  }
+
+  // A frame on its way, while this lives.
+  class Moving {
+   public:
+    explicit Moving(Impl& impl) : impl_(impl) {
+      const std::lock_guard lock(impl_.mutex);
+      if (impl_.frames_moving++ == 0) impl_.moving_since = Clock::now();
+    }
+    ~Moving() {
+      const std::lock_guard lock(impl_.mutex);
+      if (--impl_.frames_moving == 0) impl_.moved += Clock::now() - impl_.moving_since;
+    }
+    Moving(const Moving&) = delete;
+
+   private:
+    Impl& impl_;
+  };
 
   void push(Event event) {
     const std::lock_guard lock(mutex);
@@ -265,7 +289,9 @@ struct Transport::Impl {
 
   asio::awaitable<Frame> read_frame(LinkPtr link) {
     std::array<std::byte, kHeaderBytes> bytes;
-    for (size_t filled = 0; filled < kHeaderBytes;)
+    size_t filled = co_await read_some(link, bytes.data(), kHeaderBytes);
+    const Moving moving(*this);
+    while (filled < kHeaderBytes)
       filled += co_await read_some(link, bytes.data() + filled, kHeaderBytes - filled);
     const FrameHeader header = decode_header(bytes, link->max_tensor_bytes, link->peer);
     Frame frame;
@@ -334,6 +360,7 @@ struct Transport::Impl {
         }
         const SharedBytes frame = std::move(link->outbox.front());
         link->outbox.pop_front();
+        const Moving moving(*this);
         for (size_t sent = 0; sent < frame->size();) {
           set_deadline(*link, link->write_deadline, after(write_seconds(*link)));
           sent += co_await link->socket.async_write_some(
@@ -496,9 +523,12 @@ void Transport::close(int64_t connection) {
   std::erase_if(impl_->events, [&](const Event& e) { return e.connection == connection; });
 }
 
-std::optional<Event> Transport::wait(Clock::time_point deadline, std::stop_token stop) {
+std::optional<Event> Transport::wait(Clock::time_point deadline, std::stop_token stop,
+                                     Stopwatch* time) {
   std::unique_lock lock(impl_->mutex);
+  const Clock::duration moved = impl_->moved_so_far();
   impl_->changed.wait_until(lock, stop, deadline, [&] { return !impl_->events.empty(); });
+  if (time != nullptr) time->reassign(Activity::communication, impl_->moved_so_far() - moved);
   if (stop.stop_requested()) throw Cancelled("stopped");
   if (impl_->events.empty()) return std::nullopt;
   Event event = std::move(impl_->events.front());

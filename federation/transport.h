@@ -17,6 +17,7 @@
 #include <string>
 
 #include "federation/protocol.h"
+#include "models/stopwatch.h"
 
 namespace orthofed {
 
@@ -80,8 +81,10 @@ class Transport {
   void close(int64_t connection);
 
   // The next event, or nullopt at `deadline` (an event that is already there always comes first).
-  // Cancelled on stop.
-  std::optional<Event> wait(Clock::time_point deadline, std::stop_token stop);
+  // Cancelled on stop. `time`: of this wait, that in which a frame was on its way, from its first
+  // byte to its last, in or out, is communication; the rest stays what it was charged to.
+  std::optional<Event> wait(Clock::time_point deadline, std::stop_token stop,
+                            Stopwatch* time = nullptr);
 
  private:
   struct Impl;

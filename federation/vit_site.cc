@@ -42,7 +42,9 @@ VitSite::VitSite(const RunConfig& config, const std::string& client, const std::
                  SiteTrainer::Callbacks callbacks, const Vit* base)
     : config_(config),
       state_dir_(state_dir),
-      trainer_(config, client, state_dir, std::move(callbacks), base) {}
+      trainer_(config, client, state_dir, std::move(callbacks), base, &time()) {
+  time().turn_to(Activity::joining);
+}
 
 Agreement VitSite::agreement() const {
   return agreement_of(config_, trainer_.tuner(), trainer_.tuner().model().sha256);
@@ -55,8 +57,10 @@ SiteUpdate VitSite::train(const TensorMap& broadcast, int64_t round, int64_t rou
   const bool federated = trainer_.method().federated;
   if (federated) trainer_.tuner().load_general(broadcast);
   const RoundReport report = trainer_.train_round(round, rounds);
-  if (round + 1 == rounds)
+  if (round + 1 == rounds) {
+    const Spending evaluation(&time(), Activity::evaluation);
     local_ = metrics_of(trainer_.score(true), int64_t(config_.data.classes.size()));
+  }
   SiteUpdate update;
   if (federated) update.tensors = trainer_.tuner().general();
   update.samples = report.images;
@@ -89,8 +93,9 @@ SiteEvaluation VitSite::evaluate(const TensorMap& broadcast) {
 
 // What the site knows about itself, whatever it shares: the scores after aggregation, and of its
 // own model right after its last local training.
-void VitSite::write_metrics(const SiteEvaluation& e) const {
+void VitSite::write_metrics(const SiteEvaluation& e) {
   if (state_dir_.empty()) return;
+  const Spending saving(&time(), Activity::saving);
   using json = nlohmann::ordered_json;  // NaN is written null
   auto scores = [](const SiteMetrics& m) -> json {
     if (m.samples == 0) return nullptr;
@@ -114,16 +119,18 @@ void VitSite::finish(const TensorMap& broadcast) {
   const Method& method = trainer_.method();
   if (!method.federated) return;
   trainer_.tuner().load_general(broadcast);
-  const int64_t rounds = config_.rounds;
-  if (!state_dir_.empty()) {
-    make_directories(state_dir_);
-    save_adapter(state_dir_ + "/general_adapter.safetensors", trainer_.general_file(rounds));
-  }
+  save_general("general_adapter");
   if (!method.fine_tunes) return;
-  trainer_.fine_tune(rounds);
+  trainer_.fine_tune(config_.rounds);
   fine_tuned_ = trainer_.tuner().general();
-  if (!state_dir_.empty())
-    save_adapter(state_dir_ + "/fine_tuned_adapter.safetensors", trainer_.general_file(rounds));
+  save_general("fine_tuned_adapter");
+}
+
+void VitSite::save_general(const std::string& name) {
+  if (state_dir_.empty()) return;
+  const Spending saving(&time(), Activity::saving);
+  make_directories(state_dir_);
+  save_adapter(state_dir_ + "/" + name + ".safetensors", trainer_.general_file(config_.rounds));
 }
 
 }  // namespace orthofed

@@ -28,7 +28,8 @@ class VitSite : public Site {
   const SiteMetrics& local_after_training() const { return local_; }
 
  private:
-  void write_metrics(const SiteEvaluation& evaluation) const;
+  void write_metrics(const SiteEvaluation& evaluation);
+  void save_general(const std::string& name);  // the trainer's present general part
 
   RunConfig config_;
   std::string state_dir_;

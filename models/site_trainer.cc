@@ -58,11 +58,13 @@ Batch copy_of(const Batch& b) {
 }  // namespace
 
 SiteTrainer::SiteTrainer(const RunConfig& config, const std::string& client,
-                         const std::string& state_dir, Callbacks callbacks, const Vit* base)
+                         const std::string& state_dir, Callbacks callbacks, const Vit* base,
+                         Stopwatch* time)
     : config_(config),
       client_(client),
       state_dir_(state_dir),
       callbacks_(std::move(callbacks)),
+      time_(time),
       method_(method_named(config.method)) {
   cpu::set_threads(int(config.threads));
   tuner_ = make_fine_tuner(config, client, base);
@@ -213,6 +215,7 @@ AdapterFile SiteTrainer::personal_file(int64_t round) const {
 
 void SiteTrainer::save_state(int64_t round) const {
   if (state_dir_.empty()) return;
+  const Spending saving(time_, Activity::saving);
   make_directories(state_dir_);
   const AdapterFile personal = personal_file(round);
   if (!personal.tensors.empty())

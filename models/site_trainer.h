@@ -10,6 +10,7 @@
 #include "models/fine_tune.h"
 #include "models/method.h"
 #include "models/site_data.h"
+#include "models/stopwatch.h"
 
 namespace orthofed {
 
@@ -44,9 +45,10 @@ class SiteTrainer {
   };
 
   // client: whose images (empty: everybody's, for `pooled`). state_dir: where personal state is
-  // kept after every round; empty: nowhere. base: as make_fine_tuner's.
+  // kept after every round; empty: nowhere. base: as make_fine_tuner's. time: outlives this and is
+  // told when state is saved; the rest is its owner's to tell.
   SiteTrainer(const RunConfig& config, const std::string& client, const std::string& state_dir,
-              Callbacks callbacks = {}, const Vit* base = nullptr);
+              Callbacks callbacks = {}, const Vit* base = nullptr, Stopwatch* time = nullptr);
 
   FineTuner& tuner() { return *tuner_; }
   const FineTuner& tuner() const { return *tuner_; }
@@ -80,6 +82,7 @@ class SiteTrainer {
   RunConfig config_;
   std::string client_, state_dir_;
   Callbacks callbacks_;
+  Stopwatch* time_;
   Method method_;
   std::unique_ptr<FineTuner> tuner_;
   SiteData data_;

@@ -66,6 +66,7 @@ TEST(Arguments, OptionsReachTheirStructs) {
   EXPECT_EQ(run.out, "o");
   EXPECT_TRUE(run.in_process);
   EXPECT_FALSE(run.global.quiet || run.global.json);
+  EXPECT_EQ(run.profile, 0);
 
   // One --set takes one value: what follows is the configuration.
   ASSERT_EQ(call(c, {"run", "--set", "x=1", "a.toml", "--out", "o"}).status, 0);
@@ -75,6 +76,11 @@ TEST(Arguments, OptionsReachTheirStructs) {
   ASSERT_EQ(call(c, {"serve", "a.toml", "--out=o", "-q"}).status, 0);
   EXPECT_EQ(Told<ServeOptions>::options.out, "o");
   EXPECT_TRUE(Told<ServeOptions>::options.global.quiet);
+
+  ASSERT_EQ(call(c, {"run", "a.toml", "--out", "o", "--profile"}).status, 0);
+  EXPECT_EQ(Told<RunOptions>::options.profile, 5);
+  ASSERT_EQ(call(c, {"join", "a.toml", "--client", "bccd", "--profile=7"}).status, 0);
+  EXPECT_EQ(Told<JoinOptions>::options.profile, 7);
 
   ASSERT_EQ(call(c, {"--json", "join", "a.toml", "--client", "bccd"}).status, 0);
   EXPECT_EQ(Told<JoinOptions>::options.client, "bccd");

@@ -419,8 +419,18 @@ TEST_F(Commands, AFederationIsTheSameHoweverItIsRun) {
     return Words{"run", world().config, "--out", at(out)};
   };
   const json summary = succeed_with_json(run("one"));
-  succeed_quietly(run("two"));
-  succeed_quietly(with(run("threads"), {"--in-process"}));
+  // A profile looks and touches nothing.
+  const auto two = ended(with(run("two"), {"--profile=2"}));
+  EXPECT_EQ(two->status(), 0) << two->err();
+  for (const char* part :
+       {", which trained longest", "adamw", "mean of 2 steps", "balanced", "waiting", "server"})
+    EXPECT_NE(two->out().find(part), std::string::npos) << two->out();
+  succeed_quietly(with(run("threads"), {"--in-process", "--profile=2"}));
+  for (const char* folder : {"two/clients/a", "two/clients/b", "threads/clients/b"}) {
+    EXPECT_NE(contents(at(std::string(folder) + "/profile.txt")).find("mean of 2 steps"),
+              std::string::npos);
+    EXPECT_TRUE(json::accept(contents(at(std::string(folder) + "/trace.json"))));
+  }
 
   auto server = start({"serve", world().config, "--set", "federation.address=127.0.0.1:0", "--out",
                        at("served"), "--json"});
@@ -446,6 +456,12 @@ TEST_F(Commands, AFederationIsTheSameHoweverItIsRun) {
   EXPECT_EQ(of_a.at("client"), "a");
   EXPECT_EQ(of_a.at("balanced_accuracy"), summary.at("clients")[0].at("balanced_accuracy"));
   EXPECT_EQ(parsed(*server).at("clients").size(), 2u);
+  EXPECT_FALSE(fs::exists(at("served/clients/a/profile.txt")));
+  for (const json& time : {of_a.at("time"), summary.at("clients")[0].at("time")})
+    for (const char* part : {"set_up", "training", "evaluation", "saving", "waiting"})
+      EXPECT_GE(time.at(part), 0) << time;
+  EXPECT_GT(of_a.at("time").at("training"), 0);
+  EXPECT_GT(summary.at("time").at("joining"), 0);
 
   for (const std::string other : {"two", "threads", "served"})
     for (const std::string file :
@@ -470,6 +486,11 @@ TEST_F(Commands, AFederationIsTheSameHoweverItIsRun) {
   EXPECT_TRUE(contents(at("again/general_adapter.safetensors")) ==
               contents(at("one/general_adapter.safetensors")));
   EXPECT_EQ(succeed_with_json({"report", mine_.path()}).size(), 1u);
+  const json times = succeed_with_json({"report", mine_.path(), "--time"});
+  EXPECT_EQ(times.size(), 5u);
+  EXPECT_EQ(times.at(at("one")).at("time"), summary.at("time"));
+  const auto bars = ended({"report", at("one"), "--time"});
+  EXPECT_NE(bars->out().find("T training"), std::string::npos) << bars->out();
 }
 
 TEST_F(Commands, ProgressEndsWithOneLine) {

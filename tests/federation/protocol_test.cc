@@ -33,7 +33,7 @@ M round_trip(const M& message) {
 TEST(Protocol, HeaderIsByteForByteAsDocumented) {
   const Bytes bytes = encode(Bye{});
   ASSERT_EQ(bytes.size(), 90u);  // 88 and "{}"
-  const unsigned char expected[24] = {'O', 'F', 'E', 'D', 1, 0, 8, 0, 0, 0, 0, 0,
+  const unsigned char expected[24] = {'O', 'F', 'E', 'D', 2, 0, 8, 0, 0, 0, 0, 0,
                                       2,   0,   0,   0,   0, 0, 0, 0, 0, 0, 0, 0};
   EXPECT_EQ(std::memcmp(bytes.data(), expected, 24), 0);
   const auto* text = reinterpret_cast<const char*>(bytes.data());
@@ -65,8 +65,11 @@ TEST(Protocol, MessagesComeBack) {
   EXPECT_TRUE(same_bits(round.tensors, theta0()));
   EXPECT_TRUE(same_bits(round_trip(Final{3, theta0()}).tensors, theta0()));
 
-  const Update update = round_trip(
-      Update{2, 351, Update::Report{0.1, 1.0 / 3, {{"update", 1e-300}, {"base", kNan}}}, theta0()});
+  TimeSplit time;
+  for (const Activity a : kActivities) time[a] = 1.0 / (1 + double(a));
+  const Update update = round_trip(Update{
+      2, 351, Update::Report{0.1, 1.0 / 3, {{"update", 1e-300}, {"base", kNan}}, time}, theta0()});
+  EXPECT_EQ(update.report->time.seconds, time.seconds);
   EXPECT_EQ(update.samples, 351);
   EXPECT_EQ(update.report->images_per_second, 0.1);  // the same double
   EXPECT_EQ(update.report->train_loss, 1.0 / 3);
@@ -78,7 +81,10 @@ TEST(Protocol, MessagesComeBack) {
 
 TEST(Protocol, MetricsCarryWhatIsSharedAndNoMore) {
   const SiteEvaluation evaluation{scores(7, 3), scores(6, 4)};
-  const Metrics all = round_trip(Metrics{3, ShareMetrics::confusion, evaluation});
+  TimeSplit time;
+  time[Activity::evaluation] = 0.125;
+  const Metrics all = round_trip(Metrics{3, ShareMetrics::confusion, evaluation, time});
+  EXPECT_EQ(all.time.seconds, time.seconds);
   EXPECT_EQ(all.evaluation->personal.confusion, evaluation.personal.confusion);
   EXPECT_EQ(all.evaluation->general.samples, 10);
   EXPECT_EQ(all.evaluation->general.accuracy, 0.6);
@@ -89,8 +95,9 @@ TEST(Protocol, MetricsCarryWhatIsSharedAndNoMore) {
   EXPECT_TRUE(scalars.evaluation->personal.confusion.empty());
   EXPECT_EQ(scalars.evaluation->personal.accuracy, 0.7);
 
-  const Metrics none = round_trip(Metrics{3, ShareMetrics::none, evaluation});
+  const Metrics none = round_trip(Metrics{3, ShareMetrics::none, evaluation, time});
   EXPECT_FALSE(none.evaluation.has_value());
+  EXPECT_EQ(none.time.total(), 0);
 }
 
 TEST(Protocol, EmptyTensorsCross) {
@@ -131,8 +138,8 @@ std::string header_error(size_t offset, unsigned char value, const Message& mess
 
 TEST(ProtocolErrors, EveryHeaderFieldIsChecked) {
   EXPECT_SAYS(header_error(0, 'X'), "client 'north': frame header: magic");
-  EXPECT_SAYS(header_error(4, 2), "frame header: version 2");
-  EXPECT_SAYS(header_error(5, 1), "frame header: version 257");
+  EXPECT_SAYS(header_error(4, 1), "frame header: version 1");
+  EXPECT_SAYS(header_error(5, 1), "frame header: version 258");
   EXPECT_SAYS(header_error(6, 0), "frame header: type 0");
   EXPECT_SAYS(header_error(6, 10), "frame header: type 10");
   EXPECT_SAYS(header_error(7, 1), "frame header: type 264");
@@ -222,8 +229,19 @@ TEST(ProtocolErrors, UpdatesAreRefusedByField) {
               "report.train_loss is not a number");
   EXPECT_SAYS(report("\"images_per_second\":1,\"train_loss\":1,\"penalties\":{\"update\":\"x\"}"),
               "report.penalties.update is not a number");
-  EXPECT_SAYS(report("\"images_per_second\":1,\"train_loss\":1,\"penalties\":{},\"path\":\"/x\""),
-              "report.path is not a key");
+  const auto timed = [&](const std::string& waiting, const std::string& more = "") {
+    return report(
+        "\"images_per_second\":1,\"train_loss\":1,\"penalties\":{},\"time\":{\"set_up\":1,"
+        "\"joining\":0,\"training\":0,\"evaluation\":0,\"aggregation\":0,\"saving\":0,"
+        "\"communication\":0,\"other\":0" +
+        waiting + "}" + more);
+  };
+  EXPECT_SAYS(report("\"images_per_second\":1,\"train_loss\":1,\"penalties\":{}"),
+              "report.time is missing");
+  EXPECT_SAYS(timed(""), "report.time.waiting is missing");
+  EXPECT_SAYS(timed(",\"waiting\":-1"), "report.time.waiting = -1 is outside");
+  EXPECT_SAYS(timed(",\"waiting\":1,\"patients\":3"), "report.time.patients is not a key");
+  EXPECT_SAYS(timed(",\"waiting\":1", ",\"path\":\"/x\""), "report.path is not a key");
 }
 
 std::string tensor_error(const TensorMap& tensors) {

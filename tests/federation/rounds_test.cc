@@ -198,5 +198,93 @@ TEST_F(Rounds, LargeTensorsCross) {
   EXPECT_EQ(result.general.at("x").to_vector(), plus(large, 2));
 }
 
+// ---- Where the time goes ------------------------------------------------------------------------
+
+TEST(Stopwatch, EveryMomentIsOneActivitys) {
+  const auto start = Clock::now();
+  Stopwatch time(Activity::set_up);
+  sleep_seconds(0.02);
+  {
+    const Spending training(&time, Activity::training);
+    sleep_seconds(0.02);
+    const Spending saving(&time, Activity::saving);
+    sleep_seconds(0.02);
+    time.reassign(Activity::communication, std::chrono::milliseconds(5));
+  }
+  const TimeSplit split = time.split();
+  const double elapsed = std::chrono::duration<double>(Clock::now() - start).count();
+  EXPECT_GE(split[Activity::set_up], 0.02);
+  EXPECT_GE(split[Activity::training], 0.02);
+  EXPECT_GE(split[Activity::saving], 0.0149);
+  EXPECT_NEAR(split[Activity::communication], 0.005, 1e-12);
+  EXPECT_EQ(split[Activity::waiting], 0);
+  EXPECT_GE(split.total(), 0.06 - 1e-9);
+  EXPECT_LE(split.total(), elapsed + 1e-9);
+
+  EXPECT_EQ(time.turn_to(Activity::waiting), Activity::set_up);  // it went back
+  Stopwatch copy = time;
+  sleep_seconds(0.02);
+  EXPECT_GE(copy.split()[Activity::waiting], 0.02);
+  const Spending nobody(nullptr, Activity::training);
+}
+
+void expect_same(const TimeSplit& a, const TimeSplit& b) {
+  for (const Activity activity : kActivities)
+    EXPECT_NEAR(a[activity], b[activity], 1e-9) << name_of(activity);
+}
+
+// 'a' has answered before 'b' trains for a while, so its waiting, and the server's, are that long.
+TEST_F(Rounds, ASlowClientMakesTheOthersWait) {
+  class Answers : public Events {
+   public:
+    void update_received(const ClientRound& so_far) override {
+      if (so_far.client == "a") add("update " + std::to_string(so_far.round));
+    }
+    void round_aggregated(int64_t round, const TensorMap& general) override {
+      Events::round_aggregated(round, general);
+      sleep_seconds(0.02);  // charged to saving
+    }
+  } events;
+  RunConfig config = config_for({"a", "b"});
+  config.federation.evaluate_every_round = true;
+  const auto start = Clock::now();
+  ArithmeticSite a("a", 1, 1), b("b", 5, 3);
+  constexpr double kSlow = 0.1;
+  b.on_train = [&](int64_t round) {
+    EXPECT_TRUE(events.wait_for("update " + std::to_string(round)));
+    sleep_seconds(kSlow);
+  };
+  a.on_evaluate = [] { sleep_seconds(0.01); };
+  ServerOptions options;
+  options.transport = quick_transport();
+  const FederationResult result =
+      run_in_process(config, agreement_for(), theta0(), {&a, &b}, events, options);
+  const double elapsed = std::chrono::duration<double>(Clock::now() - start).count();
+
+  ASSERT_TRUE(result.clients[0].time && result.clients[1].time);
+  const TimeSplit &of_a = *result.clients[0].time, &of_b = *result.clients[1].time;
+  EXPECT_GE(of_b[Activity::training], 3 * kSlow - 0.002);  // told in whole milliseconds
+  // Three times kSlow, less what the machine took to let 'a' start waiting.
+  EXPECT_GT(of_a[Activity::waiting], kSlow);
+  EXPECT_GT(result.time[Activity::waiting], kSlow);
+  EXPECT_GE(of_a[Activity::evaluation], 3 * 0.01 - 0.002);
+  EXPECT_GE(result.time[Activity::saving], 3 * 0.02);
+  EXPECT_GT(result.time[Activity::aggregation], 0);
+  EXPECT_GT(result.time[Activity::communication], 0);
+  for (const TimeSplit& time : {of_a, of_b, result.time}) {
+    EXPECT_LE(time.total(), elapsed + 1e-9);
+    EXPECT_GT(time.total(), 3 * kSlow);
+  }
+
+  // What a client told with its records is what it told in all.
+  std::map<std::string, TimeSplit> told;
+  for (const ClientRound& r : events.rounds()) {
+    ASSERT_TRUE(r.time.has_value());
+    told[r.client] += *r.time;
+  }
+  expect_same(told["a"], of_a);
+  expect_same(told["b"], of_b);
+}
+
 }  // namespace
 }  // namespace orthofed::test

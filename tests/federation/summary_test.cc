@@ -34,6 +34,10 @@ RunSummary example() {
   result.clients = {{"a", 351, SiteEvaluation{scores(7, 3), scores(6, 4)}, 95.5, 1000, 2000},
                     {"b", 9930, SiteEvaluation{scores(90, 10), scores(80, 20)}, 100, 1001, 2000}};
   result.clients[0].evaluation->personal.auroc = 0.75;
+  result.clients[0].time.emplace();
+  (*result.clients[0].time)[Activity::training] = 11;
+  (*result.clients[0].time)[Activity::waiting] = 0.5;
+  result.time[Activity::waiting] = 12;
   return summarize(config, agreement_for(), result, "vit_tiny", "cpu", "f32");
 }
 
@@ -60,6 +64,12 @@ TEST_F(SummaryTest, HasEveryFieldOfTheContract) {
   EXPECT_EQ(a.at("bytes_received"), 2000);
   EXPECT_EQ(a.at("train_images_per_second"), 95.5);
   EXPECT_NEAR(s.at("mean").at("accuracy").get<double>(), 0.8, 1e-12);
+  EXPECT_EQ(a.at("time").at("total"), 11.5);
+  EXPECT_EQ(a.at("time").at("training"), 11);
+  EXPECT_EQ(a.at("time").at("set_up"), 0);
+  EXPECT_EQ(a.at("time").size(), 1 + kActivities.size());
+  EXPECT_TRUE(s.at("clients")[1].at("time").is_null());  // not shared
+  EXPECT_EQ(s.at("time").at("waiting"), 12);
   EXPECT_EQ(s.at("mean").at("auroc"), 0.75);  // of the clients that define it
 }
 
@@ -124,6 +134,7 @@ TEST_F(SummaryTest, OneLineForEachClientAndRoundOfARealRun) {
     EXPECT_EQ(object.at("penalties").at("update"), 0.5);
     EXPECT_TRUE(object.at("penalties").at("features").is_null());
     EXPECT_GT(object.at("bytes_sent"), 0);
+    EXPECT_GE(object.at("time").at("total"), object.at("time").at("waiting"));
     EXPECT_EQ(object.contains("balanced_accuracy"), object.at("round") == 2);
     if (object.at("round") == 2) {
       EXPECT_EQ(object.at("general").at("accuracy"), 0.6);

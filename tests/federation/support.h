@@ -226,12 +226,14 @@ class Events : public ServerObserver {
     return aggregates_;
   }
 
- private:
+ protected:
   void add(const std::string& line) {
     const std::lock_guard lock(mutex_);
     log_ += line + "\n";
     changed_.notify_all();
   }
+
+ private:
   std::mutex mutex_;
   std::condition_variable changed_;
   std::string log_;

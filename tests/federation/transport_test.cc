@@ -85,10 +85,19 @@ TEST_F(TransportTest, AFrameThatStallsIsCutOff) {
   const int64_t connection = expect(server, Kind::opened).connection;
   expect(server, Kind::frame);
   server.admit(connection, 1 << 20);
-  EXPECT_FALSE(next(server, 0.5).has_value());  // silence between frames is no stall
+  // Silence between frames is no stall, and no communication.
+  Stopwatch time(Activity::waiting);
+  EXPECT_FALSE(server.wait(after(0.5), {}, &time).has_value());
+  EXPECT_EQ(time.split()[Activity::communication], 0);
   const Bytes update = encode(Update{0, 1, std::nullopt, theta0()});
   peer.send(std::span<const std::byte>(update).first(100));
-  EXPECT_SAYS(expect(server, Kind::closed).detail, "stalled for 0.3 s inside a frame");
+  const std::optional<Event> event = server.wait(after(10), {}, &time);
+  ASSERT_TRUE(event && event->kind == Kind::closed);
+  EXPECT_SAYS(event->detail, "stalled for 0.3 s inside a frame");
+  const TimeSplit split = time.split();
+  EXPECT_GT(split[Activity::communication], 0.1);
+  EXPECT_GE(split[Activity::waiting], 0.4);
+  EXPECT_EQ(split.total(), split[Activity::communication] + split[Activity::waiting]);
 }
 
 TEST_F(TransportTest, APeerThatDoesNotReadIsCutOff) {

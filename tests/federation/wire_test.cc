@@ -52,6 +52,7 @@ Sent record(ShareMetrics share, const std::string& method = "opal") {
   EXPECT_EQ(result.clients[0].bytes_sent, int64_t(proxy.from_client.size()));
   EXPECT_EQ(result.clients[0].evaluation.has_value(), share != ShareMetrics::none);
   EXPECT_EQ(std::isnan(result.clients[0].images_per_second), share == ShareMetrics::none);
+  EXPECT_EQ(result.clients[0].time.has_value(), share != ShareMetrics::none);
 
   Sent sent;
   sent.all.assign(reinterpret_cast<const char*>(proxy.from_client.data()),
@@ -78,15 +79,29 @@ std::set<std::string> hello_fields(const Schema& schema) {
   return fields;
 }
 
+std::set<std::string> times(const std::string& path) {
+  std::set<std::string> fields;
+  for (const char* part : {"set_up", "joining", "training", "evaluation", "aggregation", "saving",
+                           "communication", "waiting", "other"})
+    fields.insert(path + part);
+  return fields;
+}
+
 std::set<std::string> metrics_fields(std::set<std::string> scores) {
   std::set<std::string> fields = {"round", "share"};
   for (const char* which : {"personal.", "general."})
     for (const std::string& score : scores) fields.insert(which + score);
+  if (!scores.empty()) fields.merge(times("time."));
   return fields;
 }
 
-const std::set<std::string> kReport = {"report.images_per_second", "report.train_loss",
-                                       "report.penalties.update", "report.penalties.features"};
+std::set<std::string> report_fields() {
+  std::set<std::string> fields = times("report.time.");
+  for (const char* field :
+       {"images_per_second", "train_loss", "penalties.update", "penalties.features"})
+    fields.insert(std::string("report.") + field);
+  return fields;
+}
 
 TEST_F(Wire, OnlyTheAllowedFieldsLeave) {
   for (const ShareMetrics share :
@@ -100,7 +115,7 @@ TEST_F(Wire, OnlyTheAllowedFieldsLeave) {
 
     std::set<std::string> update = {"round", "samples"}, scores;
     if (share != ShareMetrics::none) {
-      update.insert(kReport.begin(), kReport.end());
+      update.merge(report_fields());
       scores = kScalars;
     }
     if (share == ShareMetrics::confusion) scores.insert("confusion[][]");
@@ -108,7 +123,7 @@ TEST_F(Wire, OnlyTheAllowedFieldsLeave) {
     EXPECT_EQ(sent.fields.at(FrameType::metrics), metrics_fields(scores));
 
     EXPECT_EQ(sent.tensors, (std::set<std::string>{"blocks.0.attn.qkv.general.a", "head.weight"}));
-    for (const char* secret : {"4242", "round\",\"lobed", "lobed", "granular"})
+    for (const char* secret : {"4242.4", "round\",\"lobed", "lobed", "granular"})
       EXPECT_EQ(sent.all.find(secret), std::string::npos) << secret;
   }
 }
