@@ -16,17 +16,20 @@ DryRun dry_run(const RunConfig& config, int64_t train) {
   tuner->draw_personal();
   const VitConfig& c = tuner->model().config;
   const int64_t batch = config.train.batch_size;
-  Batch b;
-  b.patches = Tensor::empty({batch * c.patches(), 3 * c.patch * c.patch}, tuner->model().compute);
+  Batch b;  // where a loader leaves it: on the model's device
+  const Tensor patches =
+      Tensor::empty({batch * c.patches(), 3 * c.patch * c.patch}, tuner->model().compute);
   const Philox rng = PhiloxKey(config.seed).with("dry run");
-  dispatch(b.patches.dtype(), [&]<class T>(Tag<T>) {
+  dispatch(patches.dtype(), [&]<class T>(Tag<T>) {
     uint64_t counter = 0;
-    for (int64_t r = 0; r < b.patches.rows(); ++r)
-      for (int64_t k = 0; k < b.patches.cols(); ++k)
-        b.patches.row<T>(r)[k] = T(2 * uniform01(rng(counter++)[0]) - 1);
+    for (int64_t r = 0; r < patches.rows(); ++r)
+      for (int64_t k = 0; k < patches.cols(); ++k)
+        patches.row<T>(r)[k] = T(2 * uniform01(rng(counter++)[0]) - 1);
   });
-  b.labels = Tensor::zeros({batch}, DType::i32);
-  b.weights = Tensor::full({batch}, DType::f32, 1);
+  const Device device = tuner->model().device();
+  b.patches = patches.on(device);
+  b.labels = Tensor::zeros({batch}, DType::i32).on(device);
+  b.weights = Tensor::full({batch}, DType::f32, 1).on(device);
   b.valid = batch;
 
   DryRun d;

@@ -6,11 +6,11 @@
 #include <cmath>
 #include <filesystem>
 
+#include "engine/data/image_feed.h"
 #include "engine/io/files.h"
 #include "engine/io/image.h"
 #include "engine/io/npz.h"
 #include "engine/io/resize.h"
-#include "kernels/image/image.h"
 #include "kernels/softmax/softmax.h"
 
 namespace orthofed {
@@ -47,6 +47,24 @@ std::string csv_field(const std::string& text) {
   return quoted + "\"";
 }
 
+ImageFeed feed_for(const Vit& model, int64_t batch) {
+  const OnDevice scope(model.device());
+  const VitConfig& c = model.config;
+  return ImageFeed({batch, c.image_size, c.image_size, c.image_size, c.patch}, c.mean, c.std,
+                   model.compute);
+}
+
+Tensor to_patches(const std::vector<Tensor>& images, ImageFeed& feed,
+                  const ImageFeed::Stage& stage) {
+  const auto count = int64_t(images.size());
+  for (int64_t i = 0; i < count; ++i) {
+    const Tensor& image = images[size_t(i)];
+    OF_CHECK(image.size() == stage.pixels.cols() && image.dense(), "images of the model's size");
+    std::copy_n(image.data<uint8_t>(), image.size(), stage.pixels.row<uint8_t>(i));
+  }
+  return feed.patches_of(stage, count);
+}
+
 }  // namespace
 
 PredictImages open_images(const std::vector<std::string>& inputs) {
@@ -72,25 +90,8 @@ PredictImages open_images(const std::vector<std::string>& inputs) {
 }
 
 Tensor to_patches(const std::vector<Tensor>& images, const Vit& model) {
-  const VitConfig& c = model.config;
-  const int64_t batch = int64_t(images.size());
-  const Tensor patches = Tensor::empty({batch * c.patches(), 3 * c.patch * c.patch}, model.compute);
-  std::vector<const uint8_t*> pixels;
-  for (const Tensor& image : images) {
-    OF_CHECK(image.dim(0) == c.image_size && image.dim(1) == c.image_size && image.dense(),
-             "images of the model's size");
-    pixels.push_back(image.data<uint8_t>());
-  }
-  dispatch(model.compute, [&]<class T>(Tag<T>) {
-    cpu::image_to_patches<T>(pixels.data(), nullptr, c.mean, c.std, patches.data<T>(),
-                             patches.pitch(),
-                             {.batch = batch,
-                              .source_height = c.image_size,
-                              .source_width = c.image_size,
-                              .size = c.image_size,
-                              .patch = c.patch});
-  });
-  return patches;
+  ImageFeed feed = feed_for(model, int64_t(images.size()));
+  return to_patches(images, feed, feed.stage());
 }
 
 Prediction predict(const Predictor& predictor, const PredictImages& images, int64_t batch_size,
@@ -100,6 +101,8 @@ Prediction predict(const Predictor& predictor, const PredictImages& images, int6
       c.interpolation == "bilinear" ? Interpolation::bilinear : Interpolation::bicubic;
   const int64_t n = images.size();
   Prediction result{Tensor::empty({n, c.feature_dim()}, DType::f32), {}, {}};
+  ImageFeed feed = feed_for(predictor.model(), std::min(n, batch_size));
+  const ImageFeed::Stage stage = feed.stage();
   for (int64_t begin = 0; begin < n; begin += batch_size) {
     const int64_t end = std::min(n, begin + batch_size);
     std::vector<Tensor> batch;
@@ -109,8 +112,7 @@ Prediction predict(const Predictor& predictor, const PredictImages& images, int6
         image = resize_to_square(image, c.image_size, c.crop_pct, interpolation);
       batch.push_back(image.contiguous());
     }
-    const Predictor::Output out =
-        predictor.predict(to_patches(batch, predictor.model()), end - begin);
+    const Predictor::Output out = predictor.predict(to_patches(batch, feed, stage), end - begin);
     result.features.row_range(begin, end).copy_from(out.features);
     if (out.logits.defined()) {
       if (!result.logits.defined())

@@ -34,7 +34,8 @@ Prediction predict(const Predictor& predictor, const PredictImages& images, int6
 void write_predictions_csv(const std::string& path, const PredictImages& images,
                            const Prediction& prediction, const std::vector<std::string>& classes);
 
-// Pixels to the patches a model reads (kernels/image), without augmentation. images u8 [S, S, 3].
+// Pixels to the patches a model reads (kernels/image), without augmentation, on the model's device.
+// images u8 [S, S, 3] on the host.
 Tensor to_patches(const std::vector<Tensor>& images, const Vit& model);
 
 }  // namespace orthofed

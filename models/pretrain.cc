@@ -4,42 +4,46 @@
 #include <cmath>
 #include <numeric>
 
+#include "engine/data/image_feed.h"
 #include "engine/ops/cross_entropy.h"
 #include "engine/ops/sum.h"
 #include "engine/optim/optimizer.h"
 #include "kernels/core/philox.h"
-#include "kernels/image/image.h"
 
 namespace orthofed {
 namespace {
 
-// Rows `indices` of the set as patches, flipped and turned if an rng is given.
-Tensor patches_of(const MultiLabelImages& set, const std::vector<int64_t>& indices,
-                  const Vit& model, const Philox* rng, uint64_t counter) {
-  const VitConfig& c = model.config;
-  const int64_t side = set.images.dim(1), batch = int64_t(indices.size());
-  std::vector<const uint8_t*> images;
-  std::vector<ImageAugment> augment(indices.size());
-  for (size_t i = 0; i < indices.size(); ++i) {
-    images.push_back(set.images.row<uint8_t>(indices[i] * side * side));
-    if (rng == nullptr) continue;
-    const auto r = (*rng)(counter + i);
-    augment[i].flip_horizontal = r[0] & 1;
-    augment[i].flip_vertical = r[0] & 2;
-    augment[i].quarter_turns = int(r[1] % 4);
+// A set of images and its way to the device.
+class PatchSource {
+ public:
+  PatchSource(const MultiLabelImages& set, const Vit& model, int64_t batch)
+      : set_(set),
+        feed_({batch, set.images.dim(1), set.images.dim(1), model.config.image_size,
+               model.config.patch},
+              model.config.mean, model.config.std, model.compute),
+        stage_(feed_.stage()) {}
+
+  // Images `indices` as patches, flipped and turned if an rng is given; good until the next call.
+  Tensor patches(const std::vector<int64_t>& indices, const Philox* rng, uint64_t counter) {
+    const int64_t side = set_.images.dim(1);
+    const auto count = int64_t(indices.size());
+    for (int64_t i = 0; i < count; ++i) {
+      std::copy_n(set_.images.row<uint8_t>(indices[size_t(i)] * side * side), side * side * 3,
+                  stage_.pixels.row<uint8_t>(i));
+      if (rng == nullptr) continue;
+      const auto r = (*rng)(counter + uint64_t(i));
+      stage_.augment[i].flip_horizontal = r[0] & 1;
+      stage_.augment[i].flip_vertical = r[0] & 2;
+      stage_.augment[i].quarter_turns = int(r[1] % 4);
+    }
+    return feed_.patches_of(stage_, count);
   }
-  const Tensor patches = Tensor::empty({batch * c.patches(), 3 * c.patch * c.patch}, model.compute);
-  dispatch(model.compute, [&]<class T>(Tag<T>) {
-    cpu::image_to_patches<T>(images.data(), augment.data(), c.mean, c.std, patches.data<T>(),
-                             patches.pitch(),
-                             {.batch = batch,
-                              .source_height = side,
-                              .source_width = side,
-                              .size = c.image_size,
-                              .patch = c.patch});
-  });
-  return patches;
-}
+
+ private:
+  const MultiLabelImages& set_;
+  ImageFeed feed_;
+  ImageFeed::Stage stage_;
+};
 
 Tensor labels_of(const std::vector<int32_t>& labels, const std::vector<int64_t>& indices) {
   std::vector<int32_t> v;
@@ -88,14 +92,14 @@ PretrainResult pretrain(const MultiLabelImages& pool, const MultiLabelImages& he
   const Philox order = PhiloxKey(options.seed).with("pretrain order");
   const Philox augment = PhiloxKey(options.seed).with("pretrain augment");
   const Tensor weights = Tensor::full({options.batch_size}, sums, 1);
+  PatchSource source(pool, model, options.batch_size);
   double smoothed = 0;
   for (int64_t step = 0; step < options.steps; ++step) {
     std::vector<int64_t> indices;
     for (int64_t i = 0; i < options.batch_size; ++i)
       indices.push_back(int64_t(order(uint64_t(step * options.batch_size + i))[0] % uint64_t(n)));
     Tape tape;
-    const Tensor patches =
-        patches_of(pool, indices, model, &augment, uint64_t(step * options.batch_size));
+    const Tensor patches = source.patches(indices, &augment, uint64_t(step * options.batch_size));
     const Var f = model.features(tape, patches, options.batch_size);
     std::vector<Var> losses;
     for (int64_t h = 0; h < heads; ++h)
@@ -119,14 +123,15 @@ PretrainResult pretrain(const MultiLabelImages& pool, const MultiLabelImages& he
 
   const int64_t held = held_out.images.dim(0);
   std::vector<int64_t> hits(size_t(heads), 0);
+  PatchSource held_out_source(held_out, model, options.batch_size);
   for (int64_t begin = 0; begin < held; begin += options.batch_size) {
     std::vector<int64_t> indices(size_t(std::min(options.batch_size, held - begin)));
     std::iota(indices.begin(), indices.end(), begin);
     Tape tape(false);
-    const Var f = model.features(tape, patches_of(held_out, indices, model, nullptr, 0),
-                                 int64_t(indices.size()));
+    const Var f =
+        model.features(tape, held_out_source.patches(indices, nullptr, 0), int64_t(indices.size()));
     for (size_t h = 0; h < size_t(heads); ++h) {
-      const Tensor z = linear(tape, head[h], f).value();
+      const Tensor z = linear(tape, head[h], f).value().on(Device::cpu);
       for (size_t i = 0; i < indices.size(); ++i)
         hits[h] += argmax(z, int64_t(i)) == held_out.labels[h][size_t(indices[i])];
     }

@@ -24,6 +24,7 @@ LoaderOptions loader_options(const RunConfig& config, const Vit& model, bool tra
   std::copy(std::begin(c.mean), std::end(c.mean), o.mean.begin());
   std::copy(std::begin(c.std), std::end(c.std), o.std.begin());
   o.dtype = model.compute;
+  o.device = model.device();
   o.seed = config.seed;
   o.workers = config.data.workers;
   o.shuffle = training;

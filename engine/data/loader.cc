@@ -2,11 +2,13 @@
 
 #include <algorithm>
 #include <condition_variable>
+#include <cstring>
 #include <exception>
 #include <mutex>
 #include <numeric>
 #include <thread>
 
+#include "engine/data/image_feed.h"
 #include "kernels/core/check.h"
 
 namespace orthofed {
@@ -18,7 +20,16 @@ struct Loader::State {
   int64_t batches = 0;
 
   // Batch b lives in slot b % slots: one is with the consumer, the others are being filled or full.
-  std::vector<Batch> slots;
+  struct Slot {
+    Batch batch;
+    ImageFeed::Stage stage;  // for a device; labels and weights are the batch's
+  };
+  std::vector<Slot> slots;
+
+  // The consumer's, for a device; null on the CPU, where a slot is what it gets.
+  std::unique_ptr<ImageFeed> feed;
+  Batch received;
+  int64_t sent = -1;  // the batch whose stage was sent last
 
   std::mutex mutex;  // of what follows
   std::condition_variable work, ready;
@@ -42,7 +53,9 @@ struct Loader::State {
     threads.clear();  // joins, while the rest of the state is alive
   }
   void run();
-  void fill(Batch& batch, int64_t b) const;
+  void fill(const Slot& slot, int64_t i, int64_t index) const;
+  void fill(Slot& slot, int64_t b) const;
+  void send(int64_t b);
 };
 
 namespace {
@@ -72,13 +85,28 @@ Loader::Loader(std::shared_ptr<const ImageCache> cache, const LoaderOptions& opt
   s.indices = std::move(indices);
   const int64_t batch = options.batch_size, grid = s.cache->size() / options.patch;
   s.batches = (int64_t(s.indices.size()) + batch - 1) / batch;
+  if (options.device != Device::cpu) {
+    const OnDevice scope(options.device);
+    const int64_t size = s.cache->size();
+    s.feed = std::make_unique<ImageFeed>(ImageShape{batch, size, size, size, options.patch},
+                                         options.mean.data(), options.std.data(), options.dtype);
+    s.received = {s.feed->patches(), s.feed->labels(), s.feed->weights(), {}, 0};
+  }
+  const OnDevice host(Device::cpu);
   for (int64_t i = 0; i < options.workers + 2; ++i) {
-    Batch slot;
-    slot.patches =
-        Tensor::zeros({batch * grid * grid, 3 * options.patch * options.patch}, options.dtype);
-    slot.labels = Tensor::zeros({batch}, DType::i32);
-    slot.weights = Tensor::zeros({batch}, accum(options.dtype));
-    slot.indices.resize(size_t(batch));
+    State::Slot slot;
+    Batch& b = slot.batch;
+    if (s.feed) {
+      slot.stage = s.feed->stage();
+      b.labels = slot.stage.labels;
+      b.weights = slot.stage.weights;
+    } else {
+      b.patches =
+          Tensor::zeros({batch * grid * grid, 3 * options.patch * options.patch}, options.dtype);
+      b.labels = Tensor::zeros({batch}, DType::i32);
+      b.weights = Tensor::zeros({batch}, accum(options.dtype));
+    }
+    b.indices.resize(size_t(batch));
     s.slots.push_back(std::move(slot));
   }
   s.filled.assign(s.slots.size(), -1);
@@ -123,6 +151,8 @@ std::vector<int64_t> Loader::order(int64_t epoch) const {
 void Loader::start(int64_t epoch) {
   State& s = *state_;
   std::vector<int64_t> next_order = order(epoch);
+  if (s.feed) s.feed->finish();
+  s.sent = -1;
   std::unique_lock lock(s.mutex);
   s.claimed = s.batches;  // no more of the old epoch
   s.ready.wait(lock, [&] { return s.busy == 0; });
@@ -137,14 +167,31 @@ void Loader::start(int64_t epoch) {
 
 const Batch* Loader::next() {
   State& s = *state_;
+  // What was sent, of a slot that is about to be the workers' again or of the one after it.
+  if (s.feed) s.feed->finish();
   std::unique_lock lock(s.mutex);
   if (s.served == s.batches) return nullptr;
   const int64_t b = s.served++;  // frees the slot of batch b - 1
   s.work.notify_all();
-  const auto slot = size_t(b) % s.slots.size();
-  s.ready.wait(lock, [&] { return s.filled[slot] == b || s.error; });
+  const auto full = [&s](int64_t k) { return s.filled[size_t(k) % s.slots.size()] == k; };
+  s.ready.wait(lock, [&] { return full(b) || s.error; });
   if (s.error) std::rethrow_exception(s.error);
-  return &s.slots[slot];
+  const Batch& batch = s.slots[size_t(b) % s.slots.size()].batch;
+  if (!s.feed) return &batch;
+
+  const bool ahead = b + 1 < s.batches && full(b + 1);
+  lock.unlock();
+  if (s.sent != b) s.send(b);
+  s.feed->receive(batch.valid);
+  s.received.indices = batch.indices;
+  s.received.valid = batch.valid;
+  if (ahead) s.send(b + 1);  // beside the step that b is for
+  return &s.received;
+}
+
+void Loader::State::send(int64_t b) {
+  feed->send(slots[size_t(b) % slots.size()].stage);
+  sent = b;
 }
 
 void Loader::State::run() {
@@ -174,9 +221,9 @@ void Loader::State::run() {
   }
 }
 
-// Runs on a worker: the kernel is called image by image, which keeps it on this thread.
-void Loader::State::fill(Batch& batch, int64_t b) const {
-  const int64_t size = cache->size(), p = options.patch, patches = (size / p) * (size / p);
+// Runs on a worker.
+void Loader::State::fill(Slot& slot, int64_t b) const {
+  Batch& batch = slot.batch;
   const int64_t first = b * options.batch_size;
   batch.valid = std::min(options.batch_size, int64_t(order.size()) - first);
   for (int64_t i = 0; i < options.batch_size; ++i) {
@@ -186,25 +233,38 @@ void Loader::State::fill(Batch& batch, int64_t b) const {
     batch.labels.data<int32_t>()[i] = valid ? cache->samples()[size_t(index)].label : 0;
     dispatch_accum(batch.weights.dtype(),
                    [&]<class A>(Tag<A>) { batch.weights.data<A>()[i] = valid ? A(1) : A(0); });
-    dispatch(options.dtype, [&]<class T>(Tag<T>) {
-      T* to = batch.patches.row<T>(i * patches);
-      if (!valid) {
-        std::fill_n(to, patches * batch.patches.pitch(), T(0));
-        return;
-      }
-      ImageAugment augment;
-      if (options.augment) {
-        const Philox rng = PhiloxKey(options.seed)
-                               .with("augment")
-                               .with(uint64_t(epoch))
-                               .with(cache->samples()[size_t(index)].id);
-        augment = draw_augment(*options.augment, rng);
-      }
-      const uint8_t* image = cache->image(index);
-      cpu::image_to_patches<T>(&image, &augment, options.mean.data(), options.std.data(), to,
-                               batch.patches.pitch(), ImageShape{1, size, size, size, p});
-    });
+    if (valid || !feed) fill(slot, i, index);
   }
+}
+
+// Image `index`, or none (-1), becomes the i-th of the slot. The kernel is called image by image,
+// which keeps it on this thread.
+void Loader::State::fill(const Slot& slot, int64_t i, int64_t index) const {
+  ImageAugment augment;
+  if (options.augment && index >= 0) {
+    const Philox rng = PhiloxKey(options.seed)
+                           .with("augment")
+                           .with(uint64_t(epoch))
+                           .with(cache->samples()[size_t(index)].id);
+    augment = draw_augment(*options.augment, rng);
+  }
+  const int64_t size = cache->size(), p = options.patch, patches = (size / p) * (size / p);
+  if (feed) {
+    std::memcpy(slot.stage.pixels.row<uint8_t>(i), cache->image(index), size_t(size * size * 3));
+    slot.stage.augment[i] = augment;
+    return;
+  }
+  const Tensor& all = slot.batch.patches;
+  dispatch(options.dtype, [&]<class T>(Tag<T>) {
+    T* to = all.row<T>(i * patches);
+    if (index < 0) {
+      std::fill_n(to, patches * all.pitch(), T(0));
+      return;
+    }
+    const uint8_t* image = cache->image(index);
+    cpu::image_to_patches<T>(&image, &augment, options.mean.data(), options.std.data(), to,
+                             all.pitch(), ImageShape{1, size, size, size, p});
+  });
 }
 
 }  // namespace orthofed

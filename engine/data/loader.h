@@ -1,4 +1,6 @@
-// Epochs of batches, prepared by worker threads ahead of the step that uses them.
+// Epochs of batches, prepared by worker threads ahead of the step that uses them. On the CPU the
+// workers make the patches; for another device they gather pixels, and the device makes the patches
+// (image_feed.h), from a copy that runs beside the step before.
 //
 // The order of an epoch and every augmentation are drawn from Philox keyed by (seed, epoch, sample
 // id): they do not depend on the number of workers, the batch size, or the order of a manifest. The
@@ -19,14 +21,16 @@ struct LoaderOptions {
   int64_t batch_size = 16;
   int64_t patch = 16;  // pixels; divides the cache's size
   std::array<float, 3> mean{0.5F, 0.5F, 0.5F}, std{0.5F, 0.5F, 0.5F};
-  DType dtype = DType::f32;               // of the patches: f64, f32 or bf16
+  DType dtype = DType::f32;               // of the patches: f64 (on the CPU), f32 or bf16
+  Device device = Device::cpu;            // of the batches: the model's
   bool shuffle = false;                   // else the order of the indices: for evaluation
   std::optional<AugmentOptions> augment;  // none: the images as they are
   uint64_t seed = 0;
   int64_t workers = 1;
 };
 
-// Samples `valid` and up fill the batch: weight 0, patches 0, label 0, index -1.
+// Samples `valid` and up fill the batch: weight 0, patches 0, label 0, index -1. The tensors are on
+// the device of the options.
 struct Batch {
   Tensor patches;                // dtype [batch * patches, 3 * patch * patch]
   Tensor labels;                 // i32 [batch]
@@ -51,7 +55,8 @@ class Loader {
   // Begins an epoch; what is left of another is dropped.
   void start(int64_t epoch);
   // The next batch, which stays as it is until the next call of next() or start(); null at the end
-  // of the epoch. The buffers are made once and used again. Throws what a worker threw.
+  // of the epoch. The buffers are made once and used again; on a device it is one for all batches.
+  // Throws what a worker threw.
   const Batch* next();
 
   std::vector<int64_t> order(int64_t epoch) const;  // the samples in the order they are served

@@ -75,6 +75,54 @@ void release(void* memory) noexcept {
   (void)cudaFree(memory);
 }
 
+void* allocate_pinned(size_t bytes) {
+  void* memory = nullptr;
+  OF_CUDA_CHECK(cudaMallocHost(&memory, bytes == 0 ? 1 : bytes));
+  return memory;
+}
+
+void release_pinned(void* memory) noexcept {
+  (void)cudaFreeHost(memory);
+}
+
+struct CopyStream::Handles {
+  Owned<cudaStream_t, cudaStreamDestroy> stream;
+  EventHandle before, done;
+};
+
+// Not blocking: the default stream would otherwise wait for the copies, and they for it.
+CopyStream::CopyStream() : handles_(std::make_unique<Handles>()) {
+  cudaStream_t stream = nullptr;
+  OF_CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  handles_->stream.reset(stream);
+  for (EventHandle* event : {&handles_->before, &handles_->done}) {
+    cudaEvent_t made = nullptr;
+    OF_CUDA_CHECK(cudaEventCreateWithFlags(&made, cudaEventDisableTiming));
+    event->reset(made);
+  }
+}
+
+CopyStream::~CopyStream() {
+  (void)cudaStreamSynchronize(handles_->stream.get());
+}
+
+void CopyStream::copy(void* to, const void* from, size_t bytes, const Stream& stream) {
+  const Handles& h = *handles_;
+  OF_CUDA_CHECK(cudaEventRecord(h.before.get(), static_cast<cudaStream_t>(stream.handle)));
+  OF_CUDA_CHECK(cudaStreamWaitEvent(h.stream.get(), h.before.get(), 0));
+  OF_CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, h.stream.get()));
+  OF_CUDA_CHECK(cudaEventRecord(h.done.get(), h.stream.get()));
+}
+
+void CopyStream::join(const Stream& stream) {
+  OF_CUDA_CHECK(
+      cudaStreamWaitEvent(static_cast<cudaStream_t>(stream.handle), handles_->done.get(), 0));
+}
+
+void CopyStream::finish() {
+  OF_CUDA_CHECK(cudaStreamSynchronize(handles_->stream.get()));
+}
+
 void copy_rows(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width,
                size_t rows, const Stream& stream) {
   if (width == 0 || rows == 0) return;

@@ -3,6 +3,7 @@
 #pragma once
 #include <cstddef>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -19,7 +20,10 @@ int multiprocessors();
 void* allocate(size_t bytes);          // device memory, aligned to 256; null where there is no more
 size_t free_memory();                  // of the current device, for everybody
 void* allocate_managed(size_t bytes);  // at the same address on host and device
-void release(void* memory) noexcept;   // what any allocate_ function here gave; null is fine
+void release(void* memory) noexcept;   // what any of these three gave; null is fine
+
+void* allocate_pinned(size_t bytes);  // host memory that a GPU reads by itself; for release_pinned
+void release_pinned(void* memory) noexcept;
 
 void synchronize(const Stream& stream);  // throws Error if what was queued has failed
 
@@ -31,6 +35,26 @@ double seconds_of(const Stream& stream, const std::function<void()>& work);
 void copy_rows(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width,
                size_t rows, const Stream& stream);
 void zero_rows(void* data, size_t pitch, size_t width, size_t rows, const Stream& stream);
+
+// Copies from pinned host memory to a device, on a stream of their own: they run beside the kernels
+// of another.
+class CopyStream {
+ public:
+  CopyStream();
+  ~CopyStream();  // when its copies are done
+  CopyStream(const CopyStream&) = delete;
+  CopyStream& operator=(const CopyStream&) = delete;
+
+  // Queues a copy behind what `stream` has been given so far, and returns.
+  void copy(void* to, const void* from, size_t bytes, const Stream& stream);
+  // What `stream` is given from here on waits for the copies.
+  void join(const Stream& stream);
+  void finish();  // waits for the copies
+
+ private:
+  struct Handles;
+  std::unique_ptr<Handles> handles_;
+};
 
 // What is here, for a person who asks. A version is 1000 major + 10 minor, as CUDA writes it.
 struct Gpu {

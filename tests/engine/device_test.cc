@@ -8,6 +8,7 @@
 
 #include "engine/tensor/allocator.h"
 #include "engine/tensor/tensor.h"
+#include "engine/tensor/upload.h"
 #include "kernels/simt/memory.h"
 #include "tests/support/files.h"
 
@@ -68,6 +69,28 @@ TEST(DeviceTensor, PaddingIsZero) {
   const Tensor t = Tensor::empty({3, 5}, DType::f32);
   const Tensor whole = Tensor::view(nullptr, t.raw(), {3, t.pitch()}, DType::f32, 0, Device::simt);
   EXPECT_EQ(whole.columns(5, 8).to_vector(), std::vector<double>(9, 0));
+}
+
+// Whoever writes to what is on its way, or reads what has not arrived, is found out.
+TEST(DeviceTensor, AnUploadIsMadeAsLateAsItMayBe) {
+  const OnDevice scope(Device::simt);
+  const Tensor from = upload_buffer(5, Device::simt);
+  const Tensor to = Tensor::zeros({5}, DType::u8);
+  Upload upload(Device::simt);
+  from.fill(1);
+  upload.start(to, from);
+  EXPECT_EQ(to.to_vector(), std::vector<double>(5, 0));
+  from.fill(2);  // too early
+  upload.join();
+  EXPECT_EQ(to.to_vector(), std::vector<double>(5, 2));
+  upload.start(to, from);
+  EXPECT_THROW(upload.start(to, from), Error);
+  upload.finish();
+  from.fill(3);
+  EXPECT_EQ(to.to_vector(), std::vector<double>(5, 2));
+  upload.join();  // nothing is on its way
+  EXPECT_EQ(to.to_vector(), std::vector<double>(5, 2));
+  EXPECT_THROW(upload.start(from, to), Error);
 }
 
 TEST(DeviceTensor, BlocksAreReused) {

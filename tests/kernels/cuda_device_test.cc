@@ -4,7 +4,10 @@
 #include <gtest/gtest.h>
 #include <stdlib.h>
 
+#include <algorithm>
 #include <fstream>
+#include <memory>
+#include <vector>
 
 #include "tests/support/files.h"
 #include "tests/support/memory.h"
@@ -32,6 +35,26 @@ TEST(CudaDevice, TimesWhatIsQueued) {
   if (!have_gpu()) return;
   const double seconds = cuda::seconds_of({}, [] {});
   EXPECT_TRUE(seconds >= 0 && seconds < 1) << seconds;
+}
+
+// Numbers go up, are zeroed where they came from, and come back as they went.
+TEST(CudaDevice, CopiesBesideAStream) {
+  if (!have_gpu()) return;
+  constexpr size_t n = 1 << 20;
+  const std::shared_ptr<void> pinned(cuda::allocate_pinned(n), cuda::release_pinned);
+  const std::shared_ptr<void> device(cuda::allocate(n), cuda::release);
+  auto* const host = static_cast<unsigned char*>(pinned.get());
+  cuda::CopyStream copies;
+  for (const unsigned char value : {3, 7}) {
+    std::fill_n(host, n, value);
+    copies.copy(device.get(), host, n, {});
+    copies.finish();
+    std::fill_n(host, n, static_cast<unsigned char>(0));
+    copies.join({});
+    std::vector<unsigned char> back(n);
+    cuda::copy_rows(back.data(), n, device.get(), n, n, 1, {});
+    EXPECT_EQ(back, std::vector<unsigned char>(n, value));
+  }
 }
 
 TEST(CudaDevice, OpensALibraryWhereverItIs) {

@@ -11,6 +11,7 @@
 
 #include "engine/io/npz.h"
 #include "engine/io/resize.h"
+#include "models/pretrain.h"
 #include "tests/support/files.h"
 #include "tests/support/graph.h"
 
@@ -200,6 +201,32 @@ TEST(Predict, CsvHoldsPathClassAndProbabilities) {
   EXPECT_EQ(header, "path,class,x,y,z");
   EXPECT_TRUE(first.starts_with("\"a,b.png\","));
   EXPECT_TRUE(user_error([] { open_images({"/nonexistent.png"}); }, {"/nonexistent.png"}));
+}
+
+// The GPU's kernels, emulated, from pixels to gradients of every parameter. AdamW would make the
+// order of a sum into a step, so the losses are compared and not the weights.
+TEST(Pretrain, TheEmulatedDeviceComputesTheSameLosses) {
+  PretrainOptions options;
+  options.vit = tiny();
+  options.head_classes = {3};
+  options.steps = 2;
+  options.batch_size = 3;
+  const int64_t side = tiny().image_size;
+  std::vector<uint8_t> pixels;
+  for (uint64_t i = 0; i < 4; ++i)
+    for (const double v : some_image(i).to_vector()) pixels.push_back(uint8_t(v));
+  const MultiLabelImages images{
+      Tensor::of(pixels, {int64_t(pixels.size())}).reshape({4, side, side, 3}), {{0, 1, 2, 0}}};
+  const auto losses_on = [&](Device device) {
+    const OnDevice scope(device);
+    std::vector<double> losses;
+    pretrain(images, images, options,
+             [&](int64_t, int64_t, double loss) { losses.push_back(loss); });
+    return losses;
+  };
+  const std::vector<double> want = losses_on(Device::cpu), got = losses_on(Device::simt);
+  ASSERT_EQ(got.size(), want.size());
+  for (size_t i = 0; i < want.size(); ++i) EXPECT_NEAR(got[i], want[i], 1e-4 * want[i]) << i;
 }
 
 }  // namespace

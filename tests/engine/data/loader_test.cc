@@ -13,6 +13,7 @@
 
 #include "engine/io/dense.h"
 #include "engine/tensor/allocator.h"
+#include "kernels/simt/memory.h"
 #include "tests/support/files.h"
 #include "tests/support/random.h"
 
@@ -20,6 +21,9 @@ namespace orthofed {
 namespace {
 
 using test::user_error;
+
+// The workers have no business in the emulated device's memory.
+const bool guarded = (simt::guard_memory(), true);
 
 // n images of noise; image i has label i % 3, and images whose index is in `bad` cannot be read.
 class NoiseImages : public ImageSource {
@@ -57,8 +61,9 @@ std::shared_ptr<const ImageCache> cache_of(int64_t n) {
   return std::make_shared<const ImageCache>(noise(n), small_cache());
 }
 
-LoaderOptions training(int64_t workers) {
+LoaderOptions training(int64_t workers, Device device = Device::cpu) {
   LoaderOptions options;
+  options.device = device;
   options.batch_size = 4;
   options.patch = 6;
   options.shuffle = true;
@@ -71,10 +76,12 @@ LoaderOptions training(int64_t workers) {
 // What a batch holds, byte for byte.
 std::string bytes_of(const Batch& batch) {
   std::string bytes;
-  for (const Tensor& t : {batch.patches, batch.labels, batch.weights})
+  for (const Tensor& given : {batch.patches, batch.labels, batch.weights}) {
+    const Tensor t = given.on(Device::cpu);
     for (int64_t r = 0; r < t.rows(); ++r)
       bytes.append(static_cast<const char*>(t.raw()) + size_t(r * t.pitch()) * size_of(t.dtype()),
                    size_t(t.cols()) * size_of(t.dtype()));
+  }
   bytes.append(reinterpret_cast<const char*>(batch.indices.data()),
                batch.indices.size() * sizeof(int64_t));
   return bytes + std::to_string(batch.valid);
@@ -161,6 +168,40 @@ TEST(Loader, DoesNotDependOnTheNumberOfWorkers) {
     EXPECT_EQ(epoch_of(loader, 0), first) << workers;
     EXPECT_EQ(epoch_of(loader, 1), second) << workers;
   }
+  Loader simt_one(cache, training(1, Device::simt)), simt_three(cache, training(3, Device::simt));
+  EXPECT_EQ(epoch_of(simt_one, 0), epoch_of(simt_three, 0));
+}
+
+// Both err by as much as the kernel's contract allows, for values below 4.
+TEST(Loader, ADeviceMakesThePatchesThatTheCpuMakes) {
+  const auto cache = cache_of(11);
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    LoaderOptions options = training(3);
+    options.dtype = dtype;
+    Loader cpu(cache, options);
+    options.device = Device::simt;
+    Loader simt(cache, options);
+    cpu.start(1);
+    simt.start(1);
+    while (const Batch* want = cpu.next()) {
+      const Batch* got = simt.next();
+      ASSERT_NE(got, nullptr);
+      for (const Tensor& t : {got->patches, got->labels, got->weights})
+        EXPECT_EQ(t.device(), Device::simt);
+      EXPECT_EQ(got->patches.dtype(), dtype);
+      EXPECT_EQ(got->indices, want->indices);
+      EXPECT_EQ(got->valid, want->valid);
+      EXPECT_EQ(got->labels.to_vector(), want->labels.to_vector());
+      EXPECT_EQ(got->weights.to_vector(), want->weights.to_vector());
+      const std::vector<double> p = got->patches.to_vector(), q = want->patches.to_vector();
+      ASSERT_EQ(p.size(), q.size());
+      for (size_t i = 0; i < p.size(); ++i) {
+        const double rounded = dtype == DType::bf16 ? 0x1p-7 * std::abs(q[i]) : 0;
+        ASSERT_TRUE(std::abs(p[i] - q[i]) <= 2 * 6 * 0x1p-23 * 4 + rounded) << p[i] << ' ' << q[i];
+      }
+    }
+    EXPECT_EQ(simt.next(), nullptr);
+  }
 }
 
 TEST(Loader, DoesNotDependOnTheOrderOfTheManifest) {
@@ -195,12 +236,16 @@ TEST(Loader, EveryEpochIsAPermutation) {
 }
 
 TEST(Loader, TheLastBatchIsFilledWithWeightZero) {
-  LoaderOptions options = training(2);
-  for (const DType dtype : {DType::f64, DType::f32, DType::bf16}) {
+  for (const auto& [device, dtype] : {std::pair(Device::cpu, DType::f64),
+                                      {Device::cpu, DType::f32},
+                                      {Device::cpu, DType::bf16},
+                                      {Device::simt, DType::f32},
+                                      {Device::simt, DType::bf16}}) {
+    LoaderOptions options = training(2, device);
     options.dtype = dtype;
     Loader loader(cache_of(6), options);
     EXPECT_EQ(loader.batches(), 2);
-    for (int64_t epoch = 0; epoch < 3; ++epoch) {  // buffers are used again
+    for (int64_t epoch = 0; epoch < 2; ++epoch) {  // buffers are used again
       loader.start(epoch);
       ASSERT_EQ(loader.next()->valid, 4);
       const Batch* last = loader.next();
@@ -210,7 +255,7 @@ TEST(Loader, TheLastBatchIsFilledWithWeightZero) {
       EXPECT_EQ(last->weights.dtype(), accum(dtype));
       EXPECT_EQ(last->weights.to_vector(), (std::vector<double>{1, 1, 0, 0}));
       EXPECT_EQ(last->indices[2], -1);
-      EXPECT_EQ(last->labels.data<int32_t>()[3], 0);
+      EXPECT_EQ(last->labels.to_vector()[3], 0);
       const std::vector<double> filler = last->patches.row_range(8, 16).to_vector();
       EXPECT_EQ(filler, std::vector<double>(filler.size(), 0.0));
       EXPECT_TRUE(last->patches.all_finite());
@@ -256,32 +301,59 @@ TEST(Loader, AnEmptySelectionHasNoBatches) {
 }
 
 TEST(Loader, MayBeLeftOrRestartedAnywhere) {
-  const auto cache = cache_of(40);
-  Loader reference(cache, training(1));
-  const auto want = epoch_of(reference, 2);
-  for (int64_t taken = 0; taken < 8; ++taken) {
-    Loader loader(cache, training(3));
-    if (taken > 0) loader.start(1);
-    for (int64_t i = 1; i < taken; ++i) ASSERT_NE(loader.next(), nullptr);
-    EXPECT_EQ(epoch_of(loader, 2), want);
-    loader.start(3);  // and destroyed in the middle of an epoch
+  const auto cache = cache_of(33);
+  for (const Device device : {Device::cpu, Device::simt}) {
+    Loader reference(cache, training(1, device));
+    const auto want = epoch_of(reference, 2);
+    for (int64_t taken = 0; taken < 8; taken += device == Device::cpu ? 1 : 7) {
+      Loader loader(cache, training(3, device));
+      if (taken > 0) loader.start(1);
+      for (int64_t i = 1; i < taken; ++i) ASSERT_NE(loader.next(), nullptr);
+      EXPECT_EQ(epoch_of(loader, 2), want);
+      loader.start(3);  // and destroyed in the middle of an epoch
+    }
   }
 }
 
 TEST(Loader, ABatchStaysUntilTheNextIsAskedFor) {
-  Loader loader(cache_of(40), training(4));
-  loader.start(0);
-  const Batch* batch = loader.next();
-  const std::string before = bytes_of(*batch);
-  std::this_thread::sleep_for(std::chrono::milliseconds(30));  // workers run as far as they may
-  EXPECT_EQ(bytes_of(*batch), before);
+  for (const Device device : {Device::cpu, Device::simt}) {
+    Loader loader(cache_of(40), training(4, device));
+    loader.start(0);
+    const Batch* batch = loader.next();
+    const std::string before = bytes_of(*batch);
+    std::this_thread::sleep_for(std::chrono::milliseconds(30));  // workers run as far as they may
+    EXPECT_EQ(bytes_of(*batch), before);
+  }
+}
+
+// What is sent ahead is copied as late as it may be, while workers run as far as they may.
+TEST(Loader, WhatIsOnItsWayIsNotOverwritten) {
+  const auto cache = cache_of(33);
+  Loader on_cpu(cache, training(1)), on_simt(cache, training(1, Device::simt));
+  on_cpu.start(0);
+  on_simt.start(0);
+  while (const Batch* want = on_cpu.next()) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    const Batch* got = on_simt.next();
+    ASSERT_NE(got, nullptr);
+    EXPECT_EQ(got->labels.to_vector(), want->labels.to_vector());
+    EXPECT_NEAR(got->patches.row_range(0, 1).to_vector()[0],
+                want->patches.row_range(0, 1).to_vector()[0], 1e-5);
+  }
 }
 
 TEST(Loader, AllocatesNothingAfterConstruction) {
-  Loader loader(cache_of(20), training(2));
-  const int64_t before = allocator_stats(Device::cpu).heap_allocations;
-  for (int64_t epoch = 0; epoch < 3; ++epoch) epoch_of(loader, epoch);
-  EXPECT_EQ(allocator_stats(Device::cpu).heap_allocations, before);
+  for (const Device device : {Device::cpu, Device::simt}) {
+    Loader loader(cache_of(20), training(2, device));
+    epoch_of(loader, 0);  // a device's scratch memory is the thread's, and grows once
+    const auto allocations = [&] {
+      return allocator_stats(Device::cpu).heap_allocations +
+             allocator_stats(device).heap_allocations;
+    };
+    const int64_t before = allocations();
+    for (int64_t epoch = 1; epoch < 3; ++epoch) epoch_of(loader, epoch);
+    EXPECT_EQ(allocations(), before);
+  }
 }
 
 TEST(Loader, BrokenContractsAreRefused) {
