@@ -1,6 +1,7 @@
 #include "engine/ops/tokens.h"
 
 #include "kernels/patch_embed/patch_embed.h"
+#include "kernels/token_mean/token_mean.h"
 
 namespace orthofed {
 
@@ -70,29 +71,22 @@ Var mean_tokens(Tape& tape, const Var& x, int64_t batch, int64_t from) {
   const Tensor& in = x.value();
   const int64_t tokens = in.rows() / batch, dim = in.cols();
   OF_CHECK(in.rows() % batch == 0 && 0 <= from && from < tokens, "token out of range");
-  // On the host, wherever x is: there is no kernel for it yet.
-  const Tensor host = in.on(Device::cpu);
-  const Tensor mean = Tensor::empty({batch, dim}, in.dtype(), Device::cpu);
+  const TokenMeanShape shape{batch, tokens, from, dim};
+  const Tensor mean = Tensor::empty({batch, dim}, in.dtype());
   dispatch_accum(in.dtype(), [&]<class R>(Tag<R>) {
-    for (int64_t b = 0; b < batch; ++b)
-      for (int64_t c = 0; c < dim; ++c) {
-        double sum = 0;
-        for (int64_t t = from; t < tokens; ++t) sum += host.row<R>(b * tokens + t)[c];
-        mean.row<R>(b)[c] = R(sum / double(tokens - from));
-      }
+    of_on(queue_of(in), token_mean_forward, R)(in.data<R>(), in.pitch(), mean.data<R>(),
+                                               mean.pitch(), shape);
   });
-  const Var y = tape.output(mean.on(in.device()), needed);
+  const Var y = tape.output(mean, needed);
   if (needed) {
-    tape.record({y}, [x, y, batch, tokens, from, dim] {
-      const Tensor dy = y.grad().on(Device::cpu);
-      const Tensor dx = Tensor::empty(x.shape(), x.value().dtype(), Device::cpu);
+    tape.record({y}, [x, y, shape] {
+      const Tensor dy = y.grad();
+      const Tensor dx = Tensor::empty(x.shape(), x.value().dtype());
       dispatch_accum(dx.dtype(), [&]<class R>(Tag<R>) {
-        for (int64_t b = 0; b < batch; ++b)
-          for (int64_t t = 0; t < tokens; ++t)
-            for (int64_t c = 0; c < dim; ++c)
-              dx.row<R>(b * tokens + t)[c] = t < from ? R(0) : dy.row<R>(b)[c] / R(tokens - from);
+        of_on(queue_of(dy), token_mean_backward, R)(dy.data<R>(), dy.pitch(), dx.data<R>(),
+                                                    dx.pitch(), shape);
       });
-      x.give_grad(dx.on(x.value().device()));
+      x.give_grad(dx);
     });
   }
   return y;

@@ -100,17 +100,6 @@ TEST(Ops, Tokens) {
   const Var x = leaf({2 * 5, 3}, 14);
   EXPECT_TRUE(gradients_agree([&](Tape& t) { return select_token(t, x, 2, 1); }, {x}));
   EXPECT_TRUE(gradients_agree([&](Tape& t) { return mean_tokens(t, x, 2, 1); }, {x}));
-
-  // On another device it computes on the host, and gives back what belongs there.
-  const OnDevice scope(Device::simt);
-  const Var there(x.value().on(Device::simt), true);
-  Tape tape;
-  const Var mean = mean_tokens(tape, there, 2, 1);
-  EXPECT_EQ(mean.value().device(), Device::simt);
-  Tape on_cpu(false);
-  EXPECT_EQ(mean.value().to_vector(), mean_tokens(on_cpu, x, 2, 1).value().to_vector());
-  tape.backward(test::weighted_sum(tape, mean, Tensor::full(mean.shape(), DType::f64, 1)));
-  EXPECT_EQ(there.grad().device(), Device::simt);
 }
 
 TEST(Ops, CrossEntropy) {

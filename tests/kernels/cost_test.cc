@@ -20,6 +20,7 @@
 #include "kernels/rope/rope.h"
 #include "kernels/softmax/softmax.h"
 #include "kernels/swiglu/swiglu.h"
+#include "kernels/token_mean/token_mean.h"
 
 namespace orthofed::test {
 namespace {
@@ -190,6 +191,12 @@ TEST(Cost, ResidualAndSums) {
   EXPECT_TRUE(is(cost::residual_backward_gamma<bf16>(f, 5, h, 5, f, false, 3, 5), 30, 90 + 20));
   EXPECT_TRUE(is(cost::bias_backward<bf16>(h, 5, f, true, 3, 5), 15, 30 + 40));
   EXPECT_TRUE(is(cost::reduction_sum<bf16>(h, 9, f), 9, 18 + 4));
+}
+
+TEST(Cost, TokenMean) {  // 2 images of 5 tokens, of which 4 count, 3 columns
+  const TokenMeanShape s{2, 5, 1, 3};
+  EXPECT_TRUE(is(cost::token_mean_forward<float>(f, 3, f, 3, s), 24, 4 * (24 + 6)));
+  EXPECT_TRUE(is(cost::token_mean_backward<float>(f, 3, f, 3, s), 6, 4 * (6 + 30)));
 }
 
 }  // namespace
