@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Writes the tables of docs/benchmarks.md and the plots in docs/images from files of records:
+"""Writes the tables of docs/benchmarks.md, the plots in docs/images and README.md's table of training
+steps from files of records:
 
     bench/report.py                                  # bench/results/*.jsonl
-    bench/report.py build/mine.jsonl --page /tmp/mine.md --images /tmp
+    bench/report.py build/mine.jsonl --page /tmp/mine.md --images /tmp   # README.md stays as it is
 
 Of each machine the newest file with kernel records is taken (file names begin with the date), and of
 each training step the newest record. What no record measures is left out, and nothing is computed
@@ -244,6 +245,104 @@ def step_section(steps):
                     "peak memory, MiB", "load averages"], rows), ""]
 
 
+def step_lines(steps):
+    """README's short form: batch 16, models by size."""
+    rows = []
+    for (model, _, batch, _), case in sorted(step_table(steps).items(), key=lambda c: c[1][OURS]["step_ms"]):
+        if batch != 16:
+            continue
+        ours, peer = case[OURS], next(r for name, r in case.items() if name != OURS)
+        rows.append([model, f"{ours['step_ms']:,.0f}", f"{peer['step_ms']:,.0f}",
+                     f"{peer['step_ms'] / ours['step_ms']:.2f}",
+                     f"{ours['peak_rss_mb']:,.0f} against {peer['peak_rss_mb']:,.0f}"])
+    return table(["model", "orthofed, ms", "PyTorch + PEFT, ms", "ratio", "peak memory, MiB"], rows)
+
+
+def replaced(path, lines):
+    """The file's text with `lines` between the two marks; None where it lacks them."""
+    with open(path, encoding="utf-8") as page:
+        text = page.read()
+    if BEGIN not in text or END not in text:
+        return None
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    return before + BEGIN + "\n\n" + "\n".join(lines) + "\n" + END + after
+
+
+# What the kernels of a step are for, by the beginnings of their names; the rest is "other".
+GROUPS = {"matrix products": ("packed_matmul", "matmul"), "attention": ("attention",),
+          "LoRA": ("lora",), "GELU": ("gelu",),
+          "norm, residual": ("layer_norm", "residual", "patch_embed", "bias"),
+          "between kernels": ("between kernels",)}
+
+
+def waterfall(record):
+    """(group, ms, least ms) of a profiled step, in GROUPS' order."""
+    sums = {}
+    for part in record["parts"]:
+        group = next((g for g, names in GROUPS.items() if part["kernel"].startswith(names)), "other")
+        ms, least = sums.get(group, (0, 0))
+        sums[group] = (ms + part["ms"], least + min(part["ms"], part["least_ms"]))
+    return [(g, *sums[g]) for g in [*GROUPS, "other"] if g in sums]
+
+
+def profiled(steps):
+    """The newest profiled step of each model at batch 16, the fastest model first."""
+    found = {}
+    for r in sorted((r for r in steps if r.get("parts") and r["batch"] == 16), key=lambda r: r["file"]):
+        found[r["model"]] = r
+    return sorted(found.values(), key=lambda r: r["step_ms"])
+
+
+def waterfall_section(steps):
+    shown = profiled(steps)
+    if not shown:
+        return []
+    first = shown[0]
+    lines = ["## Where a step's time goes", "",
+             "ms of one step at batch 16, `lora_step_bench --profile`; in brackets what the ceilings allow the same "
+             "work, the sum over calls of max(flops / ceiling, bytes / ceiling), with "
+             + "; ".join(f"{r['ceilings']['gflops']:,.0f} GFLOP/s and {r['ceilings']['gbs']:.1f} GB/s for {r['model']}"
+                         for r in shown) + ".", ""]
+    groups = [g for g, *_ in waterfall(first)]
+    rows = []
+    for group in groups:
+        row = [group]
+        for r in shown:
+            row += [f"{ms:,.0f} ({least:,.0f})" if least else f"{ms:,.1f}"
+                    for g, ms, least in waterfall(r) if g == group] or [""]
+        rows.append(row)
+    total = ["**step**"]
+    for r in shown:
+        ms, least = (sum(part[i] for part in waterfall(r)) for i in (1, 2))
+        total.append(f"**{ms:,.0f}** ({least:,.0f}, {100 * least / ms:.0f} %)")
+    return lines + [*table(["", *(r["model"] for r in shown)], rows + [total]), ""]
+
+
+def waterfall_plot(steps):
+    shown = profiled(steps)
+    if not shown:
+        return None
+    chart = svg.Chart("Where a step's time goes", 640, 40 * len(shown), left=180, top=70)
+    colours = dict(zip([*GROUPS, "other"], svg.COLOURS))
+    x = chart.left
+    for name in [g for g, *_ in waterfall(shown[0])]:
+        chart.bar(x, 38, 9, 9, colours[name])
+        chart.text(x + 13, 47, name, 11)
+        x += 26 + 6 * len(name)
+    scale = chart.linear(0, 100)
+    chart.axis_x("% of the step", [(scale(t), t) for t in range(0, 101, 20)])
+    for i, r in enumerate(shown):
+        y, at, parts = chart.top + 40 * i, 0.0, waterfall(r)
+        whole = sum(ms for _, ms, _ in parts)
+        chart.text(chart.left - 6, y + 24, r["model"], 11, "end")
+        for name, ms, least in parts:
+            width = chart.width * ms / whole
+            chart.bar(chart.left + at, y + 8, width, 24, colours[name],
+                      f"{name}: {ms:,.1f} ms, {100 * ms / whole:.1f} %; {least:,.1f} ms at the ceilings")
+            at += width
+    return chart.render()
+
+
 def step_plot(steps):
     cases = step_table(steps)
     if not cases:
@@ -322,6 +421,8 @@ def report(records, images, link):
     steps = rec.steps(records)
     lines += step_section(steps)
     plot("bench_step.svg", "Images a second, orthofed and PyTorch", step_plot(steps))
+    lines += waterfall_section(steps)
+    plot("bench_waterfall.svg", "Where a step's time goes, by kind of kernel", waterfall_plot(steps))
     plot("bench_batch.svg", "Images a second against the batch", batch_plot(steps))
     return lines
 
@@ -335,21 +436,24 @@ def main():
     options = parser.parse_args()
     files = options.files or sorted(glob.glob(os.path.join(ROOT, "bench/results/**/*.jsonl"),
                                               recursive=True))
+    link = os.path.relpath(options.images, os.path.dirname(os.path.abspath(options.page)))
+    readme = os.path.join(ROOT, "README.md")
     try:
         records = [r for path in files for r in rec.load(path)]
-        with open(options.page, encoding="utf-8") as page:
-            text = page.read()
+        pages = {options.page: None}
+        if options.page == parser.get_default("page"):
+            pages[readme] = step_lines(rec.steps(records)) + [""]
+        for page in pages:
+            if replaced(page, []) is None:
+                print(f"report: {page} lacks the lines '{BEGIN}' and '{END}'", file=sys.stderr)
+                return 2
+        os.makedirs(options.images, exist_ok=True)
+        pages[options.page] = report(records, options.images, link)
+        for page, lines in pages.items():
+            write(page, replaced(page, lines))
     except (rec.BadFile, OSError) as error:
         print(f"report: {error}", file=sys.stderr)
         return 2
-    if BEGIN not in text or END not in text:
-        print(f"report: {options.page} lacks the lines '{BEGIN}' and '{END}'", file=sys.stderr)
-        return 2
-    os.makedirs(options.images, exist_ok=True)
-    link = os.path.relpath(options.images, os.path.dirname(os.path.abspath(options.page)))
-    lines = report(records, options.images, link)
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    write(options.page, before + BEGIN + "\n\n" + "\n".join(lines) + "\n" + END + after)
     print(f"report: {len(records)} records of {len(files)} files; {options.page}")
     return 0
 

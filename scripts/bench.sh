@@ -53,27 +53,33 @@ cmake --build --preset release --target "${names[@]}" >build/bench.build.log || 
 cpu=$(sed -nE 's/^model name\s*: //p' /proc/cpuinfo | head -n 1 | tr 'A-Z' 'a-z' | sed -E 's/[^a-z0-9]+/-/g; s/^-|-$//g')
 prefix=$out/$(date +%F)-${cpu:-cpu}-$(nproc)core
 kernels=$prefix-kernels.jsonl
-: >"$kernels"
+: >build/bench.jsonl
 OF_COMMIT=$(git describe --always --dirty --abbrev=12 --exclude='*' 2>/dev/null || echo unknown)
 export OF_COMMIT OMP_NUM_THREADS=$threads OMP_WAIT_POLICY=active
-begin=$SECONDS failed=0 seconds=0.1
+begin=$SECONDS failed=0 seconds=0.05
 [[ -z $quick ]] || seconds=0.02
 for i in "${!names[@]}"; do
   echo "== ${names[i]} ($((i + 1)) of ${#names[@]}, $((SECONDS - begin)) s so far)"
-  build/release/bin/"${names[i]}" --json "$kernels" --seconds "$seconds" \
+  build/release/bin/"${names[i]}" --json build/bench.jsonl --seconds "$seconds" \
     --benchmark_filter="${filter:-/cpu/}" 2>build/bench.log || { failed=1; tail -n 3 build/bench.log; }
 done
+mv build/bench.jsonl "$kernels"
 echo "$(wc -l <"$kernels") records in $kernels"
 
 if [[ -n $step ]]; then
   echo "== training step"
   steps=$prefix-lora_step.jsonl
-  if ! scripts/bench_step.sh "tiny small" "$threads" "$steps.new" 2>build/bench.step.log; then
-    echo "bench: no training step: $(tail -n 1 build/bench.step.log)"
-    rm -f "$steps.new"
-  else
-    mv "$steps.new" "$steps"
-  fi
+  : >"$steps.new"
+  for case in tiny:'1 4 16 64' small:16; do
+    if scripts/bench_step.sh "${case%%:*}" "$threads" build/bench_step.jsonl "${case#*:}" 2>build/bench.step.log; then
+      cat build/bench_step.jsonl >>"$steps.new"
+    else
+      echo "bench: no training step: $(tail -n 1 build/bench.step.log)"
+      rm -f "$steps.new"
+      break
+    fi
+  done
+  [[ ! -e $steps.new ]] || mv "$steps.new" "$steps"
 fi
 if [[ -z $partial ]]; then
   python3 bench/report.py

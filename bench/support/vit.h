@@ -17,7 +17,6 @@ struct Vit {
 inline constexpr Vit kVits[] = {
     {"vit_tiny_16", 16, 197, 192, 3, 12},     // 224 pixels in patches of 16, as all of these
     {"vit_small_16", 16, 197, 384, 6, 12},    //
-    {"vit_small_14", 16, 257, 384, 6, 12},    // DINOv2
     {"vit_base_32", 16, 50, 768, 12, 12},     // CLIP
     {"vit_base_16", 16, 197, 768, 12, 12},    //
     {"vit_large_14", 16, 257, 1024, 16, 24},  // DINOv2
