@@ -249,7 +249,6 @@ double base_subspace_term(const Adapter<T>& x, const T* v_k, int64_t k, double w
 template <class T>
 double subspace(const OrthogonalityLayer<T>& layer, PenaltyForm form, double weight, double count) {
   const auto g = general(layer), p = personal(layer);
-  check_ranks({g.rank, p.rank});
   Small gp, gg, pp;
   row_gram(g.a, g.rank, p.a, p.rank, layer.in, gp);
   double norm_g[max_rank], norm_p[max_rank];
@@ -279,7 +278,6 @@ double subspace(const OrthogonalityLayer<T>& layer, PenaltyForm form, double wei
 template <class T>
 double update(const OrthogonalityLayer<T>& layer, PenaltyForm form, double weight) {
   const auto g = general(layer), p = personal(layer);
-  check_ranks({g.rank, p.rank});
   Small a_gg, a_gp, a_pp, b_gg, b_gp, b_pp;
   row_gram(g.a, g.rank, g.a, g.rank, g.in, a_gg);
   row_gram(g.a, g.rank, p.a, p.rank, g.in, a_gp);
@@ -305,8 +303,6 @@ double update(const OrthogonalityLayer<T>& layer, PenaltyForm form, double weigh
 
 template <class T>
 double base(const OrthogonalityLayer<T>& layer, PenaltyForm form, double weight) {
-  check_ranks({layer.rank_g, layer.rank_p});
-  OF_CHECK(layer.w0 != nullptr && layer.ld_w0 >= layer.in, "`base` needs W0 [out, in]");
   return (base_term(general(layer), layer, form, weight / 2) +
           base_term(personal(layer), layer, form, weight / 2)) /
          2;
@@ -314,8 +310,6 @@ double base(const OrthogonalityLayer<T>& layer, PenaltyForm form, double weight)
 
 template <class T>
 double base_subspace(const OrthogonalityLayer<T>& layer, double weight) {
-  check_ranks({layer.rank_g, layer.rank_p, layer.k});
-  OF_CHECK(layer.v_k != nullptr, "`base_subspace` needs V_k [k, in]");
   return (base_subspace_term(general(layer), layer.v_k, layer.k, weight / 2) +
           base_subspace_term(personal(layer), layer.v_k, layer.k, weight / 2)) /
          2;
@@ -323,11 +317,19 @@ double base_subspace(const OrthogonalityLayer<T>& layer, double weight) {
 
 template <class T>
 double norm2(const Adapter<T>& x) {
-  check_ranks({x.rank});
   Small aat, btb;
   row_gram(x.a, x.rank, x.a, x.rank, x.in, aat);
   column_gram(x.b, x.rank, x.b, x.rank, x.out, btb);
   return inner(btb, aat, x.rank, x.rank);
+}
+
+// body(layer's index): a thread takes whole layers, inside which parallel_for is then a plain loop,
+// because a layer's sums are short beside the cost of waking threads. A single layer is cut inside.
+template <class T, class F>
+void each_layer(const OrthogonalityLayer<T>* layers, int64_t count, const F& body) {
+  for (int64_t l = 0; l < count; ++l) check_ranks({layers[l].rank_g, layers[l].rank_p});
+#pragma omp parallel for schedule(dynamic) if (count > 1)
+  for (int64_t l = 0; l < count; ++l) body(l);
 }
 
 }  // namespace
@@ -335,43 +337,52 @@ double norm2(const Adapter<T>& x) {
 template <class T>
 void orthogonality_update(const OrthogonalityLayer<T>* layers, int64_t count, PenaltyForm form,
                           const double* weight, double* values) {
-  for (int64_t l = 0; l < count; ++l) values[l] = update(layers[l], form, *weight);
+  each_layer(layers, count, [&](int64_t l) { values[l] = update(layers[l], form, *weight); });
 }
 
 template <class T>
 void orthogonality_base(const OrthogonalityLayer<T>* layers, int64_t count, PenaltyForm form,
                         const double* weight, double* values) {
-  for (int64_t l = 0; l < count; ++l) values[l] = base(layers[l], form, *weight);
+  for (int64_t l = 0; l < count; ++l)
+    OF_CHECK(layers[l].w0 != nullptr && layers[l].ld_w0 >= layers[l].in,
+             "`base` needs W0 [out, in]");
+  each_layer(layers, count, [&](int64_t l) { values[l] = base(layers[l], form, *weight); });
 }
 
 template <class T>
 void orthogonality_subspace(const OrthogonalityLayer<T>* layers, int64_t count,
                             const double* weight, double* values) {
-  for (int64_t l = 0; l < count; ++l)
+  each_layer(layers, count, [&](int64_t l) {
     values[l] = subspace(layers[l], PenaltyForm::cosine2, *weight,
                          double(std::min(layers[l].rank_g, layers[l].rank_p)));
+  });
 }
 
 template <class T>
 void orthogonality_subspace_l1(const OrthogonalityLayer<T>* layers, int64_t count,
                                const double* weight, double* values) {
-  for (int64_t l = 0; l < count; ++l)
+  each_layer(layers, count, [&](int64_t l) {
     values[l] = subspace(layers[l], PenaltyForm::abs_cosine, *weight,
                          double(layers[l].rank_g * layers[l].rank_p));
+  });
 }
 
 template <class T>
 void orthogonality_base_subspace(const OrthogonalityLayer<T>* layers, int64_t count,
                                  const double* weight, double* values) {
-  for (int64_t l = 0; l < count; ++l) values[l] = base_subspace(layers[l], *weight);
+  for (int64_t l = 0; l < count; ++l) {
+    check_ranks({layers[l].k});
+    OF_CHECK(layers[l].v_k != nullptr, "`base_subspace` needs V_k [k, in]");
+  }
+  each_layer(layers, count, [&](int64_t l) { values[l] = base_subspace(layers[l], *weight); });
 }
 
 template <class T>
 void delta_norm2(const OrthogonalityLayer<T>* layers, int64_t count, double* norms2) {
-  for (int64_t l = 0; l < count; ++l) {
+  each_layer(layers, count, [&](int64_t l) {
     norms2[2 * l] = norm2(general(layers[l]));
     norms2[2 * l + 1] = norm2(personal(layers[l]));
-  }
+  });
 }
 
 // Per token, with the Grams P = B^T B':
