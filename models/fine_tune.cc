@@ -3,11 +3,15 @@
 #include <fmt/core.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <numeric>
+#include <utility>
 
 #include "engine/data/loader.h"
 #include "engine/ops/cross_entropy.h"
 #include "engine/ops/residual.h"
+#include "engine/tensor/bytes.h"
 #include "engine/tensor/profile.h"
 #include "kernels/core/philox.h"
 
@@ -192,93 +196,240 @@ bool FineTuner::dropped(uint64_t index) const {
   return uniform01(rng(index)[0]) < float(p);
 }
 
-StepResult FineTuner::gradients(const std::vector<const Batch*>& micro_batches, double ramp,
-                                Phase phase, uint64_t index, bool measure_features) {
-  const OnDevice scope(model_->device());
-  const TrainConfig& train = options_.train;
-  const bool personal_active = phase != Phase::general && !dropped(index);
-  set_phase(phase, personal_active);
-  const bool penalised = personal_active && options_.general && options_.personal;
-  const bool features_wanted = penalised && (penalties_->wants_features() || measure_features);
+// The numbers of a step, 8 bytes each, in the order of the members' comments.
+struct FineTuner::Step {
+  Kind kind;
+  std::vector<Input> inputs;  // of each micro-batch
+  int64_t penalty_kinds = 0, layers = 0;
+  Tensor numbers;  // bytes
+  bool penalised = false;
+  // Of the step at hand.
+  double ramp = 0;
+  uint64_t index = 0;
+  int64_t features_layers = 0;
+  std::vector<ParameterGroup*> stepped;
 
-  const DType sums = accum(model_->compute);
-  const CrossEntropyOptions loss_options{train.label_smoothing, train.focal};
-  StepResult result;
-  double features_sum = 0;
+  int64_t micro_batches() const { return int64_t(kind.valid.size()); }
+  int64_t images() const {
+    return std::accumulate(kind.valid.begin(), kind.valid.end(), int64_t{0});
+  }
+  // Given: learning rate, scale of the gradients, the groups' counts (general, personal), penalty
+  // weights [kinds], features weights [micro-batches].
+  int64_t penalty_weights() const { return 4; }
+  int64_t features_weights() const { return penalty_weights() + penalty_kinds; }
+  int64_t given() const { return features_weights() + micro_batches(); }
+  // Made, counted from there: norm, factor, losses [micro-batches], penalties [kinds, layers],
+  // features [micro-batches, layers].
+  static constexpr int64_t kNorm = 0, kFactor = 1, kLosses = 2;
+  int64_t penalties() const { return kLosses + micro_batches(); }
+  int64_t features() const { return penalties() + penalty_kinds * layers; }
+  int64_t made() const { return features() + micro_batches() * layers; }
+
+  template <class X>
+  X* at(int64_t i) const {
+    return as<X>(numbers) + i;
+  }
+  double* made_at(int64_t i) const { return at<double>(given() + i); }
+};
+
+FineTuner::~FineTuner() = default;
+
+FineTuner::Step& FineTuner::prepare(const std::vector<const Batch*>& micro_batches,
+                                    double learning_rate, double ramp, Phase phase, uint64_t index,
+                                    bool measure_features) {
+  Kind kind{.phase = phase, .personal_active = phase != Phase::general && !dropped(index)};
+  set_phase(phase, kind.personal_active);
+  const bool penalised = kind.personal_active && options_.general && options_.personal;
+  kind.features = penalised && (penalties_->features_lambda() > 0 || measure_features);
   for (const Batch* batch : micro_batches) {
-    if (batch->valid == 0) continue;
-    // Gradients are summed with each micro-batch's images as weight and divided once at the end.
-    const double weight = double(batch->valid);
-    FeaturesPenalty features =
-        penalties_->features(ramp * weight, batch->valid * model_->config.tokens());
+    kind.images.push_back(batch->labels.size());
+    kind.valid.push_back(batch->valid);
+  }
+  std::unique_ptr<Step>& made = steps_[kind];
+  if (made == nullptr) {
+    made = std::make_unique<Step>();
+    made->kind = kind;
+    made->penalised = penalised;
+    made->penalty_kinds = penalties_->kinds();
+    made->layers = penalties_->layers();
+    made->numbers = Tensor::dense_zeros({8 * (made->given() + made->made())}, DType::u8);
+  }
+  Step& step = *made;
+  OF_CHECK(step.images() > 0, "a step needs at least one image");
+
+  step.inputs.clear();
+  for (size_t j = 0; j < micro_batches.size(); ++j) {
+    const Batch& batch = *micro_batches[j];
+    Input& in = inputs_[{j, batch.labels.size()}];
+    const auto put = [&](Tensor& to, const Tensor& from, DType dtype) {
+      if (model_->device() == Device::cpu) {
+        to = from.to(dtype);
+      } else {
+        if (!to.defined()) to = Tensor::empty(from.shape(), dtype);
+        to.copy_from(from);
+      }
+    };
+    put(in.patches, batch.patches, batch.patches.dtype());
+    put(in.labels, batch.labels, DType::i32);
+    put(in.weights, batch.weights, accum(model_->compute));
+    step.inputs.push_back(in);
+  }
+
+  const double images = double(step.images());
+  std::vector<double> given = {learning_rate, 1 / images};
+  for (const ParameterGroup* g : {&general_group_, &personal_group_})
+    given.push_back(std::bit_cast<double>(g->step() + 1));
+  for (const double w : penalties_->weights(ramp * images)) given.push_back(w);
+  for (const int64_t valid : kind.valid)
+    given.push_back(penalties_->features_weight(ramp * double(valid)));
+  copy_rows(step.numbers.raw(), step.numbers.device(), 0, given.data(), Device::cpu, 0,
+            given.size() * sizeof(double), 1);
+  step.ramp = ramp;
+  step.index = index;
+  return step;
+}
+
+void FineTuner::queue_gradients(Step& step) {
+  const CrossEntropyOptions loss_options{options_.train.label_smoothing, options_.train.focal};
+  for (size_t j = 0; j < step.inputs.size(); ++j) {
+    const int64_t valid = step.kind.valid[j];
+    if (valid == 0) continue;
+    const Input& in = step.inputs[j];
+    FeaturesPenalty features = penalties_->features(valid * model_->config.tokens());
+    if (penalties_->features_lambda() > 0)
+      features.weight = step.at<double>(step.features_weights() + int64_t(j));
+    features.values = step.made_at(step.features() + int64_t(j) * step.layers);
     Tape tape;
     Var loss;
     {
       const Span span("forward");
-      const Var f = model_->features(tape, batch->patches.on(scope.device()), batch->labels.size(),
-                                     features_wanted ? &features : nullptr);
-      const Var z = head_logits(tape, f, personal_active);
-      loss = cross_entropy(tape, z, batch->labels.on(scope.device()),
-                           batch->weights.to(sums).on(scope.device()), class_weights_, prior_,
-                           loss_options);
+      const Var f = model_->features(tape, in.patches, in.labels.size(),
+                                     step.kind.features ? &features : nullptr);
+      const Var z = head_logits(tape, f, step.kind.personal_active);
+      loss = cross_entropy(tape, z, in.labels, in.weights, class_weights_, prior_, loss_options);
     }
-    const double ce = loss.value().item();
+    Tensor::view(nullptr, step.made_at(Step::kLosses + int64_t(j)), {1}, DType::f64, 0,
+                 step.numbers.device())
+        .copy_from(loss.value());
+    {
+      const Span span("backward");
+      // Gradients are summed with each micro-batch's images as weight and divided once at the end.
+      tape.backward(loss, double(valid));
+    }
+    step.features_layers = features.layers;
+  }
+  if (step.penalised) {
+    const Span span("penalties");
+    penalties_->apply(step.at<double>(step.penalty_weights()), step.made_at(step.penalties()));
+  }
+}
+
+void FineTuner::queue_step(Step& step) {
+  queue_gradients(step);
+  const Span span("optimizer");
+  OptimizerNumbers numbers{.learning_rate = step.at<double>(0),
+                           .scale = step.at<double>(1),
+                           .counts = {},
+                           .norm = step.made_at(Step::kNorm),
+                           .factor = step.made_at(Step::kFactor)};
+  std::vector<ParameterGroup*> groups;
+  if (step.kind.phase != Phase::personal) {
+    groups.push_back(&general_group_);
+    numbers.counts.push_back(step.at<int64_t>(2));
+  }
+  if (step.kind.phase != Phase::general) {
+    groups.push_back(&personal_group_);
+    numbers.counts.push_back(step.at<int64_t>(3));
+  }
+  step.stepped = optimizer_.queue(groups, numbers);
+}
+
+// Waits for the device.
+StepResult FineTuner::result_of(const Step& step) {
+  std::vector<double> made(size_t(step.made()));
+  copy_rows(made.data(), Device::cpu, 0, step.made_at(0), step.numbers.device(), 0,
+            made.size() * sizeof(double), 1);
+  StepResult result;
+  result.norm = made[Step::kNorm];
+  double features_sum = 0;
+  for (size_t j = 0; j < step.kind.valid.size(); ++j) {
+    const double weight = double(step.kind.valid[j]);
+    if (weight == 0) continue;
+    const double ce = made[size_t(Step::kLosses) + j];
     if (!std::isfinite(ce))
       throw Error(
           fmt::format("the loss is {} at step {}: training has diverged; a smaller train.lr "
                       "helps",
-                      ce, index));
-    {
-      const Span span("backward");
-      tape.backward(loss, weight);
-    }
+                      ce, step.index));
     result.ce += weight * ce;
-    result.images += batch->valid;
-    if (features.layers > 0) features_sum += weight * features.sum / double(features.layers);
+    double sum = 0;
+    for (int64_t l = 0; l < step.features_layers; ++l)
+      sum += made[size_t(step.features() + int64_t(j) * step.layers + l)];
+    if (step.features_layers > 0) features_sum += weight * sum / double(step.features_layers);
   }
-  OF_CHECK(result.images > 0, "a step needs at least one image");
+  result.images = step.images();
   const double images = double(result.images);
   result.ce /= images;
   result.loss = result.ce;
-  if (penalised) {
-    const Span span("penalties");
-    result.loss += ramp * penalties_->apply(ramp * images);
-  }
-  if (features_wanted) {
+  if (step.penalised) result.loss += step.ramp * penalties_->sum(&made[size_t(step.penalties())]);
+  if (step.kind.features) {
     last_features_ = features_sum / images;
     features_measured_ = true;
-    result.loss += ramp * penalties_->features_weight() * last_features_;
+    result.loss += step.ramp * penalties_->features_lambda() * last_features_;
   }
   return result;
 }
 
-StepResult FineTuner::step(const std::vector<const Batch*>& micro_batches, double progress,
-                           double ramp, Phase phase, uint64_t index, bool measure_features) {
+StepResult FineTuner::gradients(const std::vector<const Batch*>& micro_batches, double ramp,
+                                Phase phase, uint64_t index, bool measure_features) {
   const OnDevice scope(model_->device());
-  StepResult result;
-  try {
-    result = gradients(micro_batches, ramp, phase, index, measure_features);
-  } catch (const OutOfMemory& e) {
-    throw UserError(what_fits(e, *micro_batches.front(), micro_batches.size()));
-  }
-  std::vector<ParameterGroup*> groups;
-  if (phase != Phase::personal) groups.push_back(&general_group_);
-  if (phase != Phase::general) groups.push_back(&personal_group_);
+  Step& step = prepare(micro_batches, 0, ramp, phase, index, measure_features);
+  queue_gradients(step);
+  StepResult result = result_of(step);
+  result.norm = 0;
+  return result;
+}
+
+void FineTuner::start_step(const std::vector<const Batch*>& micro_batches, double progress,
+                           double ramp, Phase phase, uint64_t index, bool measure_features) {
+  OF_CHECK(started_ == nullptr, "one step at a time");
+  const OnDevice scope(model_->device());
   const TrainConfig& train = options_.train;
   const double factor = schedule_factor(
       train.schedule == "cosine" ? Schedule::cosine : Schedule::constant, train.warmup, progress);
-  const Span span("optimizer");
-  result.norm = optimizer_.step(groups, train.lr * factor, 1 / double(result.images));
+  try {
+    Step& step = prepare(micro_batches, train.lr * factor, ramp, phase, index, measure_features);
+    queue_step(step);
+    started_ = &step;
+  } catch (const OutOfMemory& e) {
+    throw UserError(what_fits(e, *micro_batches.front(), micro_batches.size()));
+  }
+}
+
+StepResult FineTuner::finish_step() {
+  OF_CHECK(started_ != nullptr, "a step was started");
+  const Step& step = *std::exchange(started_, nullptr);
+  const StepResult result = result_of(step);
+  if (!std::isfinite(result.norm))
+    throw Error(
+        fmt::format("the gradient norm is {} at step {}: training has diverged; a smaller "
+                    "train.lr helps",
+                    result.norm, step.index));
+  for (ParameterGroup* g : step.stepped) g->count_step();
   return result;
 }
 
-// Tries half the batch, a quarter, ... with everything a step may need. The gradients left behind
-// are of no use to anybody: the caller gives up.
+// Tries half the batch, a quarter, ... with everything a step may need. What these steps leave
+// behind is of no use to anybody: the caller gives up.
 std::string FineTuner::what_fits(const OutOfMemory& error, const Batch& batch,
                                  size_t micro_batches) {
   const int64_t images = batch.labels.size(), tokens = batch.patches.rows() / images;
-  uint64_t index = 0;
-  while (options_.train.personal_dropout < 1 && dropped(index)) ++index;
+  std::vector<uint64_t> indices = {0};  // of a step with the personal adapter, and one without
+  while (options_.train.personal_dropout < 1 && dropped(indices[0])) ++indices[0];
+  if (options_.train.personal_dropout > 0) {
+    indices.push_back(0);
+    while (!dropped(indices[1])) ++indices[1];
+  }
   for (int64_t n = images / 2; n > 0; n /= 2) {
     const auto first = [n](const Tensor& t) {
       const OnDevice host(Device::cpu);
@@ -288,8 +439,11 @@ std::string FineTuner::what_fits(const OutOfMemory& error, const Batch& batch,
     };
     const Batch part{
         batch.patches.row_range(0, n * tokens), first(batch.labels), first(batch.weights), {}, n};
+    steps_.clear();
+    inputs_.clear();
     try {
-      gradients({&part}, 1, Phase::joint, index, true);
+      for (const uint64_t index : indices)
+        queue_step(prepare({&part}, 0, 1, Phase::joint, index, true));
     } catch (const OutOfMemory&) {
       continue;
     }

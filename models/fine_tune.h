@@ -2,8 +2,10 @@
 // docs/method.md has the mathematics; the round around it is the caller's (federation/vit_site.h,
 // models/training.h).
 #pragma once
+#include <map>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "engine/optim/optimizer.h"
@@ -41,6 +43,7 @@ class FineTuner {
  public:
   // Attaches adapters and heads; nothing is drawn yet (draw_general, draw_personal).
   FineTuner(std::unique_ptr<Vit> model, const FineTuneOptions& options);
+  ~FineTuner();
 
   Vit& model() { return *model_; }
   const Vit& model() const { return *model_; }
@@ -68,12 +71,23 @@ class FineTuner {
   // first); StepResult without the norm.
   StepResult gradients(const std::vector<const Batch*>& micro_batches, double ramp, Phase phase,
                        uint64_t index, bool measure_features = false);
+
   // One optimiser step on micro-batches whose gradients are summed. progress: u in [0, 1] of the
   // whole run, which sets the learning rate; ramp in [0, 1] of the penalties; index numbers the
-  // step for personal dropout. measure_features: also evaluate the features penalty (features()).
-  // Throws UserError naming the batch that fits where the device's memory does not do.
-  StepResult step(const std::vector<const Batch*>& micro_batches, double progress, double ramp,
+  // step for personal dropout. measure_features: also evaluate the features penalty (penalties()).
+  // Nothing is read back from the device while a step runs. start_step returns as soon as a GPU has
+  // its work, with the batches free to be used again; finish_step waits for the step's numbers, and
+  // throws Error if the loss or the norm is not finite. Where the norm is not, the device has left
+  // parameters and moments as they were. start_step throws UserError naming the batch that fits
+  // where the device's memory does not do.
+  void start_step(const std::vector<const Batch*>& micro_batches, double progress, double ramp,
                   Phase phase, uint64_t index, bool measure_features = false);
+  StepResult finish_step();
+  StepResult step(const std::vector<const Batch*>& micro_batches, double progress, double ramp,
+                  Phase phase, uint64_t index, bool measure_features = false) {
+    start_step(micro_batches, progress, ramp, phase, index, measure_features);
+    return finish_step();
+  }
   const ParameterGroup& parameters(AdapterKind kind) const {
     return kind == AdapterKind::general ? general_group_ : personal_group_;
   }
@@ -84,6 +98,27 @@ class FineTuner {
   Tensor logits(const Tensor& patches, int64_t batch, bool personal = true);
 
  private:
+  // A kind of step: what decides which kernels run and on which memory. All else is numbers, which
+  // the kernels read from the device's memory.
+  struct Kind {
+    Phase phase = Phase::joint;
+    bool personal_active = false;  // the branch is on: neither switched off nor dropped
+    bool features = false;         // the features penalty is measured
+    std::vector<int64_t> images = {}, valid = {};  // of each micro-batch, with and without padding
+    auto operator<=>(const Kind&) const = default;
+  };
+  // Its numbers on the device, at the same addresses in every step. So are the inputs, which all
+  // kinds share: those of micro-batch j with so many images.
+  struct Step;
+  struct Input {
+    Tensor patches, labels, weights;
+  };
+  Step& prepare(const std::vector<const Batch*>& micro_batches, double learning_rate, double ramp,
+                Phase phase, uint64_t index, bool measure_features);
+  void queue_gradients(Step& step);
+  void queue_step(Step& step);  // and the optimiser's
+  StepResult result_of(const Step& step);
+
   Var head_logits(Tape& tape, const Var& features, bool personal) const;
   void set_phase(Phase phase, bool personal_active);
   bool dropped(uint64_t index) const;  // is the personal adapter off in this step?
@@ -97,6 +132,9 @@ class FineTuner {
   ParameterGroup general_group_, personal_group_;
   Optimizer optimizer_;
   Tensor class_weights_, prior_;
+  std::map<Kind, std::unique_ptr<Step>> steps_;
+  std::map<std::pair<size_t, int64_t>, Input> inputs_;
+  Step* started_ = nullptr;  // and not finished
   double last_features_ = 0;
   bool features_measured_ = false;
 };

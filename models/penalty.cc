@@ -11,6 +11,8 @@
 namespace orthofed {
 namespace {
 
+constexpr const char* kKinds[] = {"update", "base", "subspace", "subspace_l1", "base_subspace"};
+
 PenaltyForm form_of(const PenaltyConfig& c) {
   if (c.form == "cosine2") return PenaltyForm::cosine2;
   if (c.form == "abs_cosine") return PenaltyForm::abs_cosine;
@@ -46,32 +48,24 @@ Penalties::Penalties(Vit& model, const PenaltyConfig& config)
     });
     layers_.push_back(std::move(layer));
   }
+  for (const char* kind : kKinds)
+    if (lambda(kind) > 0) kinds_.emplace_back(kind);
   if (config.any() && layers_.empty())
     throw UserError("penalty: a penalty needs layers with a general and a personal adapter");
 }
 
-// What the kernels read: one entry a layer, dense copies of the adapters, and dense buffers that
-// every kind adds its gradient to, so that a whole model is one call a kind.
-struct Penalties::List {
-  Tensor layers;  // OrthogonalityLayer [count], as bytes
-  std::vector<Tensor> adapters;
-  struct Gradient {
-    const Adapter* adapter;
-    Tensor a, b;
-  };
-  std::vector<Gradient> gradients;
-};
-
 template <class R>
-Penalties::List Penalties::list(bool with_gradients) const {
+Penalties::List Penalties::make_list(bool general, bool personal) const {
   List list;
   std::vector<OrthogonalityLayer<R>> entries;
   for (const Layer& l : layers_) {
     const Adapter &g = l.slice->general, &p = l.slice->personal;
     OrthogonalityLayer<R> t;
     const auto dense = [&](const Var& v) {
-      list.adapters.push_back(v.value().contiguous());
-      return list.adapters.back().data<R>();
+      const Tensor& from = v.value();
+      if (from.dense()) return from.data<R>();
+      list.copies.push_back({from, Tensor::dense_zeros(from.shape(), from.dtype())});
+      return list.copies.back().dense.data<R>();
     };
     t.in = g.a.value().cols();
     t.out = g.b.value().rows();
@@ -94,18 +88,30 @@ Penalties::List Penalties::list(bool with_gradients) const {
       da = list.gradients.back().a.data<R>();
       db = list.gradients.back().b.data<R>();
     };
-    if (with_gradients && config_.detach != "general" && g.a.requires_grad())
-      wanted(g, t.da_g, t.db_g);
-    if (with_gradients && p.a.requires_grad()) wanted(p, t.da_p, t.db_p);
+    if (general) wanted(g, t.da_g, t.db_g);
+    if (personal) wanted(p, t.da_p, t.db_p);
     entries.push_back(t);
   }
-  list.layers = bytes_of(entries);
+  list.entries = bytes_of(entries);
   return list;
 }
 
-namespace {
+template <class R>
+const Penalties::List& Penalties::list(bool with_gradients) {
+  const AdapterSlice& any = *layers_.front().slice;  // all train alike
+  const bool general =
+      with_gradients && config_.detach != "general" && any.general.a.requires_grad();
+  const bool personal = with_gradients && any.personal.a.requires_grad();
+  auto found = lists_.find({general, personal});
+  if (found == lists_.end())
+    found = lists_.emplace(std::pair(general, personal), make_list<R>(general, personal)).first;
+  for (const List::Copy& c : found->second.copies) c.dense.copy_from(c.from);
+  for (const List::Gradient& g : found->second.gradients)
+    for (const Tensor* t : {&g.a, &g.b}) t->fill(0);
+  return found->second;
+}
 
-constexpr const char* kKinds[] = {"update", "base", "subspace", "subspace_l1", "base_subspace"};
+namespace {
 
 // Writes the layers' values and adds *weight * gradient, all on the list's device.
 template <class R>
@@ -141,39 +147,46 @@ double Penalties::lambda(const std::string& kind) const {
                                  : config_.base_subspace;
 }
 
-double Penalties::apply(double factor) {
-  std::vector<std::string> kinds;
-  for (const char* kind : kKinds)
-    if (lambda(kind) > 0) kinds.push_back(kind);
-  if (kinds.empty()) return 0;
-  const int64_t count = int64_t(layers_.size()), number = int64_t(kinds.size());
-  std::vector<double> weights;
-  for (const std::string& kind : kinds) weights.push_back(factor * lambda(kind) / double(count));
-  return dispatch_accum(layers_.front().w0.dtype(), [&]<class R>(Tag<R>) {
-    const List all = list<R>(true);
-    const Tensor w = Tensor::of(weights, {number});
-    const Tensor values = Tensor::dense_zeros({number, count}, DType::f64);
-    for (int64_t k = 0; k < number; ++k)
-      run_kind<R>(kinds[size_t(k)], all.layers, count, form_, w.data<double>() + k,
-                  values.data<double>() + k * count);
+void Penalties::apply(const double* weights, double* values) {
+  if (kinds_.empty()) return;
+  dispatch_accum(layers_.front().w0.dtype(), [&]<class R>(Tag<R>) {
+    const List& all = list<R>(true);
+    for (size_t k = 0; k < kinds_.size(); ++k)
+      run_kind<R>(kinds_[k], all.entries, layers(), form_, weights + k,
+                  values + int64_t(k) * layers());
     for (const List::Gradient& g : all.gradients) {
       g.adapter->a.add_grad(g.a);
       g.adapter->b.add_grad(g.b);
     }
-    double total = 0;
-    for (int64_t k = 0; k < number; ++k)
-      total += lambda(kinds[size_t(k)]) * mean(values.row_range(k, k + 1).to_vector());
-    return total;
   });
 }
 
-FeaturesPenalty Penalties::features(double factor, int64_t valid_rows) const {
+std::vector<double> Penalties::weights(double factor) const {
+  std::vector<double> weights;
+  for (const std::string& kind : kinds_)
+    weights.push_back(factor * lambda(kind) / double(layers()));
+  return weights;
+}
+
+double Penalties::sum(const double* values) const {
+  double total = 0;
+  for (const std::string& kind : kinds_) {
+    total += lambda(kind) * mean({values, values + layers()});
+    values += layers();
+  }
+  return total;
+}
+
+FeaturesPenalty Penalties::features(int64_t valid_rows) const {
   FeaturesPenalty f;
-  f.weight = layers_.empty() ? 0 : factor * config_.features / double(layers_.size());
   f.form = form_ == PenaltyForm::raw2 ? PenaltyForm::cosine2 : form_;
   f.detach_general = config_.detach == "general";
   f.rows = valid_rows;
   return f;
+}
+
+double Penalties::features_weight(double factor) const {
+  return layers_.empty() ? 0 : factor * config_.features / double(layers());
 }
 
 PenaltyValues Penalties::measure() {
@@ -181,18 +194,18 @@ PenaltyValues Penalties::measure() {
   if (layers_.empty()) return v;
   const int64_t count = int64_t(layers_.size());
   dispatch_accum(layers_.front().w0.dtype(), [&]<class R>(Tag<R>) {
-    const List all = list<R>(false);
+    const List& all = list<R>(false);
     const Tensor no_gradient = Tensor::dense_zeros({1}, DType::f64);
     const Tensor values = Tensor::dense_zeros({count}, DType::f64);
     for (const std::string kind : kKinds) {
       if (kind == "base_subspace" && config_.base_subspace <= 0) continue;
       // One form, whatever is trained: comparable across runs.
-      run_kind<R>(kind, all.layers, count, PenaltyForm::cosine2, no_gradient.data<double>(),
+      run_kind<R>(kind, all.entries, count, PenaltyForm::cosine2, no_gradient.data<double>(),
                   values.data<double>());
       v[kind] = mean(values.to_vector());
     }
     const Tensor norms2 = Tensor::dense_zeros({count, 2}, DType::f64);
-    of_on(queue_of(norms2), delta_norm2, R)(as<const OrthogonalityLayer<R>>(all.layers), count,
+    of_on(queue_of(norms2), delta_norm2, R)(as<const OrthogonalityLayer<R>>(all.entries), count,
                                             norms2.data<double>());
     for (const int personal : {0, 1}) {
       std::vector<double> norms = norms2.columns(personal, personal + 1).to_vector();

@@ -7,6 +7,8 @@
 #pragma once
 #include <map>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "models/lora.h"
 
@@ -21,13 +23,22 @@ class Penalties {
   // Throws UserError for a form that a weighted kind does not have.
   Penalties(Vit& model, const PenaltyConfig& config);
 
-  // Adds factor * lambda * gradient of every weighted kind but `features` to the adapters'
-  // gradients and returns factor-free sum of lambda * value.
-  double apply(double factor);
-  // The features term for one backward: its per-layer weight is factor * lambda / layers.
-  FeaturesPenalty features(double factor, int64_t valid_rows) const;
-  bool wants_features() const { return config_.features > 0; }
-  double features_weight() const { return config_.features; }
+  int64_t layers() const { return int64_t(layers_.size()); }  // those with both adapters
+  int64_t kinds() const { return int64_t(kinds_.size()); }    // with a weight, without `features`
+
+  // Adds weights[k] * gradient, summed over the layers, of each of those kinds to the adapters'
+  // gradients, and leaves the values [kinds, layers]. Both live on the model's device.
+  void apply(const double* weights, double* values);
+  // The weights [kinds] that make it the gradient of factor * sum of lambda * L.
+  std::vector<double> weights(double factor) const;
+  // That sum without the factor, from values [kinds, layers] in host memory.
+  double sum(const double* values) const;
+
+  // The features term for one backward, without its numbers.
+  FeaturesPenalty features(int64_t valid_rows) const;
+  // A layer's weight that makes it the gradient of factor * lambda * L.
+  double features_weight(double factor) const;
+  double features_lambda() const { return config_.features; }
 
   // Every kind but `features`, weighted or not, without gradients. base_subspace only if weighted:
   // it needs singular vectors of every weight.
@@ -40,14 +51,32 @@ class Penalties {
     double w0_norm2 = 0;
     Tensor v_k = {};  // [k, in], if base_subspace is weighted
   };
-  struct List;
+  // What the kernels read: one entry a layer, so that a whole model is one call a kind. It points
+  // to dense tensors: copies of adapters that are not, and gradients that every kind adds to.
+  struct List {
+    Tensor entries;  // OrthogonalityLayer [layers], as bytes
+    struct Copy {
+      Tensor from, dense;
+    };
+    std::vector<Copy> copies;
+    struct Gradient {
+      const Adapter* adapter;
+      Tensor a, b;
+    };
+    std::vector<Gradient> gradients;
+  };
   template <class R>
-  List list(bool with_gradients) const;
+  List make_list(bool general, bool personal) const;
+  // Ready for a call: copies are up to date, gradients zero.
+  template <class R>
+  const List& list(bool with_gradients);
   double lambda(const std::string& kind) const;
 
   PenaltyConfig config_;
   PenaltyForm form_;
-  std::vector<Layer> layers_;  // those with both adapters
+  std::vector<std::string> kinds_;
+  std::vector<Layer> layers_;
+  std::map<std::pair<bool, bool>, List> lists_;  // by whose gradient is wanted
 };
 
 }  // namespace orthofed

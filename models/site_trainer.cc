@@ -141,15 +141,18 @@ RoundReport SiteTrainer::train_epochs(int64_t first_epoch, int64_t epochs, int64
         const double ramp = std::min(1.0, u * double(rounds));
         // The features penalty is logged from the round's last step.
         const bool measure = index + 1 == total;
-        const StepResult r = tuner_->step(micro, fine_tuning ? config_.train.warmup : u, ramp,
-                                          phase, step_++, measure);
+        tuner_->start_step(micro, fine_tuning ? config_.train.warmup : u, ramp, phase, step_++,
+                           measure);
+        {
+          const Span waiting("wait for images", Profile::Kind::work);
+          batch = loader.next();  // while a GPU computes
+        }
+        const StepResult r = tuner_->finish_step();
         loss += r.loss;
         images += r.images;
         ++report.steps;
         ++counted;
         if (callbacks_.step) callbacks_.step(images, images_total, r.loss);
-        const Span waiting("wait for images", Profile::Kind::work);
-        batch = loader.next();
       }
     }
     done += counted;

@@ -8,14 +8,6 @@
 #include "kernels/residual/residual.h"
 
 namespace orthofed {
-namespace {
-
-Tensor scales_tensor(const std::vector<double>& scales, DType dtype) {
-  return Tensor::of(scales, {int64_t(scales.size())}).to(dtype);
-}
-
-}  // namespace
-
 Linear::Linear(Var weight_, Var bias_, DType compute)
     : weight(std::move(weight_)), bias(std::move(bias_)), compute_(compute) {
   OF_CHECK(weight.value().dtype() == accum(compute), "weights are kept in the accumulation type");
@@ -126,17 +118,16 @@ Tensor Linear::forward(const Tensor& x, Saved* saved) const {
   const int64_t rank = columns.back().begin + columns.back().adapter->rank();
   const DType sums = accum(compute_);
   s.a = Tensor::empty({rank, in()}, sums);
-  std::vector<double> scales;  // [rank]
   s.b.assign(slices.size(), Tensor());
-  for (const Column& c : columns) {
-    const int64_t r = c.adapter->rank();
-    s.a.row_range(c.begin, c.begin + r).copy_from(c.adapter->a.value());
-    scales.insert(scales.end(), size_t(r), c.adapter->scale);
-  }
+  for (const Column& c : columns)
+    s.a.row_range(c.begin, c.begin + c.adapter->rank()).copy_from(c.adapter->a.value());
   s.u = Tensor::empty({x.rows(), rank}, compute_);
-  s.scales = scales_tensor(scales, sums);
   dispatch(compute_, [&]<class T>(Tag<T>) {
     using R = Accum<T>;
+    std::vector<R> scales;  // [rank]
+    for (const Column& c : columns)
+      scales.insert(scales.end(), size_t(c.adapter->rank()), R(c.adapter->scale));
+    s.scales = scales_.of(scales);
     of_on(queue_of(x), lora_down, T)(x.data<T>(), x.pitch(), s.a.data<R>(), s.a.pitch(),
                                      s.u.data<T>(), s.u.pitch(), x.rows(), in(), rank);
     for (size_t i = 0; i < slices.size(); ++i) {
@@ -155,7 +146,7 @@ Tensor Linear::forward(const Tensor& x, Saved* saved) const {
             .copy_from(c.adapter->b.value());
       }
       of_on(queue_of(x), lora_up, T)(s.u.data<T>() + begin, s.u.pitch(), s.b[i].data<R>(),
-                                     s.b[i].pitch(), s.scales.data<R>() + begin,
+                                     s.b[i].pitch(), as<R>(s.scales) + begin,
                                      y.data<T>() + slices[i].begin, y.pitch(), x.rows(),
                                      slices[i].rows, width);
     }
@@ -207,7 +198,7 @@ Tensor Linear::backward(const Tensor& dy, const Saved& saved, bool need_dx,
       of_on(queue_of(dy, gpu::lora_up_backward_scratch<T>(x.rows(), slice.rows, saved.b[i].cols())),
             lora_up_backward, T)(dy.data<T>() + slice.begin, dy.pitch(), saved.u.data<T>() + begin,
                                  saved.u.pitch(), saved.b[i].data<R>(), saved.b[i].pitch(),
-                                 saved.scales.data<R>() + begin, du.data<T>() + begin, du.pitch(),
+                                 as<R>(saved.scales) + begin, du.data<T>() + begin, du.pitch(),
                                  db.data<R>(), db.pitch(), false, x.rows(), slice.rows,
                                  saved.b[i].cols());
       for (const Column& c : columns)
@@ -224,17 +215,16 @@ Tensor Linear::backward(const Tensor& dy, const Saved& saved, bool need_dx,
         Tensor extra = Tensor::zeros({rows, rg + rp}, accum(compute_));
         Tensor db_g = Tensor::dense_zeros(b_g.shape(), accum(compute_));
         Tensor db_p = Tensor::dense_zeros(b_p.shape(), accum(compute_));
-        const Tensor numbers = Tensor::of(std::vector<double>{features->weight, 0}, {2});
-        double *const lambda = numbers.data<double>(), *const value = lambda + 1;
-        of_on(queue_of(numbers, gpu::orthogonality_features_scratch(rows, rg, rp)),
+        const bool weighted = features->weight != nullptr;
+        const Tensor zero = weighted ? Tensor() : Tensor::dense_zeros({1}, DType::f64);
+        of_on(queue_of(extra, gpu::orthogonality_features_scratch(rows, rg, rp)),
               orthogonality_features,
               T)(saved.u.data<T>() + begin, saved.u.pitch(), saved.u.data<T>() + begin + rg,
                  saved.u.pitch(), b_g.data<R>(), b_p.data<R>(), rows, slice.rows, rg, rp,
-                 features->form, lambda, extra.data<R>(), extra.pitch(), extra.data<R>() + rg,
-                 extra.pitch(), db_g.data<R>(), db_p.data<R>(), value);
-        features->sum += numbers.columns(1, 2).item();
-        ++features->layers;
-        if (features->weight != 0) {
+                 features->form, weighted ? features->weight : zero.data<double>(), extra.data<R>(),
+                 extra.pitch(), extra.data<R>() + rg, extra.pitch(), db_g.data<R>(), db_p.data<R>(),
+                 features->values + features->layers++);
+        if (weighted) {
           const int64_t from = features->detach_general ? rg : 0;
           const Tensor part = du.row_range(0, rows).columns(begin + from, begin + rg + rp);
           part.add(extra.columns(from, rg + rp).to(compute_));
@@ -272,8 +262,7 @@ void Linear::merge() {
     for (const Column& c : columns) {
       const AdapterSlice& s = slices[c.slice];
       const Tensor part = w.row_range(s.begin, s.begin + s.rows);
-      const Tensor scales = scales_tensor(
-          std::vector<double>(size_t(c.adapter->rank()), c.adapter->scale), w.dtype());
+      const Tensor scales = Tensor::full({c.adapter->rank()}, w.dtype(), c.adapter->scale);
       const Tensor &a = c.adapter->a.value(), &b = c.adapter->b.value();
       of_on(queue_of(part), lora_merge, R)(part.data<R>(), part.pitch(), a.data<R>(), a.pitch(),
                                            b.data<R>(), b.pitch(), scales.data<R>(), part.data<R>(),

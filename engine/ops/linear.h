@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "engine/autograd/tape.h"
+#include "engine/tensor/bytes.h"
 #include "kernels/matmul/matmul.h"
 #include "kernels/orthogonality/orthogonality.h"
 
@@ -34,14 +35,15 @@ struct AdapterSlice {
 };
 
 // The `features` penalty needs what only the layer has: u = A x. Its value and gradient are
-// computed during backward, over the first `rows` tokens (the rest is padding).
+// computed during backward, over the first `rows` tokens (the rest is padding). The numbers stay on
+// the layer's device.
 struct FeaturesPenalty {
-  double weight = 0;  // of one layer's term; 0: value only
+  const double* weight = nullptr;  // of one layer's term; null: value only
+  double* values = nullptr;        // [layers with both adapters], in the order of backward
   PenaltyForm form = PenaltyForm::cosine2;
   bool detach_general = false;
   int64_t rows = 0;
-  double sum = 0;      // of the layers' values so far
-  int64_t layers = 0;  // how many
+  int64_t layers = 0;  // values written so far
 };
 
 class Linear {
@@ -62,7 +64,7 @@ class Linear {
     Tensor u;               // [rows, R], the stacked x A^T
     Tensor a;               // [R, in]
     std::vector<Tensor> b;  // a slice: [slice rows, its part of R]
-    Tensor scales;          // [R]
+    Tensor scales;          // [R] of the sums' type, as bytes
   };
 
   // y [rows, out]. saved null: inference.
@@ -98,6 +100,7 @@ class Linear {
   };
   const Tensor& computed_weight() const;  // W in the compute type, kept while it is frozen
   mutable Tensor frozen_;
+  mutable KeptLists scales_;  // of the stacks that there have been: adapters come and go
   mutable Packed<float> packed_f32_;
   mutable Packed<bf16> packed_bf16_;
   template <class T>

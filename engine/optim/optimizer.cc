@@ -6,7 +6,6 @@
 #include <cmath>
 #include <numbers>
 
-#include "engine/tensor/bytes.h"
 #include "kernels/grad_norm/grad_norm.h"
 #include "kernels/optimizer/optimizer.h"
 
@@ -63,6 +62,31 @@ void ParameterGroup::load(const std::string& prefix, const TensorMap& from) {
 
 double Optimizer::step(const std::vector<ParameterGroup*>& groups, double learning_rate,
                        double scale) {
+  std::vector<int64_t> counts;
+  for (const ParameterGroup* g : groups) counts.push_back(g->step_ + 1);
+  const Tensor numbers = Tensor::of(std::vector<double>{learning_rate, scale, 0, 0}, {4});
+  const Tensor counted = bytes_of(counts);
+  double* const first = numbers.data<double>();
+  OptimizerNumbers on_device{.learning_rate = first,
+                             .scale = first + 1,
+                             .counts = {},
+                             .norm = first + 2,
+                             .factor = first + 3};
+  for (size_t i = 0; i < groups.size(); ++i) on_device.counts.push_back(as<int64_t>(counted) + i);
+  const std::vector<ParameterGroup*> stepped = queue(groups, on_device);
+  const double norm = numbers.columns(2, 3).item();
+  if (!std::isfinite(norm))
+    throw Error(
+        fmt::format("the gradient norm is {}: training has diverged; a smaller train.lr "
+                    "helps",
+                    norm));
+  for (ParameterGroup* g : stepped) g->count_step();
+  return norm;
+}
+
+std::vector<ParameterGroup*> Optimizer::queue(const std::vector<ParameterGroup*>& groups,
+                                              const OptimizerNumbers& numbers) {
+  OF_CHECK(numbers.counts.size() == groups.size(), "a count for every group");
   DType dtype = DType::f32;
   for (const ParameterGroup* g : groups)
     if (!g->parameters_.empty()) dtype = g->parameters_.front().value().dtype();
@@ -76,21 +100,14 @@ double Optimizer::step(const std::vector<ParameterGroup*>& groups, double learni
           gradients.push_back({p.grad().data<R>(), extent(p.grad())});
         }
     const int64_t gradient_chunks = number_chunks(gradients.data(), int64_t(gradients.size()));
-    const Tensor spans = bytes_of(gradients);
-    const Tensor numbers = Tensor::of(std::vector<double>{learning_rate, scale, 0, 0}, {4});
-    double* const rate = numbers.data<double>();
-    double *const given = rate + 1, *const norm_of_all = rate + 2, *const factor = rate + 3;
-    of_on(queue_of(numbers, gpu::grad_norm_scratch(gradient_chunks)), grad_norm, R)(
-        as<GradientSpan<R>>(spans), int64_t(gradients.size()), gradient_chunks, given,
-        options_.clip, norm_of_all, factor);
-    const double norm = numbers.columns(2, 3).item();
-    if (!std::isfinite(norm))
-      throw Error(
-          fmt::format("the gradient norm is {}: training has diverged; a smaller train.lr "
-                      "helps",
-                      norm));
+    const Tensor& spans = lists_.of(gradients);
+    of_on(queue_of(spans, gpu::grad_norm_scratch(gradient_chunks)), grad_norm, R)(
+        as<GradientSpan<R>>(spans), int64_t(gradients.size()), gradient_chunks, numbers.scale,
+        options_.clip, numbers.norm, numbers.factor);
 
-    for (ParameterGroup* g : groups) {
+    std::vector<ParameterGroup*> stepped;
+    for (size_t k = 0; k < groups.size(); ++k) {
+      ParameterGroup* g = groups[k];
       std::vector<OptimizedTensor<R>> tensors;
       for (size_t i = 0; i < g->parameters_.size(); ++i) {
         const Var& p = g->parameters_[i];
@@ -103,26 +120,26 @@ double Optimizer::step(const std::vector<ParameterGroup*>& groups, double learni
                            .weight_decay = g->weight_decay_[i]});
       }
       if (tensors.empty()) continue;
-      ++g->step_;
+      stepped.push_back(g);
       const int64_t chunks = number_chunks(tensors.data(), int64_t(tensors.size()));
       const int64_t count = int64_t(tensors.size());
-      const Tensor list = bytes_of(tensors), step = bytes_of(std::vector<int64_t>{g->step_});
+      const Tensor& list = lists_.of(tensors);
       if (options_.adamw)
         of_on(queue_of(list), adamw, R)(as<OptimizedTensor<R>>(list), count, chunks,
-                                        AdamWStep{.learning_rate = rate,
-                                                  .gradient_scale = factor,
-                                                  .step = as<int64_t>(step),
+                                        AdamWStep{.learning_rate = numbers.learning_rate,
+                                                  .gradient_scale = numbers.factor,
+                                                  .step = numbers.counts[k],
                                                   .beta1 = options_.beta1,
                                                   .beta2 = options_.beta2,
                                                   .eps = options_.eps});
       else
-        of_on(queue_of(list), sgd, R)(
-            as<OptimizedTensor<R>>(list), count, chunks,
-            SgdStep{
-                .learning_rate = rate, .gradient_scale = factor, .momentum = options_.momentum});
+        of_on(queue_of(list), sgd, R)(as<OptimizedTensor<R>>(list), count, chunks,
+                                      SgdStep{.learning_rate = numbers.learning_rate,
+                                              .gradient_scale = numbers.factor,
+                                              .momentum = options_.momentum});
       for (const Var& p : g->parameters_) p.clear_grad();
     }
-    return norm;
+    return stepped;
   });
 }
 

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "engine/autograd/tape.h"
+#include "engine/tensor/bytes.h"
 #include "engine/tensor/tensor_map.h"
 
 namespace orthofed {
@@ -23,7 +24,8 @@ class ParameterGroup {
   void add(const Var& parameter, double weight_decay);
   const std::vector<Var>& parameters() const { return parameters_; }
   int64_t step() const { return step_; }
-  void reset();  // moments and count to zero
+  void count_step() { ++step_; }  // after Optimizer::queue
+  void reset();                   // moments and count to zero
 
   // Moments as "m.<name>", "v.<name>" and the count as "step", prefixed; load needs every one of
   // them.
@@ -38,6 +40,15 @@ class ParameterGroup {
   int64_t step_ = 0;
 };
 
+// The numbers of a step, in the memory of the parameters' device.
+struct OptimizerNumbers {
+  const double* learning_rate = nullptr;
+  const double* scale = nullptr;       // of the gradients, before they are clipped
+  std::vector<const int64_t*> counts;  // a group each: which step this is for it, from 1
+  double* norm = nullptr;              // left behind: of the scaled gradients, before clipping
+  double* factor = nullptr;            // and what each gradient was multiplied by
+};
+
 class Optimizer {
  public:
   explicit Optimizer(const OptimizerOptions& options) : options_(options) {}
@@ -47,8 +58,15 @@ class Optimizer {
   // Returns the norm before clipping; throws Error if it is not finite, with nothing changed.
   double step(const std::vector<ParameterGroup*>& groups, double learning_rate, double scale = 1);
 
+  // The same without waiting for the device: where the norm is not finite, its kernels change
+  // nothing. Returns the groups that had a gradient, whose count_step() is for the caller to call
+  // once the norm is known.
+  std::vector<ParameterGroup*> queue(const std::vector<ParameterGroup*>& groups,
+                                     const OptimizerNumbers& numbers);
+
  private:
   OptimizerOptions options_;
+  KeptLists lists_;
 };
 
 enum class Schedule { constant, cosine };

@@ -2,7 +2,9 @@
 // They are copied to the thread's device as they are; the tensor owns the copy.
 #pragma once
 #include <cstdint>
+#include <map>
 #include <span>
+#include <string>
 #include <type_traits>
 #include <vector>
 
@@ -23,5 +25,25 @@ template <class X>
 X* as(const Tensor& bytes) {
   return reinterpret_cast<X*>(bytes.data<uint8_t>());
 }
+
+// Lists that are the same in most steps, uploaded when they are first seen: the same items give the
+// same tensor for as long as this lives. X has no padding between its members.
+class KeptLists {
+ public:
+  template <class X>
+  const Tensor& of(const std::vector<X>& values) {
+    static_assert(std::is_trivially_copyable_v<X>);
+    const std::string bytes(reinterpret_cast<const char*>(values.data()),
+                            values.size() * sizeof(X));
+    const auto found = kept_.find(bytes);
+    if (found != kept_.end()) return found->second;
+    OF_CHECK(kept_.size() < kMost, "a list that is kept changes at every step");
+    return kept_.emplace(bytes, bytes_of(values)).first->second;
+  }
+
+ private:
+  static constexpr size_t kMost = 256;
+  std::map<std::string, Tensor> kept_;
+};
 
 }  // namespace orthofed

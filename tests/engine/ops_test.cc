@@ -204,20 +204,21 @@ TEST(Linear, FeaturesPenaltyGradient) {
   const Linear layer = adapted_linear();
   const Var x = leaf({4, 5}, 22);
   const Tensor w = random_tensor({4, 6}, DType::f64, 23);
-  auto run = [&](FeaturesPenalty& f, bool backward) {
+  auto run = [&](bool backward) {
     Linear::Saved saved;
     const Tensor y = layer.forward(x.value(), &saved);
     double loss = 0;
     const auto a = y.to_vector(), b = w.to_vector();
     for (size_t i = 0; i < a.size(); ++i) loss += a[i] * b[i];
     for (const Var& v : parameters(layer)) v.drop_grad();
+    std::vector<double> values(2);  // of a slice each
+    const double weight = 0.5;
+    FeaturesPenalty f{.weight = backward ? &weight : nullptr, .values = values.data()};
     const Tensor dx = layer.backward(w, saved, true, &f);
-    loss += (backward ? f.weight : 0.5) * f.sum;
-    return loss;
+    EXPECT_EQ(f.layers, 2);
+    return loss + weight * (values[0] + values[1]);
   };
-  FeaturesPenalty f{.weight = 0.5};
-  run(f, true);
-  EXPECT_EQ(f.layers, 2);
+  run(true);
   const std::vector<Var> all = parameters(layer);
   std::vector<Tensor> gradients;
   for (const Var& v : all) gradients.push_back(v.grad().clone());
@@ -228,11 +229,10 @@ TEST(Linear, FeaturesPenaltyGradient) {
       for (int64_t c = 0; c < got.cols(); ++c) {
         double& element = v.value().row<double>(r)[c];
         const double kept = element;
-        FeaturesPenalty up, down;
         element = kept + 1e-5;
-        const double above = run(up, false);
+        const double above = run(false);
         element = kept - 1e-5;
-        const double below = run(down, false);
+        const double below = run(false);
         element = kept;
         EXPECT_NEAR(got.row<double>(r)[c], (above - below) / 2e-5, 1e-6);
       }

@@ -177,7 +177,10 @@ TEST(Penalties, GradientsReachTheParameters) {
       Penalties penalties(m, config);
       auto value = [&] {
         for (const Var& v : all) v.drop_grad();
-        return penalties.apply(1);
+        const std::vector<double> weights = penalties.weights(1);
+        std::vector<double> values(size_t(penalties.kinds() * penalties.layers()));
+        penalties.apply(weights.data(), values.data());
+        return penalties.sum(values.data());
       };
       value();
       std::vector<Tensor> gradients;

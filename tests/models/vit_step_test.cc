@@ -76,6 +76,33 @@ TEST_P(VitStep, MicroBatchesSumToTheWholeBatch) {
                 tolerance() * 3);
 }
 
+// The device notices, before the host does: nothing that is kept or sent has moved.
+TEST_P(VitStep, ADivergentStepChangesNothing) {
+  auto tuner = make_tuner(compute(), device());
+  const Batch good = batch();
+  tuner->step({&good}, 0.5, 1, Phase::joint, 0);
+  const auto kept = [&] {
+    std::map<std::string, std::vector<double>> all;
+    for (const TensorMap& part : {tuner->general(), tuner->personal(), tuner->optimizer_state()})
+      for (const auto& [name, t] : part) all[name] = t.to_vector();
+    return all;
+  };
+  const auto before = kept();
+  Batch bad = batch();
+  bad.patches = bad.patches.clone();
+  bad.patches.row_range(0, 1).fill(NAN);
+  tuner->start_step({&bad}, 0.5, 1, Phase::joint, 7);
+  EXPECT_EQ(kept(), before);
+  std::string message;
+  try {
+    tuner->finish_step();
+  } catch (const Error& error) {
+    message = error.what();
+  }
+  EXPECT_NE(message.find("nan at step 7: training has diverged"), std::string::npos) << message;
+  EXPECT_EQ(kept(), before);
+}
+
 TEST_P(VitStep, TrainingFromScratchAgreesWithPyTorch) {
   const OnDevice scope(device());
   const Vit vit = make_vit(true, compute(), true);
