@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstring>
 #include <map>
 
@@ -16,6 +17,12 @@ namespace orthofed {
 namespace {
 
 thread_local Profile* current = nullptr;
+
+int64_t host_now() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(
+             std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
 
 // "blocks.3.attn.qkv.weight" -> "attn.qkv": what all layers of a kind share.
 std::string kind_of_layer(const std::string& name) {
@@ -50,7 +57,11 @@ Profile* profiling() {
 }
 
 Profile::Profile(const Queue& queue, const Ceilings& ceilings, int64_t steps)
-    : device_(queue.device), ceilings_(ceilings), wanted_(steps) {}
+    : device_(queue.device), ceilings_(ceilings), wanted_(steps) {
+#ifdef OF_HAVE_CUDA
+  if (device_ == Device::cuda) timeline_ = std::make_shared<cuda::Timeline>(queue.cuda);
+#endif
+}
 
 Profile::~Profile() {
   finish();
@@ -61,29 +72,46 @@ void Profile::step() {
   if (started_++ < kWarmUp || measured_ == wanted_) return;
   current = this;
   watch_calls(this);
+  step_began_ = host_now();
   step_event_ = open(Kind::part, "step");
 }
 
 void Profile::finish() {
   if (current != this) return;
   close(step_event_);
+  settle();
   ++measured_;
   current = nullptr;
   watch_calls(nullptr);
 }
 
-int64_t Profile::now() const {
+int64_t Profile::now() {
 #ifdef OF_HAVE_CUDA
-  if (device_ == Device::cuda) cuda::synchronize(queue_on(device_).cuda);
+  if (timeline_ != nullptr) return timeline_->mark();
 #endif
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(
-             std::chrono::steady_clock::now().time_since_epoch())
-      .count();
+  return host_now();
+}
+
+void Profile::settle() {
+#ifdef OF_HAVE_CUDA
+  if (timeline_ == nullptr) return;
+  const std::vector<double> seconds = timeline_->take();
+  const auto ns = [&](int64_t mark) {
+    return step_began_ + std::llround(1e9 * seconds.at(size_t(mark)));
+  };
+  for (size_t i = size_t(step_event_); i < events_.size(); ++i) {
+    events_[i].begin = ns(events_[i].begin);
+    events_[i].end = ns(events_[i].end);
+  }
+#endif
 }
 
 int64_t Profile::open(Kind kind, std::string name, const Cost& cost) {
   events_.push_back({kind, std::move(name), {}, 0, 0, innermost_, cost});
   innermost_ = int64_t(events_.size()) - 1;
+#ifdef OF_HAVE_CUDA
+  if (timeline_ != nullptr) cuda::begin_range(events_.back().name.c_str());
+#endif
   events_.back().begin = now();
   return innermost_;
 }
@@ -92,6 +120,9 @@ void Profile::close(int64_t event) {
   Event& e = events_[size_t(event)];
   e.end = now();
   innermost_ = e.within;
+#ifdef OF_HAVE_CUDA
+  if (timeline_ != nullptr) cuda::end_range();
+#endif
 }
 
 void Profile::begin(const char* kernel) {

@@ -6,10 +6,13 @@
 // (Kind::work), and what encloses all that: a step, its halves, a layer (Kind::part). Where nobody
 // profiles a span costs one look at a thread's variable.
 //
-// Times are the host's. On device cuda each call is waited for, so that its time is its own; gaps
-// are then longer than in a run that queues ahead. On device simt they are the emulator's.
+// Times are the host's; on device simt the emulator's. On device cuda they are the GPU's: events
+// mark where calls and spans begin and end in its stream and are read at the end of the step, so
+// that nothing waits in between. A call's time then includes the launch if the GPU had nothing else
+// to do. NVIDIA's profilers are shown the same spans (NVTX).
 #pragma once
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -17,6 +20,10 @@
 #include "kernels/core/device.h"
 
 namespace orthofed {
+
+namespace cuda {
+class Timeline;
+}
 
 class Profile : public Watch {
  public:
@@ -27,7 +34,7 @@ class Profile : public Watch {
     Kind kind = Kind::work;
     std::string name;            // "gelu_forward", "step", "blocks.3.attn.qkv.weight"
     std::string sizes;           // "1576 768 3072": the call's numbers, in the contract's order
-    int64_t begin = 0, end = 0;  // ns since the first
+    int64_t begin = 0, end = 0;  // ns, by a steady clock
     int64_t within = -1;         // the event that encloses it; -1: none
     Cost cost;
   };
@@ -69,12 +76,15 @@ class Profile : public Watch {
   void end() override {}
 
  private:
-  int64_t now() const;
+  int64_t now();  // ns; on cuda the number of a mark, until settle()
+  void settle();  // the step's marks become ns
 
   Device device_;
   Ceilings ceilings_;
   int64_t wanted_ = 0, started_ = 0, measured_ = 0;
   int64_t step_event_ = -1, innermost_ = -1;
+  int64_t step_began_ = 0;                    // ns, by the host's clock
+  std::shared_ptr<cuda::Timeline> timeline_;  // on cuda
   std::string kernel_, sizes_;
   std::vector<std::byte> list_;
   std::vector<Event> events_;

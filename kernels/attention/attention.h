@@ -18,6 +18,7 @@
 // shared memory (2), whose backward computes S and dO V^T twice (14 tokens^2 head_dim flops); both
 // pad head_dim to a multiple of 16 or 32. Above 128 columns both take the naive version (1).
 #pragma once
+#include <array>
 #include <cstdint>
 #include <span>
 
@@ -34,6 +35,10 @@ struct AttentionShape {
   int64_t batch = 0, tokens = 0, heads = 0, head_dim = 0;
   int64_t ld_qkv = 0;  // row pitch of qkv and dqkv, in elements
   int64_t ld_out = 0;  // row pitch of out and dout
+
+  std::array<int64_t, 6> numbers() const {
+    return {batch, tokens, heads, head_dim, ld_qkv, ld_out};
+  }
 };
 
 inline void check(const AttentionShape& s) {

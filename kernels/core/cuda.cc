@@ -3,8 +3,12 @@
 #include <dlfcn.h>
 #include <glob.h>
 #include <link.h>
+#if __has_include(<nvtx3/nvToolsExt.h>)
+#include <nvtx3/nvToolsExt.h>
+#endif
 
 #include <cstdlib>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -152,6 +156,50 @@ double seconds_of(const Stream& stream, const std::function<void()>& work) {
   OF_CUDA_CHECK(cudaEventElapsedTime(&milliseconds, begin.get(), end.get()));
   return 1e-3 * double(milliseconds);
 }
+
+struct Timeline::State {
+  cudaStream_t stream = nullptr;
+  std::vector<EventHandle> events;  // used again after take()
+  size_t marks = 0;
+};
+
+Timeline::Timeline(const Stream& stream) : state_(std::make_unique<State>()) {
+  state_->stream = static_cast<cudaStream_t>(stream.handle);
+}
+Timeline::~Timeline() = default;
+
+int64_t Timeline::mark() {
+  State& s = *state_;
+  if (s.marks == s.events.size()) s.events.push_back(make_event());
+  OF_CUDA_CHECK(cudaEventRecord(s.events[s.marks].get(), s.stream));
+  return int64_t(s.marks++);
+}
+
+std::vector<double> Timeline::take() {
+  State& s = *state_;
+  std::vector<double> seconds;
+  if (s.marks == 0) return seconds;
+  OF_CUDA_CHECK(cudaEventSynchronize(s.events[s.marks - 1].get()));
+  for (size_t i = 0; i < s.marks; ++i) {
+    float milliseconds = 0;
+    OF_CUDA_CHECK(cudaEventElapsedTime(&milliseconds, s.events[0].get(), s.events[i].get()));
+    seconds.push_back(1e-3 * double(milliseconds));
+  }
+  s.marks = 0;
+  return seconds;
+}
+
+#if __has_include(<nvtx3/nvToolsExt.h>)
+void begin_range(const char* name) noexcept {
+  nvtxRangePushA(name);
+}
+void end_range() noexcept {
+  nvtxRangePop();
+}
+#else
+void begin_range(const char*) noexcept {}
+void end_range() noexcept {}
+#endif
 
 std::vector<Gpu> gpus() {
   std::vector<Gpu> found;

@@ -2,6 +2,7 @@
 // nobody has who builds without nvcc). Defined only in a build with device cuda (OF_HAVE_CUDA).
 #pragma once
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
@@ -29,6 +30,29 @@ void synchronize(const Stream& stream);  // throws Error if what was queued has 
 
 // Seconds from the start to the end of what `work` queues, by the GPU's clock. Synchronises.
 double seconds_of(const Stream& stream, const std::function<void()>& work);
+
+// Points in a stream's time, by the GPU's clock, without waiting for it.
+class Timeline {
+ public:
+  explicit Timeline(const Stream& stream);
+  ~Timeline();
+  Timeline(const Timeline&) = delete;
+  Timeline& operator=(const Timeline&) = delete;
+
+  int64_t mark();  // now, in the order of what is queued; numbered from 0
+  // Seconds of each mark since the first. Waits for the last one; marks are then numbered from 0
+  // again.
+  std::vector<double> take();
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+// A named range of the calling thread on the time line of NVIDIA's profilers (NVTX); costs next to
+// nothing where none is attached. Built without the toolkit's nvtx3 headers they do nothing.
+void begin_range(const char* name) noexcept;
+void end_range() noexcept;
 
 // Rows of `width` bytes, `pitch` apart; host and device ends are told from the addresses. Done, as
 // far as the host can tell, when it returns.

@@ -20,7 +20,7 @@ class Watch {
   // Items that hold pointers. Gives a copy of them in host memory; what they point to stays where
   // it is.
   virtual const void* list(const void* device) = 0;
-  virtual void number(int64_t value) = 0;  // sizes, pitches, flags
+  virtual void number(int64_t value) = 0;  // sizes, pitches, flags; also a struct's numbers()
   virtual void opaque() = 0;  // an argument with pointers inside, whose twin nobody can make
   // All arguments have been shown and the kernel runs now.
   virtual void run(const Cost& cost) = 0;
@@ -51,6 +51,8 @@ X shown(Watch& watch, const X& argument) {
     }
   } else {
     if constexpr (std::is_arithmetic_v<X>) watch.number(int64_t(argument));
+    if constexpr (requires { argument.numbers(); })
+      for (const int64_t value : argument.numbers()) watch.number(value);
     if constexpr (HoldsPointers<X>) watch.opaque();
     return argument;
   }

@@ -12,6 +12,7 @@
 // flops and as many in double. Where the contrast changes, 3 bytes a source pixel more for the mean
 // grey.
 #pragma once
+#include <array>
 #include <cstddef>
 #include <cstdint>
 
@@ -34,6 +35,10 @@ struct ImageAugment {
 struct ImageShape {
   int64_t batch = 0, source_height = 0, source_width = 0;  // stored images
   int64_t size = 0, patch = 0;                             // output: size x size, patch x patch
+
+  std::array<int64_t, 5> numbers() const {
+    return {batch, source_height, source_width, size, patch};
+  }
 };
 
 }  // namespace orthofed

@@ -18,6 +18,7 @@
 // and Stability of Numerical Algorithms, section 3.1). Same bits at every run; the blocked loop's
 // also at every number of threads. 2 m n k flops; memory traffic from A and B once, to C once.
 #pragma once
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -35,6 +36,8 @@ struct MatmulShape {
   int64_t m = 0, n = 0, k = 0;
   int64_t lda = 0, ldb = 0, ldc = 0;
   Op op_a = Op::none, op_b = Op::none;
+
+  std::array<int64_t, 6> numbers() const { return {m, n, k, lda, ldb, ldc}; }
 };
 
 }  // namespace orthofed

@@ -11,6 +11,7 @@
 // Error, with eps that of Accum<T>: 1.5 eps (|x[j]| + |x[j + half]|) + eps(T)/2 |y|. Per element 2
 // sizeof(T) bytes and 3 flops; the tables stay in cache.
 #pragma once
+#include <array>
 #include <cstdint>
 
 #include "kernels/core/check.h"
@@ -25,6 +26,8 @@ namespace orthofed {
 struct RopeShape {
   int64_t batch = 0, tokens = 0, prefix = 0, heads = 0, head_dim = 0;
   int64_t ldx = 0;
+
+  std::array<int64_t, 6> numbers() const { return {batch, tokens, prefix, heads, head_dim, ldx}; }
 };
 
 inline void check(const RopeShape& s) {

@@ -302,6 +302,10 @@ TEST_F(Commands, AProfiledRunTrainsTheSameAdapter) {
     EXPECT_TRUE(ends.empty() || end <= ends.back() + 1e-3) << slice;  // us, in doubles
     ends.push_back(end);
     steps += slice.at("name") == "step";
+    if (slice.at("name") == "attention_forward") {
+      // 4 images, 5 tokens, 3 heads of 4: sizes that stand in a struct.
+      EXPECT_NE(std::string(slice.at("args").at("sizes")).find("4 5 3 4 "), std::string::npos);
+    }
     if (slice.at("name") == "gelu_forward") {
       gelu_flops += double(slice.at("args").at("flops"));
     }

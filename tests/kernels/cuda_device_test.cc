@@ -57,6 +57,21 @@ TEST(CudaDevice, CopiesBesideAStream) {
   }
 }
 
+TEST(CudaDevice, MarksPointsInAStreamsTime) {
+  if (!have_gpu()) return;
+  cuda::Timeline timeline({});
+  EXPECT_TRUE(timeline.take().empty());
+  for (const int64_t marks : {3, 1, 5}) {  // fewer, then more than before
+    cuda::begin_range("a range");
+    for (int64_t i = 0; i < marks; ++i) EXPECT_EQ(timeline.mark(), i);
+    cuda::end_range();
+    const std::vector<double> seconds = timeline.take();
+    ASSERT_EQ(int64_t(seconds.size()), marks);
+    EXPECT_EQ(seconds.front(), 0);
+    EXPECT_TRUE(std::is_sorted(seconds.begin(), seconds.end()));
+  }
+}
+
 TEST(CudaDevice, OpensALibraryWhereverItIs) {
   const cuda::Library found = cuda::open_library("libm.so.6", "OF_TEST_LIBRARY");
   ASSERT_NE(found.handle, nullptr);
