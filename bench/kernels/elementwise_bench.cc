@@ -1,4 +1,4 @@
-// What is done to a tensor of activations by itself: add, scale, cast, the search for NaN.
+// What is done to a tensor of activations by itself: add, scale, fill, cast, the search for NaN.
 #include "kernels/elementwise/elementwise.h"
 
 #include "bench/support/bench.h"
@@ -33,6 +33,18 @@ void scale(Bench& b, const Vit& v) {
   b.measure();
 }
 
+template <class T>
+void fill(Bench& b, const Vit& v) {
+  const int64_t rows = v.rows(), n = v.dim;
+  Array<T> y(b, rows * n, Fill::nan);
+  b.shape({{"rows", rows}, {"cols", n}});
+  of_time(b, fill)(
+      [&](const auto& f) { f(0.1, static_cast<void*>(y.data()), DTypeOf<T>::value, n, rows, n); });
+  b.memcpy_peer();
+  b.expect(y, y.size(), [](int64_t) -> Expected { return {double(T(0.1f)), 0}; });
+  b.measure();
+}
+
 // From T to the other type that activations have.
 template <class T, class To>
 void cast(Bench& b, const Vit& v) {
@@ -64,6 +76,7 @@ void all_finite(Bench& b, const Vit& v) {
 
 const bool registered = on_every_vit("elementwise/add", add<float>, add<bf16>) &&
                         on_every_vit("elementwise/scale", scale<float>, scale<bf16>) &&
+                        on_every_vit("elementwise/fill", fill<float>, fill<bf16>) &&
                         on_every_vit("elementwise/cast", cast<float, bf16>, cast<bf16, float>) &&
                         on_every_vit("elementwise/all_finite", all_finite<float>, all_finite<bf16>);
 

@@ -1,5 +1,5 @@
-// Layer normalisation of every token, forward and (frozen affine) backward with the residual's
-// gradient.
+// Layer normalisation of every token, forward, (frozen affine) backward with the residual's
+// gradient, and the gradients of gamma and beta.
 #include "kernels/layer_norm/layer_norm.h"
 
 #include "bench/support/bench.h"
@@ -46,22 +46,32 @@ void forward(Bench& b, const Vit& v) {
   b.measure();
 }
 
+// What backward is given of the forward pass.
+template <class A>
+struct Statistics {
+  Statistics(Bench& b, const Array<A>& x, int64_t rows, int64_t n)
+      : mean(b, of_rows(x, rows, n, &Row<A>::mean)), rstd(b, of_rows(x, rows, n, &Row<A>::rstd)) {}
+  Array<A> mean, rstd;
+
+ private:
+  static std::vector<A> of_rows(const Array<A>& x, int64_t rows, int64_t n,
+                                double Row<A>::*number) {
+    std::vector<A> all;
+    for (int64_t i = 0; i < rows; ++i) all.push_back(A(Row<A>(x, i, n).*number));
+    return all;
+  }
+};
+
 template <class T>
 void backward(Bench& b, const Vit& v) {
   using A = Accum<T>;
   const int64_t rows = v.rows(), n = v.dim;
   Array<T> dy(b, rows * n);
   Array<A> x(b, rows * n), gamma(b, n), residual(b, rows * n), dx(b, rows * n, Fill::nan);
-  std::vector<A> means, rstds;
-  for (int64_t i = 0; i < rows; ++i) {
-    const Row row(x, i, n);
-    means.push_back(A(row.mean));
-    rstds.push_back(A(row.rstd));
-  }
-  Array<A> mean(b, means), rstd(b, rstds);
+  Statistics<A> of_x(b, x, rows, n);
   const auto call = [&](const auto& f) {
-    f(dy.data(), n, x.data(), n, gamma.data(), mean.data(), rstd.data(), residual.data(), n,
-      dx.data(), n, rows, n);
+    f(dy.data(), n, x.data(), n, gamma.data(), of_x.mean.data(), of_x.rstd.data(), residual.data(),
+      n, dx.data(), n, rows, n);
   };
   b.shape({{"rows", rows}, {"cols", n}});
   of_time(b, layer_norm_backward, T)(call);
@@ -84,8 +94,39 @@ void backward(Bench& b, const Vit& v) {
   b.measure();
 }
 
-const bool registered = on_every_vit("layer_norm/forward", forward<float>, forward<bf16>) &&
-                        on_every_vit("layer_norm/backward", backward<float>, backward<bf16>);
+template <class T>
+void backward_affine(Bench& b, const Vit& v) {
+  using A = Accum<T>;
+  const int64_t rows = v.rows(), n = v.dim;
+  Array<T> dy(b, rows * n);
+  Array<A> x(b, rows * n), dgamma(b, n, Fill::nan), dbeta(b, n, Fill::nan);
+  Statistics<A> of_x(b, x, rows, n);
+  b.scratch(gpu::layer_norm_backward_affine_scratch(rows, n));
+  b.shape({{"rows", rows}, {"cols", n}});
+  of_time(b, layer_norm_backward_affine, T)([&](const auto& f) {
+    f(dy.data(), n, x.data(), n, of_x.mean.data(), of_x.rstd.data(), dgamma.data(), dbeta.data(),
+      false, rows, n);
+  });
+  const auto sum = [&](int64_t j, const auto& factor) -> Expected {
+    double total = 0, size = 0;
+    for (int64_t i = 0; i < rows; ++i) {
+      const double term = dy[i * n + j] * factor(i);
+      total += term;
+      size += std::abs(term);
+    }
+    return {total, epsilon<A> * (66 * size + 8 * double(rows))};  // of the sum, and of a term
+  };
+  b.expect(dgamma, n, [&](int64_t j) {
+    return sum(j, [&](int64_t i) { return (x[i * n + j] - of_x.mean[i]) * of_x.rstd[i]; });
+  });
+  b.expect(dbeta, n, [&](int64_t j) { return sum(j, [](int64_t) { return 1.0; }); });
+  b.measure();
+}
+
+const bool registered =
+    on_every_vit("layer_norm/forward", forward<float>, forward<bf16>) &&
+    on_every_vit("layer_norm/backward", backward<float>, backward<bf16>) &&
+    on_every_vit("layer_norm/backward_affine", backward_affine<float>, backward_affine<bf16>);
 
 }  // namespace
 }  // namespace orthofed::bench

@@ -1,14 +1,29 @@
 // The frozen products of a block, y = x W^T + bias: the default, with weights packed once, and by
-// the blocked loop; on a GPU every version and cuBLASLt.
+// the blocked loop; on a GPU every version and cuBLASLt. Then those with the elementwise step
+// behind them in one call, beside the two calls that they replace on a GPU (on a CPU they are two).
 #include "kernels/matmul/matmul.h"
 
 #include "bench/support/bench.h"
+#include "kernels/residual/residual.h"
 #ifdef OF_HAVE_CUBLASLT
 #include "kernels/matmul/matmul_cublaslt.h"
 #endif
 
 namespace orthofed::bench {
 namespace {
+
+// A product's element with its bias (null: none): exactly, and by how much the sum may err.
+template <class T>
+Expected element(const Array<T>& a, const Array<T>& b, const Array<Accum<T>>* bias,
+                 const MatmulShape& s, int64_t i, int64_t j) {
+  double sum = bias != nullptr ? (*bias)[j] : 0, size = std::abs(sum);
+  for (int64_t p = 0; p < s.k; ++p) {
+    const double term = a[i * s.lda + p] * b[s.op_b == Op::none ? p * s.ldb + j : j * s.ldb + p];
+    sum += term;
+    size += std::abs(term);
+  }
+  return {sum, epsilon<Accum<T>> * double(s.k) * size};
+}
 
 template <class T>
 void product(Bench& b, const Vit& v, Linear l) {
@@ -37,14 +52,9 @@ void product(Bench& b, const Vit& v, Linear l) {
     if (sizeof(T) == 4 || cpu::native_bf16())  // elsewhere that is what the default does
       b.provider("blocked loop", [&] { call(cpu::matmul_blocked<T, T, T>); });
   }
-  b.expect(y, m * n, [&](int64_t i) -> Expected {
-    double sum = bias[i % n], size = std::abs(sum);
-    for (int64_t p = 0; p < k; ++p) {
-      const double term = x[i / n * k + p] * w[i % n * k + p];
-      sum += term;
-      size += std::abs(term);
-    }
-    return {sum, epsilon<A> * double(k) * size + epsilon<T> * std::abs(sum)};
+  b.expect(y, m * n, [&](int64_t at) -> Expected {
+    const Expected e = element(x, w, &bias, s, at / n, at % n);
+    return {e.value, e.budget + epsilon<T> * std::abs(e.value)};
   });
   b.measure();
 }
@@ -66,10 +76,106 @@ void fc2(Bench& b, const Vit& v) {
   product<T>(b, v, {v.mlp(), v.dim});
 }
 
-const bool registered = on_every_vit("matmul/qkv", qkv<float>, qkv<bf16>) &&
-                        on_every_vit("matmul/proj", proj<float>, proj<bf16>) &&
-                        on_every_vit("matmul/fc1", fc1<float>, fc1<bf16>) &&
-                        on_every_vit("matmul/fc2", fc2<float>, fc2<bf16>);
+constexpr GeluKind kKind = GeluKind::erf;
+
+double gelu(double x) {
+  return x * 0.5 * (1 + std::erf(x / std::sqrt(2.0)));
+}
+
+// fc1, its bias and GELU. The hidden activations before GELU are kept for backward.
+template <class T>
+void bias_gelu(Bench& b, const Vit& v) {
+  using A = Accum<T>;
+  const int64_t m = v.rows(), n = v.mlp(), k = v.dim;
+  const MatmulShape s{m, n, k, k, k, n, Op::none, Op::transpose};
+  Array<T> x(b, m * k), w(b, n * k), h(b, m * n, Fill::nan), y(b, m * n, Fill::nan);
+  Array<A> bias(b, n);
+  b.shape({{"m", m}, {"n", n}, {"k", k}});
+  of_time(b, matmul_gelu, T)(
+      [&](const auto& f) { f(x.data(), w.data(), bias.data(), h.data(), n, y.data(), kKind, s); });
+  if (b.on_gpu())
+    b.provider("two calls", [&] {
+      of_on(b.queue(), matmul, T, T)(x.data(), w.data(), h.data(), bias.data(), false, s);
+      of_on(b.queue(), gelu_forward, T)(h.data(), n, y.data(), n, m, n, kKind);
+    });
+  const auto sum = [&](int64_t at) {
+    Expected e = element(x, w, &bias, s, at / n, at % n);
+    e.budget += epsilon<T> * std::abs(e.value);  // the step may read it rounded
+    return e;
+  };
+  b.expect(h, m * n, sum);
+  b.expect(y, m * n, [&](int64_t at) -> Expected {
+    const Expected e = sum(at);
+    const double want = gelu(e.value);
+    return {want,
+            1.13 * e.budget + 4 * epsilon<A> * std::abs(e.value) + epsilon<T> * std::abs(want)};
+  });
+  b.measure();
+}
+
+// The gradient through fc2's weights [dim, mlp] and GELU.
+template <class T>
+void gelu_backward(Bench& b, const Vit& v) {
+  using A = Accum<T>;
+  const int64_t m = v.rows(), n = v.mlp(), k = v.dim;
+  const MatmulShape s{m, n, k, k, n, n, Op::none, Op::none};
+  Array<T> dy(b, m * k), w(b, k * n), h(b, m * n), dx(b, m * n, Fill::nan);
+  b.shape({{"m", m}, {"n", n}, {"k", k}});
+  of_time(b, matmul_gelu_backward,
+          T)([&](const auto& f) { f(dy.data(), w.data(), h.data(), n, dx.data(), kKind, s); });
+  if (b.on_gpu())
+    b.provider("two calls", [&] {
+      of_on(b.queue(), matmul, T, T)(dy.data(), w.data(), dx.data(), static_cast<const A*>(nullptr),
+                                     false, s);
+      of_on(b.queue(), gelu_backward, T)(dx.data(), n, h.data(), n, dx.data(), n, m, n, kKind);
+    });
+  b.expect(dx, m * n, [&](int64_t at) -> Expected {
+    const Expected e = element<T>(dy, w, nullptr, s, at / n, at % n);
+    const double density = std::exp(-h[at] * h[at] / 2) / std::sqrt(2 * M_PI);
+    const double slope = 0.5 * (1 + std::erf(h[at] / std::sqrt(2.0))) + h[at] * density;
+    const double want = e.value * slope;
+    return {want, 1.13 * (e.budget + epsilon<T> * std::abs(e.value)) +
+                      4 * epsilon<A> * std::abs(e.value) * (1 + std::abs(h[at])) +
+                      epsilon<T> * std::abs(want)};
+  });
+  b.measure();
+}
+
+// fc2, its bias, LayerScale and the residual.
+template <class T>
+void residual(Bench& b, const Vit& v) {
+  using A = Accum<T>;
+  const int64_t m = v.rows(), n = v.dim, k = v.mlp();
+  const MatmulShape s{m, n, k, k, k, n, Op::none, Op::transpose};
+  Array<T> x(b, m * k), w(b, n * k), z(b, b.on_gpu() ? m * n : 0, Fill::nan);
+  Array<A> bias(b, n), gamma(b, n), stream(b, m * n), y(b, m * n, Fill::nan);
+  b.shape({{"m", m}, {"n", n}, {"k", k}});
+  of_time(b, matmul_residual, T)([&](const auto& f) {
+    f(x.data(), w.data(), bias.data(), gamma.data(), stream.data(), n, y.data(), s);
+  });
+  if (b.on_gpu())
+    b.provider("two calls", [&] {
+      of_on(b.queue(), matmul, T, T)(x.data(), w.data(), z.data(), bias.data(), false, s);
+      of_on(b.queue(), residual_forward, T)(stream.data(), n, z.data(), n, gamma.data(), y.data(),
+                                            n, m, n);
+    });
+  b.expect(y, m * n, [&](int64_t at) -> Expected {
+    const Expected e = element(x, w, &bias, s, at / n, at % n);
+    const double want = stream[at] + gamma[at % n] * e.value;
+    return {want, std::abs(gamma[at % n]) * (e.budget + epsilon<T> * std::abs(e.value)) +
+                      2 * epsilon<A> * (1 + std::abs(e.value))};
+  });
+  b.measure();
+}
+
+const bool registered =
+    on_every_vit("matmul/qkv", qkv<float>, qkv<bf16>) &&
+    on_every_vit("matmul/proj", proj<float>, proj<bf16>) &&
+    on_every_vit("matmul/fc1", fc1<float>, fc1<bf16>) &&
+    on_every_vit("matmul/fc2", fc2<float>, fc2<bf16>) &&
+    on_every_vit("matmul/fc1_gelu", bias_gelu<float>, bias_gelu<bf16>) &&
+    on_every_vit("matmul/fc2_dx_gelu", gelu_backward<float>, gelu_backward<bf16>) &&
+    on_every_vit("matmul/fc2_residual", residual<float>, residual<bf16>);
 
 }  // namespace
 }  // namespace orthofed::bench

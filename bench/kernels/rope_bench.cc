@@ -1,4 +1,5 @@
-// Rotary positions of q and k in a packed qkv, in place, behind one class token.
+// Rotary positions of q and k in a packed qkv, in place, behind one class token; backward, the
+// gradients of q and k in a packed dqkv are turned back.
 #include "kernels/rope/rope.h"
 
 #include "bench/support/bench.h"
@@ -6,8 +7,9 @@
 namespace orthofed::bench {
 namespace {
 
-template <class T>
-void forward(Bench& b, const Vit& v) {
+// run(call) times the direction that turns by `sign` times the angle.
+template <class T, class Run>
+void turn(Bench& b, const Vit& v, double sign, const Run& run) {
   using A = Accum<T>;
   const int64_t d = v.head_dim(), half = d / 2, ld = 3 * v.dim, prefix = 1;
   const RopeShape s{v.batch, v.tokens, prefix, 2 * v.heads, d, ld};
@@ -19,20 +21,30 @@ void forward(Bench& b, const Vit& v) {
   }
   Array<A> cos(b, cosines), sin(b, sines);
   b.shape({{"batch", v.batch}, {"tokens", v.tokens}, {"heads", s.heads}, {"head_dim", d}});
-  of_time(b, rope_forward, T)([&](const auto& f) { f(x.data(), cos.data(), sin.data(), s); });
+  run([&](const auto& f) { f(x.data(), cos.data(), sin.data(), s); });
   b.memcpy_peer();
   b.expect(x, x.size(), [&](int64_t i) -> Expected {
     const int64_t token = i / ld % v.tokens, column = i % ld, j = column % d;
     if (token < prefix || column >= s.heads * d) return {x[i], 0};
     const int64_t angle = (token - prefix) * half + j % half;
-    const double want = j < half ? x[i] * cos[angle] - x[i + half] * sin[angle]
-                                 : x[i] * cos[angle] + x[i - half] * sin[angle];
+    const double want = j < half ? x[i] * cos[angle] - sign * x[i + half] * sin[angle]
+                                 : x[i] * cos[angle] + sign * x[i - half] * sin[angle];
     return {want, 3 * epsilon<A> + epsilon<T> * std::abs(want)};
   });
   b.measure();
 }
 
-const bool registered = on_every_vit("rope/forward", forward<float>, forward<bf16>);
+template <class T>
+void forward(Bench& b, const Vit& v) {
+  turn<T>(b, v, 1, [&](const auto& call) { of_time(b, rope_forward, T)(call); });
+}
+template <class T>
+void backward(Bench& b, const Vit& v) {
+  turn<T>(b, v, -1, [&](const auto& call) { of_time(b, rope_backward, T)(call); });
+}
+
+const bool registered = on_every_vit("rope/forward", forward<float>, forward<bf16>) &&
+                        on_every_vit("rope/backward", backward<float>, backward<bf16>);
 
 }  // namespace
 }  // namespace orthofed::bench
