@@ -348,7 +348,8 @@ void Parser::add(const Commands& c) {
             app.add_option("DIR", o.folder, "Folder of runs")->type_name(" ")->required();
             app.add_flag("--markdown", o.markdown, "As a GitHub table");
             app.add_flag("--time", o.time,
-                         "Instead: where the time of each run went, a stacked bar a process");
+                         "Instead: where the time of each run went, a stacked bar a process")
+                ->excludes("--markdown");
           });
   command("doctor", "Print what this program finds on this machine", "orthofed doctor --json",
           c.doctor, [](CLI::App&, DoctorOptions&) {});
