@@ -166,6 +166,9 @@ const std::vector<ConfigKey>& config_keys() {
       {KEY(train.state), one_of("keep", "reset", "keep_personal"),
        "the optimiser's state across rounds"},
       {KEY(train.fine_tune_epochs), at_least(1), "local epochs after fedavg_ft's last round"},
+      {KEY(train.graph), one_of("auto", "on", "off"),
+       "on: a GPU captures a step's kernels once and replays them, with the same results; auto: on "
+       "for cuda, off for simt; a CPU has nothing to capture"},
 
       {KEY(data.root), path(), "folder or .npz file with the images"},
       {KEY(data.format), one_of("auto", "manifest", "folder", "npz", "synthetic"),
@@ -320,8 +323,8 @@ std::string nearest_config_key(const std::string& name) {
 }
 
 std::map<std::string, std::string> shared_settings(const RunConfig& config) {
-  // What memory allows, not what is trained.
-  static const std::set<std::string> own = {"train.batch_size", "train.accumulate"};
+  // What a machine allows, not what is trained.
+  static const std::set<std::string> own = {"train.batch_size", "train.accumulate", "train.graph"};
   static const std::set<std::string> others = {"seed", "model.head", "data.image_size"};
   RunConfig copy = config;
   std::map<std::string, std::string> settings;

@@ -13,6 +13,7 @@
 #include "engine/ops/residual.h"
 #include "engine/tensor/bytes.h"
 #include "engine/tensor/profile.h"
+#include "engine/tensor/watch.h"
 #include "kernels/core/philox.h"
 
 namespace orthofed {
@@ -82,6 +83,12 @@ FineTuner::FineTuner(std::unique_ptr<Vit> model, const FineTuneOptions& options)
       group->add(adapter->b, decay);
     }
   }
+  const std::string& graph = options.train.graph;
+  if (graph != "auto" && graph != "on" && graph != "off")
+    throw UserError(fmt::format("train.graph: '{}' is not one of auto, on, off", graph));
+  const Device device = scope.device();
+  if (device == Device::cuda ? graph != "off" : device == Device::simt && graph == "on")
+    graphs_ = std::make_unique<StepGraphs>(device);
   ParameterGroup& head_group = options.head == "personal" ? personal_group_ : general_group_;
   head_group.add(head_.weight, decay);
   head_group.add(head_.bias, 0);
@@ -152,6 +159,7 @@ void FineTuner::reset_optimizer(bool general, bool personal) {
 void FineTuner::set_class_counts(const std::vector<int64_t>& counts) {
   OF_CHECK(int64_t(counts.size()) == options_.classes, "one count a class");
   class_weights_ = prior_ = Tensor();
+  if (graphs_ != nullptr) graphs_ = std::make_unique<StepGraphs>(model_->device());
   if (options_.train.class_weights == "none") return;
   const OnDevice scope(model_->device());
   int64_t total = 0, present = 0;
@@ -234,10 +242,19 @@ struct FineTuner::Step {
 
 FineTuner::~FineTuner() = default;
 
+StepGraphs::Key FineTuner::Kind::key() const {
+  StepGraphs::Key key = {int64_t(phase), personal_active, features, int64_t(images.size())};
+  key.insert(key.end(), images.begin(), images.end());
+  key.insert(key.end(), valid.begin(), valid.end());
+  return key;
+}
+
 FineTuner::Step& FineTuner::prepare(const std::vector<const Batch*>& micro_batches,
                                     double learning_rate, double ramp, Phase phase, uint64_t index,
                                     bool measure_features) {
-  Kind kind{.phase = phase, .personal_active = phase != Phase::general && !dropped(index)};
+  Kind kind{
+      .phase = phase,
+      .personal_active = phase == Phase::personal || (phase == Phase::joint && !dropped(index))};
   set_phase(phase, kind.personal_active);
   const bool penalised = kind.personal_active && options_.general && options_.personal;
   kind.features = penalised && (penalties_->features_lambda() > 0 || measure_features);
@@ -245,16 +262,17 @@ FineTuner::Step& FineTuner::prepare(const std::vector<const Batch*>& micro_batch
     kind.images.push_back(batch->labels.size());
     kind.valid.push_back(batch->valid);
   }
-  std::unique_ptr<Step>& made = steps_[kind];
-  if (made == nullptr) {
-    made = std::make_unique<Step>();
+  std::unique_ptr<Step>& known = steps_[kind];
+  if (known == nullptr) {
+    auto made = std::make_unique<Step>();
     made->kind = kind;
     made->penalised = penalised;
     made->penalty_kinds = penalties_->kinds();
     made->layers = penalties_->layers();
     made->numbers = Tensor::dense_zeros({8 * (made->given() + made->made())}, DType::u8);
+    known = std::move(made);
   }
-  Step& step = *made;
+  Step& step = *known;
   OF_CHECK(step.images() > 0, "a step needs at least one image");
 
   step.inputs.clear();
@@ -282,8 +300,9 @@ FineTuner::Step& FineTuner::prepare(const std::vector<const Batch*>& micro_batch
   for (const double w : penalties_->weights(ramp * images)) given.push_back(w);
   for (const int64_t valid : kind.valid)
     given.push_back(penalties_->features_weight(ramp * double(valid)));
-  copy_rows(step.numbers.raw(), step.numbers.device(), 0, given.data(), Device::cpu, 0,
-            given.size() * sizeof(double), 1);
+  const size_t bytes = given.size() * sizeof(double);
+  copy_rows(step.numbers.raw(), step.numbers.device(), bytes, given.data(), Device::cpu, bytes,
+            bytes, 1);
   step.ramp = ramp;
   step.index = index;
   return step;
@@ -319,13 +338,21 @@ void FineTuner::queue_gradients(Step& step) {
     step.features_layers = features.layers;
   }
   if (step.penalised) {
+    set_watched_layer("the penalties");
     const Span span("penalties");
     penalties_->apply(step.at<double>(step.penalty_weights()), step.made_at(step.penalties()));
   }
 }
 
+// What a step that failed has left.
+void FineTuner::clear_gradients() {
+  for (const ParameterGroup* g : {&general_group_, &personal_group_})
+    for (const Var& p : g->parameters()) p.clear_grad();
+}
+
 void FineTuner::queue_step(Step& step) {
   queue_gradients(step);
+  set_watched_layer("the optimiser");
   const Span span("optimizer");
   OptimizerNumbers numbers{.learning_rate = step.at<double>(0),
                            .scale = step.at<double>(1),
@@ -347,8 +374,9 @@ void FineTuner::queue_step(Step& step) {
 // Waits for the device.
 StepResult FineTuner::result_of(const Step& step) {
   std::vector<double> made(size_t(step.made()));
-  copy_rows(made.data(), Device::cpu, 0, step.made_at(0), step.numbers.device(), 0,
-            made.size() * sizeof(double), 1);
+  const size_t bytes = made.size() * sizeof(double);
+  copy_rows(made.data(), Device::cpu, bytes, step.made_at(0), step.numbers.device(), bytes, bytes,
+            1);
   StepResult result;
   result.norm = made[Step::kNorm];
   double features_sum = 0;
@@ -399,9 +427,17 @@ void FineTuner::start_step(const std::vector<const Batch*>& micro_batches, doubl
       train.schedule == "cosine" ? Schedule::cosine : Schedule::constant, train.warmup, progress);
   try {
     Step& step = prepare(micro_batches, train.lr * factor, ramp, phase, index, measure_features);
-    queue_step(step);
+    if (graphs_ != nullptr)
+      graphs_->run(step.kind.key(), [&] { queue_step(step); });
+    else
+      queue_step(step);
     started_ = &step;
   } catch (const OutOfMemory& e) {
+    if (graphs_ != nullptr) {  // without the pool, kinds of steps share all memory there is
+      graphs_.reset();
+      clear_gradients();
+      return start_step(micro_batches, progress, ramp, phase, index, measure_features);
+    }
     throw UserError(what_fits(e, *micro_batches.front(), micro_batches.size()));
   }
 }
@@ -468,9 +504,22 @@ PenaltyValues FineTuner::penalties() {
 Tensor FineTuner::logits(const Tensor& patches, int64_t batch, bool personal) {
   const OnDevice scope(model_->device());
   set_active(*model_, AdapterKind::personal, personal);
-  Tape tape(false);
-  const Var features = model_->features(tape, patches.on(scope.device()), batch);
-  return head_logits(tape, features, personal).value().on(Device::cpu);
+  Tensor z;
+  const auto compute = [&] {
+    Tape tape(false);
+    const Var features = model_->features(tape, patches.on(scope.device()), batch);
+    z = head_logits(tape, features, personal).value().on(Device::cpu);
+  };
+  try {
+    if (graphs_ != nullptr) {
+      graphs_->lend(compute);
+      return z;
+    }
+  } catch (const OutOfMemory&) {
+    graphs_.reset();
+  }
+  compute();
+  return z;
 }
 
 }  // namespace orthofed

@@ -10,6 +10,7 @@
 
 #include "engine/optim/optimizer.h"
 #include "engine/tensor/allocator.h"
+#include "engine/tensor/graph.h"
 #include "models/config.h"
 #include "models/penalty.h"
 
@@ -91,6 +92,10 @@ class FineTuner {
   const ParameterGroup& parameters(AdapterKind kind) const {
     return kind == AdapterKind::general ? general_group_ : personal_group_;
   }
+  // How steps have run; null where they are not captured (train.graph, engine/tensor/graph.h).
+  const StepGraphs::Counts* graph_counts() const {
+    return graphs_ != nullptr ? &graphs_->counts() : nullptr;
+  }
   // Every kind's value now, for the log; features as of the last step that measured it.
   PenaltyValues penalties();
 
@@ -106,6 +111,7 @@ class FineTuner {
     bool features = false;         // the features penalty is measured
     std::vector<int64_t> images = {}, valid = {};  // of each micro-batch, with and without padding
     auto operator<=>(const Kind&) const = default;
+    StepGraphs::Key key() const;
   };
   // Its numbers on the device, at the same addresses in every step. So are the inputs, which all
   // kinds share: those of micro-batch j with so many images.
@@ -118,6 +124,7 @@ class FineTuner {
   void queue_gradients(Step& step);
   void queue_step(Step& step);  // and the optimiser's
   StepResult result_of(const Step& step);
+  void clear_gradients();
 
   Var head_logits(Tape& tape, const Var& features, bool personal) const;
   void set_phase(Phase phase, bool personal_active);
@@ -134,7 +141,8 @@ class FineTuner {
   Tensor class_weights_, prior_;
   std::map<Kind, std::unique_ptr<Step>> steps_;
   std::map<std::pair<size_t, int64_t>, Input> inputs_;
-  Step* started_ = nullptr;  // and not finished
+  std::unique_ptr<StepGraphs> graphs_;  // null: every step runs by itself
+  Step* started_ = nullptr;             // and not finished
   double last_features_ = 0;
   bool features_measured_ = false;
 };

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "engine/tensor/allocator.h"
 #include "engine/tensor/bytes.h"
 #include "kernels/orthogonality/orthogonality.h"
 
@@ -103,6 +104,7 @@ const Penalties::List& Penalties::list(bool with_gradients) {
       with_gradients && config_.detach != "general" && any.general.a.requires_grad();
   const bool personal = with_gradients && any.personal.a.requires_grad();
   auto found = lists_.find({general, personal});
+  const LastingMemory kept;
   if (found == lists_.end())
     found = lists_.emplace(std::pair(general, personal), make_list<R>(general, personal)).first;
   for (const List::Copy& c : found->second.copies) c.dense.copy_from(c.from);

@@ -68,7 +68,9 @@ SiteTrainer::SiteTrainer(const RunConfig& config, const std::string& client,
       time_(time),
       method_(method_named(config.method)) {
   cpu::set_threads(int(config.threads));
-  tuner_ = make_fine_tuner(config, client, base);
+  // A profile measures ordinary steps, so that those before it had better be ordinary, too.
+  if (callbacks_.profile != nullptr) config_.train.graph = "off";
+  tuner_ = make_fine_tuner(config_, client, base);
   data_ = open_site(config, client, tuner_->model().config, callbacks_.decoding);
   if (callbacks_.skipped && !data_.cache->skipped().empty())
     callbacks_.skipped(data_.cache->skipped());

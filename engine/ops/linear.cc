@@ -103,7 +103,7 @@ std::vector<Linear::Column> Linear::stack() const {
 
 Tensor Linear::forward(const Tensor& x, Saved* saved) const {
   OF_CHECK(x.cols() == in(), fmt::format("{} inputs expected, {} given", in(), x.cols()));
-  if (queue().watch != nullptr) set_watched_layer(weight.name());
+  set_watched_layer(weight.name());
   const Span layer(weight.name(), Profile::Kind::part);
   Tensor y = Tensor::empty({x.rows(), out()}, compute_);
   product(x, y);
@@ -157,7 +157,7 @@ Tensor Linear::forward(const Tensor& x, Saved* saved) const {
 Tensor Linear::backward(const Tensor& dy, const Saved& saved, bool need_dx,
                         FeaturesPenalty* features) const {
   const Tensor& x = saved.x;
-  if (queue().watch != nullptr) set_watched_layer(weight.name());
+  set_watched_layer(weight.name());
   const Span layer(weight.name(), Profile::Kind::part);
   Tensor dx;
   if (need_dx) {

@@ -25,6 +25,8 @@ void ParameterGroup::add(const Var& parameter, double weight_decay) {
   weight_decay_.push_back(weight_decay);
   m_.push_back(Tensor::zeros(parameter.shape(), parameter.value().dtype()));
   v_.push_back(Tensor::zeros(parameter.shape(), parameter.value().dtype()));
+  parameter.grad_target();  // now, because it outlives the step that needs it first
+  parameter.clear_grad();
 }
 
 void ParameterGroup::reset() {

@@ -8,8 +8,10 @@
 #include <map>
 #include <mutex>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
+#include "engine/tensor/graph.h"
 #include "kernels/core/check.h"
 #include "kernels/core/cuda_device.h"
 #include "kernels/simt/memory.h"
@@ -43,9 +45,20 @@ std::string text_of_bytes(size_t bytes) {
 struct Cache {
   std::mutex mutex;
   std::unordered_map<size_t, std::vector<void*>> free;
-  std::map<char*, size_t> in_use;  // every block ever asked for; 0 bytes while it is cached
+  struct Block {
+    size_t bytes = 0;            // 0 while it is cached
+    MemoryPool* pool = nullptr;  // null: everybody's
+  };
+  std::map<char*, Block> blocks;  // every one ever asked for
   AllocatorStats stats;
 };
+
+// Where the calling thread's allocations come from.
+struct Source {
+  MemoryPool* pool = nullptr;
+  bool closed = false, lasting = false;
+};
+thread_local Source source;
 
 // Never destroyed: tensors with static lifetime may be freed after any static here.
 Cache& cache(Device device) {
@@ -104,7 +117,7 @@ void give_back_cached(Cache& c, Device device) {
   for (auto& [size, blocks] : c.free) {
     for (void* block : blocks) {
       unpoison(device, block, size);
-      c.in_use.erase(static_cast<char*>(block));
+      c.blocks.erase(static_cast<char*>(block));
       give_back(block, size, device);
       c.stats.bytes_reserved -= int64_t(size);
     }
@@ -116,10 +129,16 @@ void give_back_cached(Cache& c, Device device) {
 
 void* allocate(size_t bytes, Device device) {
   const size_t size = size_class(bytes);
+  const bool pooled = source.pool != nullptr && source.pool->device() == device;
+  MemoryPool* const pool = pooled && !source.lasting ? source.pool : nullptr;
   Cache& c = cache(device);
   std::lock_guard lock(c.mutex);
   void* block = nullptr;
-  auto& list = c.free[size];
+  auto& list = pool != nullptr ? pool->free_[size] : c.free[size];
+  if (pooled && source.closed && (pool == nullptr || list.empty()))
+    refuse_while_capturing(device,
+                           fmt::format("{} more of memory, which the step before it did not need",
+                                       text_of_bytes(bytes)));
   if (!list.empty()) {
     block = list.back();
     list.pop_back();
@@ -136,12 +155,17 @@ void* allocate(size_t bytes, Device device) {
                       name_of(device), text_of_bytes(size),
                       text_of_bytes(size_t(c.stats.bytes_in_use)), free_memory(device)));
     ++c.stats.heap_allocations;
-    c.in_use.emplace(static_cast<char*>(block), 0);
+    c.blocks.emplace(static_cast<char*>(block), Cache::Block{0, pool});
     c.stats.bytes_reserved += int64_t(size);
   }
-  c.in_use.find(static_cast<char*>(block))->second = bytes;
+  c.blocks.find(static_cast<char*>(block))->second.bytes = bytes;
   c.stats.bytes_in_use += int64_t(size);
   c.stats.peak_bytes_in_use = std::max(c.stats.peak_bytes_in_use, c.stats.bytes_in_use);
+  if (pool != nullptr) {
+    ++pool->in_use_;
+    unpoison(device, block, size);
+    return block;
+  }
   unpoison(device, block, bytes);
   poison(device, static_cast<char*>(block) + bytes, size - bytes);
   return block;
@@ -150,23 +174,56 @@ void* allocate(size_t bytes, Device device) {
 void release(void* block, size_t bytes, Device device) noexcept {
   if (block == nullptr) return;
   const size_t size = size_class(bytes);
-  poison(device, block, size);
   Cache& c = cache(device);
   std::lock_guard lock(c.mutex);
-  c.in_use.find(static_cast<char*>(block))->second = 0;
-  c.free[size].push_back(block);
+  Cache::Block& b = c.blocks.find(static_cast<char*>(block))->second;
+  b.bytes = 0;
   c.stats.bytes_in_use -= int64_t(size);
+  if (b.pool != nullptr) {
+    --b.pool->in_use_;
+    b.pool->free_[size].push_back(block);
+    return;
+  }
+  poison(device, block, size);
+  c.free[size].push_back(block);
+}
+
+MemoryPool::~MemoryPool() {
+  Cache& c = cache(device_);
+  std::lock_guard lock(c.mutex);
+  for (auto& [address, block] : c.blocks)
+    if (block.pool == this) block.pool = nullptr;
+  for (auto& [size, blocks] : free_)
+    for (void* block : blocks) {
+      poison(device_, block, size);
+      c.free[size].push_back(block);
+    }
+}
+
+FromPool::FromPool(MemoryPool& pool, bool closed) {
+  OF_CHECK(source.pool == nullptr, "one pool at a time");
+  source = {&pool, closed, false};
+}
+
+FromPool::~FromPool() {
+  source = {};
+}
+
+LastingMemory::LastingMemory() : before_(std::exchange(source.lasting, true)) {}
+
+LastingMemory::~LastingMemory() {
+  source.lasting = before_;
 }
 
 BlockOfMemory block_of(const void* address, Device device) {
   Cache& c = cache(device);
   std::lock_guard lock(c.mutex);
   auto* p = static_cast<char*>(const_cast<void*>(address));
-  auto it = c.in_use.upper_bound(p);
-  if (it == c.in_use.begin()) return {};
+  auto it = c.blocks.upper_bound(p);
+  if (it == c.blocks.begin()) return {};
   --it;
-  if (p >= it->first + it->second) return {};
-  return {it->first, it->second};
+  if (p >= it->first + it->second.bytes) return {};
+  return {it->first, it->second.bytes};
 }
 
 AllocatorStats allocator_stats(Device device) {

@@ -4,6 +4,8 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <unordered_map>
+#include <vector>
 
 #include "kernels/core/check.h"
 #include "kernels/core/device.h"
@@ -20,6 +22,50 @@ struct AllocatorStats {
 // A device's memory does not do for what is asked of it.
 struct OutOfMemory : Error {
   using Error::Error;
+};
+
+// Blocks that nobody else gets: a captured step (graph.h) writes to the addresses it was captured
+// with whenever it is replayed, so that what it released meanwhile must not go to others. (PyTorch
+// keeps such pools, too: https://docs.pytorch.org/docs/stable/notes/cuda.html, "Graph memory
+// management".) Under AddressSanitizer they are not poisoned.
+class MemoryPool {
+ public:
+  explicit MemoryPool(Device device) : device_(device) {}
+  ~MemoryPool();  // everybody gets the blocks
+  MemoryPool(const MemoryPool&) = delete;
+  MemoryPool& operator=(const MemoryPool&) = delete;
+
+  Device device() const { return device_; }
+  int64_t in_use() const { return in_use_; }  // blocks that are handed out
+
+ private:
+  friend void* allocate(size_t bytes, Device device);
+  friend void release(void* block, size_t bytes, Device device) noexcept;
+  Device device_;
+  std::unordered_map<size_t, std::vector<void*>> free_;
+  int64_t in_use_ = 0;
+};
+
+// While one exists, what the calling thread allocates on the pool's device comes from the pool. A
+// closed pool gives what it has: more is an Error (graph.h).
+class FromPool {
+ public:
+  explicit FromPool(MemoryPool& pool, bool closed = false);
+  ~FromPool();
+  FromPool(const FromPool&) = delete;
+  FromPool& operator=(const FromPool&) = delete;
+};
+
+// While one exists, it comes from everybody's memory after all: for what outlives the step.
+class LastingMemory {
+ public:
+  LastingMemory();
+  ~LastingMemory();
+  LastingMemory(const LastingMemory&) = delete;
+  LastingMemory& operator=(const LastingMemory&) = delete;
+
+ private:
+  bool before_;
 };
 
 // Memory of a device, aligned to 64 bytes (256 on a GPU), uninitialised; 0 bytes give a valid

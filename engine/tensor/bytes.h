@@ -8,6 +8,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "engine/tensor/allocator.h"
 #include "engine/tensor/tensor.h"
 
 namespace orthofed {
@@ -37,6 +38,7 @@ class KeptLists {
                             values.size() * sizeof(X));
     const auto found = kept_.find(bytes);
     if (found != kept_.end()) return found->second;
+    const LastingMemory kept;
     OF_CHECK(kept_.size() < kMost, "a list that is kept changes at every step");
     return kept_.emplace(bytes, bytes_of(values)).first->second;
   }

@@ -1,11 +1,15 @@
 #include "engine/tensor/device.h"
 
+#include <fmt/core.h>
+
 #include <algorithm>
 #include <cstring>
+#include <functional>
 #include <memory>
-#include <optional>
+#include <utility>
 
 #include "engine/tensor/allocator.h"
+#include "engine/tensor/graph.h"
 #include "engine/tensor/profile.h"
 #include "engine/tensor/watch.h"
 #include "kernels/core/cuda_device.h"
@@ -32,12 +36,9 @@ struct ThreadDevices {
   }
   ~ThreadDevices() {
     for (const Device d : {Device::cuda, Device::simt}) {
-      const Scratch& s = scratch(d);
+      const Scratch& s = scratch_of(queues[int(d)]);
       if (s.data != nullptr) release(s.data, s.bytes, d);
     }
-  }
-  Scratch& scratch(Device d) {
-    return d == Device::cuda ? queues[int(d)].cuda.scratch : queues[int(d)].simt.scratch;
   }
 };
 
@@ -46,7 +47,17 @@ ThreadDevices& mine() {
   return devices;
 }
 
+// Now, or with the launches that the thread's queue records.
+void on_simt(const std::function<void()>& work) {
+  simt::Recording* recording = queue_on(Device::simt).simt.recording;
+  recording != nullptr ? recording->push_back(work) : work();
+}
+
 }  // namespace
+
+Scratch& scratch_of(Queue& queue) {
+  return queue.device == Device::cuda ? queue.cuda.scratch : queue.simt.scratch;
+}
 
 const Queue& queue() {
   return mine().queues[int(mine().current)];
@@ -63,8 +74,9 @@ void watch_calls(Watch* watch) {
 const Queue& queue_with_scratch(size_t bytes) {
   ThreadDevices& m = mine();
   if (m.current != Device::cpu) {
-    Scratch& s = m.scratch(m.current);
+    Scratch& s = scratch_of(m.queues[int(m.current)]);
     if (s.bytes < bytes) {
+      const LastingMemory kept;
       if (s.data != nullptr) release(s.data, s.bytes, m.current);
       s = {};
       s.data = allocate(bytes, m.current);
@@ -72,6 +84,15 @@ const Queue& queue_with_scratch(size_t bytes) {
     }
   }
   return queue();
+}
+
+OnQueue::OnQueue(Queue& other) : other_(other) {
+  std::swap(mine().queues[int(other_.device)], other_);
+}
+
+OnQueue::~OnQueue() {
+  const Device device = other_.device;
+  std::swap(mine().queues[int(device)], other_);
 }
 
 bool available(Device device) {
@@ -100,10 +121,17 @@ void copy_rows(void* to, Device to_device, size_t to_pitch, const void* from, De
                size_t from_pitch, size_t width, size_t rows) {
   if (width == 0 || rows == 0) return;
   const Span span("copy", Profile::Kind::work, {0, 2.0 * double(width) * double(rows)});
+  if (to_device != from_device)
+    for (const Device device : {to_device, from_device})
+      if (queue_on(device).capturing())
+        refuse_while_capturing(device, fmt::format("a copy of {} bytes from {} to {}", width * rows,
+                                                   name_of(from_device), name_of(to_device)));
 #ifdef OF_HAVE_CUDA
-  if (to_device == Device::cuda || from_device == Device::cuda)
+  if (to_device == Device::cuda || from_device == Device::cuda) {
+    const bool wait = to_device != from_device;
     return cuda::copy_rows(to, to_pitch, from, from_pitch, width, rows,
-                           mine().queues[int(Device::cuda)].cuda);
+                           mine().queues[int(Device::cuda)].cuda, wait);
+  }
 #endif
   const auto copy = [=](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r)
@@ -114,8 +142,10 @@ void copy_rows(void* to, Device to_device, size_t to_pitch, const void* from, De
     cpu::parallel_for(int64_t(rows), std::max<int64_t>(1, int64_t((1 << 18) / width)), copy);
     return;
   }
-  const simt::OpenMemory open;
-  copy(0, int64_t(rows));
+  on_simt([=] {
+    const simt::OpenMemory open;
+    copy(0, int64_t(rows));
+  });
 }
 
 void zero_rows(void* data, Device device, size_t pitch, size_t width, size_t rows) {
@@ -124,9 +154,14 @@ void zero_rows(void* data, Device device, size_t pitch, size_t width, size_t row
   if (device == Device::cuda)
     return cuda::zero_rows(data, pitch, width, rows, mine().queues[int(Device::cuda)].cuda);
 #endif
-  std::optional<simt::OpenMemory> open;
-  if (device == Device::simt) open.emplace();
-  for (size_t r = 0; r < rows; ++r) std::memset(static_cast<char*>(data) + r * pitch, 0, width);
+  const auto zero = [=] {
+    for (size_t r = 0; r < rows; ++r) std::memset(static_cast<char*>(data) + r * pitch, 0, width);
+  };
+  if (device != Device::simt) return zero();
+  on_simt([=] {
+    const simt::OpenMemory open;
+    zero();
+  });
 }
 
 }  // namespace orthofed

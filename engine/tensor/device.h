@@ -30,6 +30,22 @@ class OnDevice {
   Device device_, before_;
 };
 
+// While one exists, the thread's queue of the device is another one; its scratch memory grows with
+// what is asked of it. For captured steps (graph.h).
+class OnQueue {
+ public:
+  explicit OnQueue(Queue& other);
+  ~OnQueue();
+  OnQueue(const OnQueue&) = delete;
+  OnQueue& operator=(const OnQueue&) = delete;
+
+ private:
+  Queue& other_;
+};
+
+// The queue's scratch memory of its device.
+Scratch& scratch_of(Queue& queue);
+
 // Is the device in this build and on this machine?
 bool available(Device device);
 

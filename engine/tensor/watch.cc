@@ -194,4 +194,8 @@ void set_watched_layer(const std::string& name) {
   layer = name;
 }
 
+const std::string& watched_layer() {
+  return layer;
+}
+
 }  // namespace orthofed

@@ -26,7 +26,8 @@ std::unique_ptr<Watch> make_finite_check(const Queue& queue);
 // null: nobody.
 void watch_calls(Watch* watch);
 
-// What the calling thread is computing, for the message: "blocks.3.attn.qkv.weight".
+// What the calling thread is computing, for messages: "blocks.3.attn.qkv.weight".
 void set_watched_layer(const std::string& name);
+const std::string& watched_layer();
 
 }  // namespace orthofed

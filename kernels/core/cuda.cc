@@ -128,11 +128,11 @@ void CopyStream::finish() {
 }
 
 void copy_rows(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width,
-               size_t rows, const Stream& stream) {
+               size_t rows, const Stream& stream, bool wait) {
   if (width == 0 || rows == 0) return;
   OF_CUDA_CHECK(cudaMemcpy2DAsync(to, to_pitch, from, from_pitch, width, rows, cudaMemcpyDefault,
                                   static_cast<cudaStream_t>(stream.handle)));
-  synchronize(stream);
+  if (wait) synchronize(stream);
 }
 
 void zero_rows(void* data, size_t pitch, size_t width, size_t rows, const Stream& stream) {
@@ -143,6 +143,40 @@ void zero_rows(void* data, size_t pitch, size_t width, size_t rows, const Stream
 
 void synchronize(const Stream& stream) {
   OF_CUDA_CHECK(cudaStreamSynchronize(static_cast<cudaStream_t>(stream.handle)));
+}
+
+struct Graph::State {
+  Owned<cudaStream_t, cudaStreamDestroy> stream;
+  Owned<cudaGraph_t, cudaGraphDestroy> graph;
+  Owned<cudaGraphExec_t, cudaGraphExecDestroy> executable;
+};
+
+Graph::Graph(const std::function<void(void* stream)>& work) : state_(std::make_unique<State>()) {
+  cudaStream_t stream = nullptr;
+  OF_CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  state_->stream.reset(stream);
+  OF_CUDA_CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+  cudaGraph_t graph = nullptr;
+  try {
+    work(stream);
+  } catch (...) {
+    // The capture ends whatever happens; its graph is of no use.
+    if (cudaStreamEndCapture(stream, &graph) == cudaSuccess) state_->graph.reset(graph);
+    (void)cudaGetLastError();
+    throw;
+  }
+  OF_CUDA_CHECK(cudaStreamEndCapture(stream, &graph));
+  state_->graph.reset(graph);
+  cudaGraphExec_t executable = nullptr;
+  OF_CUDA_CHECK(cudaGraphInstantiate(&executable, graph, 0));
+  state_->executable.reset(executable);
+}
+
+Graph::~Graph() = default;
+
+void Graph::launch(const Stream& stream) const {
+  OF_CUDA_CHECK(
+      cudaGraphLaunch(state_->executable.get(), static_cast<cudaStream_t>(stream.handle)));
 }
 
 double seconds_of(const Stream& stream, const std::function<void()>& work) {

@@ -49,15 +49,31 @@ class Timeline {
   std::unique_ptr<State> state_;
 };
 
+// What `work` queues on its stream, kept in a graph that runs it again as one. `work` neither waits
+// nor allocates, and all of its kernels have run before, so that the driver has nothing to load.
+// The stream is not the legacy one, which cannot be captured, and does not wait for it, which would
+// make other threads' use of the legacy stream an error (CUDA C++ Programming Guide, "Creating a
+// Graph Using Stream Capture"); other threads may allocate meanwhile.
+class Graph {
+ public:
+  explicit Graph(const std::function<void(void* stream)>& work);
+  ~Graph();
+  void launch(const Stream& stream) const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
 // A named range of the calling thread on the time line of NVIDIA's profilers (NVTX); costs next to
 // nothing where none is attached. Built without the toolkit's nvtx3 headers they do nothing.
 void begin_range(const char* name) noexcept;
 void end_range() noexcept;
 
 // Rows of `width` bytes, `pitch` apart; host and device ends are told from the addresses. Done, as
-// far as the host can tell, when it returns.
+// far as the host can tell, when it returns; wait = false: queued, from device to device.
 void copy_rows(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width,
-               size_t rows, const Stream& stream);
+               size_t rows, const Stream& stream, bool wait = true);
 void zero_rows(void* data, size_t pitch, size_t width, size_t rows, const Stream& stream);
 
 // Copies from pinned host memory to a device, on a stream of their own: they run beside the kernels

@@ -13,8 +13,10 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <type_traits>
+#include <vector>
 
 #include "kernels/core/check.h"
 #include "kernels/core/watch.h"
@@ -38,10 +40,14 @@ namespace cuda {
 struct Stream {
   void* handle = nullptr;  // cudaStream_t
   Scratch scratch;
+  bool capturing = false;  // what is queued becomes part of a graph and does not run (cuda::Graph)
 };
 }  // namespace cuda
 
 namespace simt {
+// Launches, copies and fills that were kept instead of run, in order.
+using Recording = std::vector<std::function<void()>>;
+
 // The order in which runnable threads (and blocks) take their turn. Asynchronous copies and
 // products take effect as early as they may in `forward`, as late as they may in `reverse`.
 enum class Schedule : uint8_t { forward, reverse, random };
@@ -49,7 +55,8 @@ struct Stream {
   Schedule schedule = Schedule::forward;
   uint64_t seed = 0;  // of Schedule::random
   Scratch scratch;
-  int capability = 80;  // the emulated device's: 80, or 90 for Hopper
+  int capability = 80;             // the emulated device's: 80, or 90 for Hopper
+  Recording* recording = nullptr;  // where launches go instead; null: they run
 };
 }  // namespace simt
 
@@ -68,6 +75,8 @@ struct Queue {
   cuda::Stream cuda;
   simt::Stream simt;
   Watch* watch = nullptr;  // looks at every call; null: nobody does
+
+  bool capturing() const { return cuda.capturing || simt.recording != nullptr; }
 };
 
 // Is device cuda compiled in? (Whether a GPU is there is another question.)

@@ -72,6 +72,8 @@ __device__ inline uint32_t shared_address(const void* pointer) {
 
 #else
 
+#include <tuple>
+
 #include "kernels/simt/simt.h"
 
 #define OF_STREAM ::orthofed::simt::Stream
@@ -82,8 +84,11 @@ namespace {
 template <class... P, class... A>
 void launch(void (*kernel)(P...), const LaunchShape& shape, const simt::Stream& stream,
             const A&... args) {
-  simt::run({shape.grid_x, shape.grid_y, shape.grid_z}, {shape.threads_x, shape.threads_y, 1},
-            shape.shared_bytes, stream, [&] { kernel(static_cast<P>(args)...); });
+  simt::launch({shape.grid_x, shape.grid_y, shape.grid_z}, {shape.threads_x, shape.threads_y, 1},
+               shape.shared_bytes, stream,
+               [kernel, arguments = std::tuple<P...>(static_cast<P>(args)...)] {
+                 std::apply(kernel, arguments);
+               });
 }
 
 template <class T>

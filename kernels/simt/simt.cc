@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <mutex>
 #include <numeric>
+#include <utility>
 
 #include "kernels/simt/block.h"
 #include "kernels/simt/fiber.h"
@@ -231,6 +232,15 @@ void run(Size grid, Size shape, size_t shared_bytes, const Stream& stream,
     if (n < 4) spoil_static_shared();
     run_block(order);
   }
+}
+
+void launch(Size grid, Size shape, size_t shared_bytes, const Stream& stream,
+            std::function<void()> body) {
+  if (stream.recording == nullptr) return run(grid, shape, shared_bytes, stream, body);
+  Stream later = stream;
+  later.recording = nullptr;
+  stream.recording->push_back(
+      [=, body = std::move(body)] { run(grid, shape, shared_bytes, later, body); });
 }
 
 void* dynamic_shared() {

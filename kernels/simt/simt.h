@@ -69,6 +69,9 @@ struct Size {
 // Runs body() once for every thread of every block. One launch at a time in the whole process.
 void run(Size grid, Size block, size_t shared_bytes, const Stream& stream,
          const std::function<void()>& body);
+// The same, or kept for later where the stream records. The body owns what it needs.
+void launch(Size grid, Size block, size_t shared_bytes, const Stream& stream,
+            std::function<void()> body);
 
 void* dynamic_shared();  // exactly as large as the launch said, 1,024-byte aligned
 

@@ -4,11 +4,18 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <functional>
+#include <optional>
+#include <string>
 #include <thread>
+#include <vector>
 
 #include "engine/tensor/allocator.h"
+#include "engine/tensor/graph.h"
 #include "engine/tensor/tensor.h"
 #include "engine/tensor/upload.h"
+#include "engine/tensor/watch.h"
+#include "kernels/elementwise/elementwise.h"
 #include "kernels/simt/memory.h"
 #include "tests/support/files.h"
 
@@ -107,6 +114,105 @@ TEST(DeviceTensor, ScratchGrowsAndStays) {
   EXPECT_GE(small.bytes, 1000u);
   EXPECT_EQ(queue_with_scratch(10).simt.scratch.data, small.data);
   EXPECT_GE(queue_with_scratch(1 << 20).simt.scratch.bytes, size_t{1} << 20);
+}
+
+// x += rate x, through a temporary tensor; rate [1] on the device.
+void grow(const Tensor& x, const Tensor& rate) {
+  const Tensor t = x.clone();
+  of_on(queue_of(t), scale, float)(rate.data<float>(), t.data<float>(), t.pitch(), t.rows(),
+                                   t.cols());
+  x.add(t);
+}
+
+// Values of x after six runs of a step whose rate changes. Between them memory of the same sizes
+// changes hands, and another key runs.
+std::vector<double> after_six(bool captured,
+                              const std::function<void(const Tensor&, const Tensor&, double)>& step,
+                              StepGraphs::Counts* counts = nullptr) {
+  StepGraphs graphs(Device::simt);
+  const Tensor x = Tensor::full({3, 37}, DType::f32, 1), y = Tensor::full({3, 37}, DType::f32, 1);
+  const Tensor rate = Tensor::zeros({1}, DType::f32);
+  for (int i = 0; i < 6; ++i) {
+    const double now = 0.1 * (i + 1);
+    rate.copy_from(Tensor::full({1}, DType::f32, now));
+    for (const Tensor& t : {x, y}) {
+      const auto run = [&] { step(t, rate, now); };
+      captured ? graphs.run({t.raw() == x.raw()}, run) : run();
+      for (int others = 0; others < 3; ++others) Tensor::full({3, 37}, DType::f32, NAN);
+    }
+  }
+  EXPECT_EQ(x.to_vector(), y.to_vector());
+  if (counts != nullptr) *counts = graphs.counts();
+  return x.to_vector();
+}
+
+TEST(StepGraphs, AReplayedStepIsTheStep) {
+  const OnDevice scope(Device::simt);
+  const auto step = [](const Tensor& x, const Tensor& rate, double) { grow(x, rate); };
+  StepGraphs::Counts counts;
+  EXPECT_EQ(after_six(true, step, &counts), after_six(false, step));
+  EXPECT_EQ(counts.ordinary, 2);
+  EXPECT_EQ(counts.captured, 2);
+  EXPECT_EQ(counts.replayed, 8);
+}
+
+// What a test that compares replayed steps with ordinary ones must see.
+TEST(StepGraphs, ANumberPassedByValueIsFrozen) {
+  const OnDevice scope(Device::simt);
+  const auto step = [](const Tensor& x, const Tensor&, double rate) {
+    grow(x, Tensor::full({1}, DType::f32, rate));
+  };
+  EXPECT_NE(after_six(true, step), after_six(false, step));
+}
+
+TEST(StepGraphs, WhatAReplayWouldNotDoIsRefused) {
+  const OnDevice scope(Device::simt);
+  const Tensor x = Tensor::full({1}, DType::f32, 2);
+  int64_t elements = 100;
+  std::optional<Tensor> kept;
+  struct Planted {
+    const char *name, *message;
+    std::function<void()> step;
+  };
+  const std::vector<Planted> all = {
+      {"read", "a copy of 4 bytes from simt to cpu, in blocks.0.proj", [&] { x.item(); }},
+      {"upload", "a copy of 8 bytes from cpu to simt",
+       [&] {
+         x.copy_from(Tensor::of(std::vector<float>{2, 1}, {2}).columns(0, 1));
+       }},
+      {"memory", "of memory", [&] { Tensor::empty({elements *= 100}, DType::f32); }},
+      {"scratch", "of memory", [&] { queue_with_scratch(size_t(elements *= 100)); }},
+      {"lasting memory", "of memory",
+       [&] {
+         const LastingMemory lasting;
+         x.clone();
+       }},
+      {"leftover", "1 tensors outlive the step", [&] { kept = x.clone(); }},
+  };
+  for (const Planted& bug : all) {
+    SCOPED_TRACE(bug.name);
+    StepGraphs graphs(Device::simt);
+    set_watched_layer("blocks.0.proj");
+    std::string message;
+    const auto run = [&] {
+      graphs.run({1}, [&] {
+        x.fill(2);
+        bug.step();
+      });
+    };
+    try {
+      run();
+      run();
+    } catch (const Error& error) {
+      message = error.what();
+    }
+    EXPECT_NE(message.find(bug.message), std::string::npos) << message;
+    EXPECT_EQ(graphs.counts().replayed, 0);
+    kept.reset();
+    EXPECT_EQ(x.item(), 2);  // the thread's own queue is back
+    EXPECT_FALSE(queue().capturing());
+  }
+  set_watched_layer("");
 }
 
 TEST(DeviceTensorDeathTest, HostCodeMayNotLookInside) {
