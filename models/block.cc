@@ -17,16 +17,16 @@ void through_norm(const Var& x, const Tensor& dh, const Tensor& dy, const LayerN
 }
 
 // LayerNorm over each head's q and k, in place in a packed qkv: the columns of q (part 0) and of k
-// (part 1) as rows of one head each. On a device without an arrangement for it: two copies, and the
-// kernel that is there.
+// (part 1) as rows of one head each. One copy out and one back, each of which converts.
 struct QkNormSaved {
   LayerNormSaved q, k;
 };
 
 Tensor heads_as_rows(const Tensor& qkv, int64_t part, int64_t heads, DType dtype) {
-  const int64_t dim = qkv.cols() / 3;
-  const Tensor columns = qkv.columns(part * dim, (part + 1) * dim).contiguous();  // [B N, D]
-  return columns.reshape({qkv.rows() * heads, dim / heads}).to(dtype);            // [B N H, d]
+  const int64_t rows = qkv.rows(), dim = qkv.cols() / 3;
+  const Tensor dense = Tensor::empty({rows * dim}, dtype).reshape({rows, dim});  // [B N, D]
+  dense.copy_from(qkv.columns(part * dim, (part + 1) * dim));
+  return dense.reshape({rows * heads, dim / heads});  // [B N H, d]
 }
 
 void put_heads(const Tensor& rows, const Tensor& qkv, int64_t part) {
@@ -50,7 +50,7 @@ void qk_norm_backward(const Block& block, const Tensor& dqkv, const BlockOptions
     const Tensor dy = heads_as_rows(dqkv, part, o.heads, o.compute);
     const Tensor dx = Tensor::empty(s.x.shape(), s.x.dtype());
     layer_norm_backward(dy, s, gamma, beta, nullptr, &dx);
-    put_heads(dx.to(o.compute), dqkv, part);
+    put_heads(dx, dqkv, part);
   };
   back(0, block.q_norm_weight, block.q_norm_bias, saved.q);
   back(1, block.k_norm_weight, block.k_norm_bias, saved.k);
