@@ -8,6 +8,28 @@
 #include "kernels/residual/residual.h"
 
 namespace orthofed {
+namespace {
+
+// y = x W + bias, shown to whoever watches like any kernel call. Only a CPU packs.
+template <class T>
+void packed_matmul(const cpu::PackedMatrix<T>& w, const Tensor& x, const Tensor& y,
+                   const Accum<T>* bias) {
+  const T* from = x.data<T>();
+  on_device<T>(
+      queue_of(x), "packed_matmul",
+      [&w](const T* a, int64_t lda, T* c, int64_t ldc, const Accum<T>* b, const MatmulShape& s) {
+        w.multiply(a, lda, c, ldc, b, false, s.m);
+      },
+      [](const auto&...) { OF_CHECK(false, "a packed product on a device"); },
+      [](const T* a, int64_t, T* c, int64_t, const Accum<T>* b, const MatmulShape& s) {
+        return cost::packed_matmul<T, T>(a, c, b, false, s);
+      },
+      from, x.pitch(), y.data<T>(), y.pitch(), bias,
+      MatmulShape{.m = x.rows(), .n = y.cols(), .k = x.cols()});
+}
+
+}  // namespace
+
 Linear::Linear(Var weight_, Var bias_, DType compute)
     : weight(std::move(weight_)), bias(std::move(bias_)), compute_(compute) {
   OF_CHECK(weight.value().dtype() == accum(compute), "weights are kept in the accumulation type");
@@ -39,10 +61,7 @@ void Linear::product(const Tensor& x, const Tensor& y) const {
           const Tensor w = weight.value().to(compute_);
           p->forward = {w.data<T>(), w.pitch(), Op::transpose, in(), out()};
         }
-        const Span span("packed_matmul", Profile::Kind::work,
-                        cost::packed_matmul<T, T>(x.data<T>(), y.data<T>(), b, false,
-                                                  {.m = x.rows(), .n = out(), .k = in()}));
-        p->forward.multiply(x.data<T>(), x.pitch(), y.data<T>(), y.pitch(), b, false, x.rows());
+        packed_matmul<T>(p->forward, x, y, b);
       }
       return;
     }
@@ -66,11 +85,7 @@ void Linear::product_transposed(const Tensor& dy, const Tensor& dx) const {
           const Tensor w = weight.value().to(compute_);
           p->backward = {w.data<T>(), w.pitch(), Op::none, out(), in()};
         }
-        const Span span("packed_matmul", Profile::Kind::work,
-                        cost::packed_matmul<T, T>(dy.data<T>(), dx.data<T>(), nullptr, false,
-                                                  {.m = dy.rows(), .n = in(), .k = out()}));
-        p->backward.multiply(dy.data<T>(), dy.pitch(), dx.data<T>(), dx.pitch(), nullptr, false,
-                             dy.rows());
+        packed_matmul<T>(p->backward, dy, dx, nullptr);
       }
       return;
     }

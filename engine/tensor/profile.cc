@@ -128,20 +128,24 @@ void Profile::close(int64_t event) {
 void Profile::begin(const char* kernel) {
   kernel_ = kernel;
   sizes_.clear();
+  lists_.clear();
 }
 
 void* Profile::pointer(const void* p, DType, bool) {
   return const_cast<void*>(p);  // only looked at for being null
 }
 
-const void* Profile::list(const void* p) {
-  if (device_ == Device::cpu) return p;
+std::span<std::byte> Profile::list(const void* p) {
   const BlockOfMemory block = block_of(p, device_);
   OF_CHECK(block.begin != nullptr, kernel_ + ": a list outside the engine's memory");
   const auto* from = static_cast<const std::byte*>(p);
-  list_.resize(block.bytes - size_t(from - static_cast<const std::byte*>(block.begin)));
-  copy_rows(list_.data(), Device::cpu, list_.size(), from, device_, list_.size(), list_.size(), 1);
-  return list_.data();
+  const size_t bytes = block.bytes - size_t(from - static_cast<const std::byte*>(block.begin));
+  std::vector<std::byte>& copy = lists_.emplace_back(bytes);
+  if (device_ == Device::cpu)
+    std::memcpy(copy.data(), from, bytes);
+  else
+    copy_rows(copy.data(), Device::cpu, bytes, from, device_, bytes, bytes, 1);
+  return copy;
 }
 
 void Profile::number(int64_t value) {

@@ -2,9 +2,9 @@
 // few steps and adds up what each kind took, beside what its contract says it costs and what this
 // machine can do.
 //
-// Spans cover what is no kernel call: the packed products of a CPU, copies, waiting for images
-// (Kind::work), and what encloses all that: a step, its halves, a layer (Kind::part). Where nobody
-// profiles a span costs one look at a thread's variable.
+// Spans cover what is no kernel call: copies, waiting for images (Kind::work), and what encloses
+// all that: a step, its halves, a layer (Kind::part). Where nobody profiles a span costs one look
+// at a thread's variable.
 //
 // Times are the host's; on device simt the emulator's. On device cuda they are the GPU's: events
 // mark where calls and spans begin and end in its stream and are read at the end of the step, so
@@ -13,6 +13,7 @@
 #pragma once
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -68,7 +69,8 @@ class Profile : public Watch {
 
   void begin(const char* kernel) override;
   void* pointer(const void* p, DType dtype, bool output) override;
-  const void* list(const void* p) override;
+  void type(DType) override {}
+  std::span<std::byte> list(const void* p) override;
   void number(int64_t value) override;
   void opaque() override {}
   void run(const Cost& cost) override;
@@ -86,7 +88,7 @@ class Profile : public Watch {
   int64_t step_began_ = 0;                    // ns, by the host's clock
   std::shared_ptr<cuda::Timeline> timeline_;  // on cuda
   std::string kernel_, sizes_;
-  std::vector<std::byte> list_;
+  std::vector<std::vector<std::byte>> lists_;
   std::vector<Event> events_;
 };
 

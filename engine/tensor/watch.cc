@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <span>
 #include <vector>
 
 #include "engine/tensor/allocator.h"
@@ -59,37 +60,42 @@ class Blocks : public Watch {
     numbers_.clear();
     blocks_.clear();
     lists_.clear();
+    last_output_ = nullptr;
     complete_ = true;
   }
   void* pointer(const void* p, DType dtype, bool output) override {
-    if (p == nullptr) return nullptr;
     const auto* address = static_cast<const std::byte*>(p);
-    for (Block& b : blocks_)
-      if (b.device <= address && address < b.device + b.before.size()) {
-        if (output) {
-          b.output = true;
-          b.dtype = dtype;
-        }
-        return b.before.data() + (address - b.device);
+    Block* block = known(address);
+    if (block == nullptr) {
+      const BlockOfMemory found = block_of(p, device_);
+      if (found.begin == nullptr) {
+        complete_ = false;
+        return nullptr;
       }
+      blocks_.push_back({static_cast<const std::byte*>(found.begin),
+                         fetch(found.begin, found.bytes), dtype, false});
+      block = &blocks_.back();
+    }
+    if (output) {
+      block->output = true;
+      block->dtype = dtype;
+    }
+    last_output_ = output ? block : nullptr;
+    return block->before.data() + (address - block->device);
+  }
+  void type(DType dtype) override {
+    if (last_output_ != nullptr) last_output_->dtype = dtype;
+  }
+  std::span<std::byte> list(const void* p) override {
     const BlockOfMemory found = block_of(p, device_);
     if (found.begin == nullptr) {
       complete_ = false;
-      return nullptr;
+      return {};
     }
-    Block b{static_cast<const std::byte*>(found.begin), fetch(found.begin, found.bytes), dtype,
-            output};
-    blocks_.push_back(std::move(b));
-    return blocks_.back().before.data() + (address - blocks_.back().device);
-  }
-  // The CPU's kernel cannot run on it: the pointers inside are the device's.
-  const void* list(const void* p) override {
-    complete_ = false;
-    const BlockOfMemory found = block_of(p, device_);
-    if (found.begin == nullptr) return p;
-    lists_.push_back(fetch(p, found.bytes - size_t(static_cast<const std::byte*>(p) -
-                                                   static_cast<const std::byte*>(found.begin))));
-    return lists_.back().data();
+    const auto before =
+        static_cast<const std::byte*>(p) - static_cast<const std::byte*>(found.begin);
+    lists_.push_back(fetch(p, found.bytes - size_t(before)));
+    return lists_.back();
   }
   void number(int64_t value) override { numbers_ += fmt::format(" {}", value); }
   void opaque() override { complete_ = false; }
@@ -101,6 +107,11 @@ class Blocks : public Watch {
     copy_rows(copy.data(), Device::cpu, bytes, from, device_, bytes, bytes, 1);
     return copy;
   }
+  Block* known(const std::byte* address) {
+    for (Block& b : blocks_)
+      if (b.device <= address && address < b.device + b.before.size()) return &b;
+    return nullptr;
+  }
   [[noreturn]] void stop(const std::string& what) const {
     throw Error(fmt::format("{} on {}{}{}, called with{}: {}", kernel_, name_of(device_),
                             layer.empty() ? "" : " in ", layer, numbers_, what));
@@ -110,6 +121,7 @@ class Blocks : public Watch {
   const char* kernel_ = "";
   std::string numbers_;
   std::vector<Block> blocks_;
+  Block* last_output_ = nullptr;  // of the pointer shown last, if it is one
   std::vector<std::vector<std::byte>> lists_;
   bool complete_ = true;
 };

@@ -4,9 +4,10 @@
 //             not what the CPU computes
 //   finite    stops at the first call that writes a NaN or an infinity
 //
-// Both name the kernel, the layer, the sizes it was called with and the element. They see tensors
-// of the engine's allocator. Unwatched are calls whose arguments hold pointers (the lists of the
-// optimiser and the penalties), casts, and on the CPU products with a packed frozen weight.
+// Both name the kernel, the layer, the sizes it was called with and the element. They see all that
+// goes through of_on, in tensors of the engine's allocator: also what lists point to (the
+// optimiser's, the penalties', a batch's images). They do not see copies and zeroing, which no
+// kernel of ours makes.
 #pragma once
 #include <memory>
 #include <string>

@@ -26,6 +26,11 @@ struct GradientSpan {
   const T* data = nullptr;
   int64_t size = 0;
   int64_t first_chunk = 0;  // number_chunks() fills it in
+
+  template <class F>
+  void each_pointer(const F& f) {
+    f(data);
+  }
 };
 
 // The second formula above.

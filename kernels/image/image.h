@@ -30,6 +30,9 @@ struct ImageAugment {
   int quarter_turns = 0;  // counter-clockwise, after the flips
   float brightness = 1, contrast = 1, saturation = 1;
   float channel[3] = {1, 1, 1};
+
+  template <class F>
+  void each_pointer(const F&) {}
 };
 
 struct ImageShape {

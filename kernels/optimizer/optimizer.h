@@ -35,25 +35,38 @@ struct OptimizedTensor {
   int64_t size = 0;
   double weight_decay = 0;
   int64_t first_chunk = 0;  // number_chunks() fills it in
+
+  template <class F>
+  void each_pointer(const F& f) {
+    f(parameter), f(gradient), f(m), f(v);
+  }
 };
 
 // The pointers are to what changes from step to step: device memory on a GPU, read when the step
 // runs, so that a recorded one can be replayed.
 struct AdamWStep {
-  static constexpr bool holds_pointers = true;
   const double* learning_rate = nullptr;
   const double* gradient_scale = nullptr;
   const int64_t* step = nullptr;  // t, from 1
   double beta1 = 0.9, beta2 = 0.999, eps = 1e-8;
   bool zero_gradients = false;  // once they have been used
+
+  template <class F>
+  void each_pointer(const F& f) {
+    f(learning_rate), f(gradient_scale), f(step);
+  }
 };
 
 struct SgdStep {
-  static constexpr bool holds_pointers = true;
   const double* learning_rate = nullptr;
   const double* gradient_scale = nullptr;
   double momentum = 0.9;
   bool zero_gradients = false;
+
+  template <class F>
+  void each_pointer(const F& f) {
+    f(learning_rate), f(gradient_scale);
+  }
 };
 
 }  // namespace orthofed

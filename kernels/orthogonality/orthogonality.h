@@ -51,6 +51,11 @@ struct OrthogonalityLayer {
   double w0_norm2 = 0;     // |W0|_F^2, computed once
   const T* v_k = nullptr;  // [k, in]: rows are the top right singular vectors, for `base_subspace`
   int64_t k = 0;
+
+  template <class F>
+  void each_pointer(const F& f) {
+    f(a_g), f(b_g), f(a_p), f(b_p), f(da_g), f(db_g), f(da_p), f(db_p), f(w0), f(v_k);
+  }
 };
 
 }  // namespace orthofed

@@ -9,14 +9,29 @@
 #include <string>
 #include <vector>
 
+#include "engine/ops/linear.h"
+#include "engine/tensor/bytes.h"
 #include "engine/tensor/profile.h"
 #include "engine/tensor/tensor.h"
+#include "kernels/grad_norm/grad_norm.h"
+#include "kernels/optimizer/optimizer.h"
+#include "kernels/orthogonality/orthogonality.h"
 #include "kernels/simt/memory.h"
 
 namespace orthofed {
 
-struct Listed {
-  static constexpr bool holds_pointers = true;
+// An item of a list, and an argument with pointers inside.
+struct Row {
+  const float* x = nullptr;
+  float* y = nullptr;
+  int64_t size = 0;
+  template <class F>
+  void each_pointer(const F& f) {
+    f(x), f(y);
+  }
+};
+struct Hidden {  // shows nothing
+  const float* x = nullptr;
 };
 inline int cpu_calls = 0;
 
@@ -26,8 +41,16 @@ template <class T>
 void twice(const T* x, T* y, int64_t n, double) {
   for (int64_t i = 0; i < n; ++i) y[i] = T(2 * float(x[i]));
 }
-template <class T, class List>
-void set_listed(const List&, T* y) {
+inline void twice_untyped(const void* x, DType, void* y, DType, int64_t n, double) {
+  twice(static_cast<const float*>(x), static_cast<float*>(y), n, 0);
+}
+inline void twice_rows(const Row* rows, int64_t count, double) {
+  for (int64_t k = 0; k < count; ++k) twice(rows[k].x, rows[k].y, rows[k].size, 0);
+}
+inline void twice_first(const float* const* xs, Row to, double) {
+  twice(xs[0], to.y, to.size, 0);
+}
+inline void set_hidden(const Hidden*, float* y) {
   ++cpu_calls;
   *y = 2;
 }
@@ -38,8 +61,23 @@ void twice(const T* x, T* y, int64_t n, double error, const Stream&) {
   const simt::OpenMemory open;
   for (int64_t i = 0; i < n; ++i) y[i] = T(2 * float(x[i]) + (i == 3 ? float(error) : 0.0f));
 }
-template <class T, class List, class Stream>
-void set_listed(const List&, T* y, const Stream&) {
+template <class Stream>
+void twice_untyped(const void* x, DType, void* y, DType, int64_t n, double error, const Stream& s) {
+  twice(static_cast<const float*>(x), static_cast<float*>(y), n, error, s);
+}
+template <class Stream>
+void twice_rows(const Row* rows, int64_t count, double error, const Stream& s) {
+  const simt::OpenMemory open;
+  for (int64_t k = 0; k < count; ++k)
+    twice(rows[k].x, rows[k].y, rows[k].size, k + 1 == count ? error : 0, s);
+}
+template <class Stream>
+void twice_first(const float* const* xs, Row to, double error, const Stream& s) {
+  const simt::OpenMemory open;
+  twice(xs[0], to.y, to.size, error, s);
+}
+template <class Stream>
+void set_hidden(const Hidden*, float* y, const Stream&) {
   const simt::OpenMemory open;
   *y = 1;
 }
@@ -49,9 +87,17 @@ template <class T>
 Cost twice(const T* x, T* y, int64_t n, double) {
   return {double(n), moved(x, n) + written(y, n)};
 }
-template <class T, class List>
-Cost set_listed(const List&, T* y) {
-  return {0, written(y, 1)};
+inline Cost twice_untyped(const void*, DType, void*, DType, int64_t, double) {
+  return {};
+}
+inline Cost twice_rows(const Row*, int64_t, double) {
+  return {};
+}
+inline Cost twice_first(const float* const*, Row, double) {
+  return {};
+}
+inline Cost set_hidden(const Hidden*, float*) {
+  return {};
 }
 }  // namespace cost
 
@@ -73,6 +119,9 @@ testing::AssertionResult contains(const std::string& text,
       return testing::AssertionFailure() << "'" << part << "' is not in '" << text << "'";
   return testing::AssertionSuccess();
 }
+
+// A twin that is none would be the device's memory, which the CPU's kernels must not touch.
+const bool guarded = (simt::guard_memory(), true);
 
 class WatchTest : public testing::Test {
  protected:
@@ -117,18 +166,101 @@ TEST_F(WatchTest, FiniteCheckFindsTheFirstNan) {
   EXPECT_TRUE(contains(call(make_finite_check(simt_queue()), INFINITY), {"inf"}));
 }
 
-// A list's pointers are the device's: the CPU's kernel must not run on it, let alone be compared.
-TEST_F(WatchTest, ArgumentsWithPointersInsideAreLeftAlone) {
+// Where the type is an argument, and where the pointers are in a list or within an argument.
+TEST_F(WatchTest, SeesThroughTypesListsAndArguments) {
+  const OnDevice scope(Device::simt);
+  const Tensor x = Tensor::of(std::vector<float>{1, 2, 3, 4, 5}, {5});
+  const Tensor y = Tensor::full({5}, DType::f32, 7), z = Tensor::full({5}, DType::f32, 7);
+  const Tensor rows = bytes_of(std::vector<Row>{{x.data<float>(), y.data<float>(), 5},
+                                                {nullptr, nullptr, 0},
+                                                {x.data<float>(), z.data<float>(), 5}});
+  const Tensor inputs = bytes_of(std::vector<const float*>{x.data<float>()});
+  const auto calls = [&](std::unique_ptr<Watch> watch, double error) {
+    Queue q = queue();
+    q.watch = watch.get();
+    const void* from = x.raw();
+    return std::vector<std::string>{
+        message_of([&] {
+          of_on(q, twice_untyped)(from, DType::f32, y.raw(), DType::f32, int64_t{5}, error);
+        }),
+        message_of([&] { of_on(q, twice_rows)(as<const Row>(rows), int64_t{3}, error); }),
+        message_of([&] {
+          of_on(q, twice_first)(as<const float* const>(inputs), Row{nullptr, y.data<float>(), 5},
+                                error);
+        })};
+  };
+  for (const std::string& message : calls(make_shadow(queue()), 0)) EXPECT_EQ(message, "");
+  for (const std::string& message : calls(make_shadow(queue()), 0.01))
+    EXPECT_TRUE(contains(message, {"twice_", "element 3", "8"}));
+  for (const std::string& message : calls(make_finite_check(queue()), NAN))
+    EXPECT_TRUE(contains(message, {"twice_", "element 3", "nan"}));
+}
+
+// Pointers that nobody shows are the device's: the CPU's kernel must not run on them.
+TEST_F(WatchTest, WhatIsHiddenIsLeftAlone) {
   const OnDevice scope(Device::simt);
   const Tensor y = Tensor::full({1}, DType::f32, 7);
+  const Tensor hidden = bytes_of(std::vector<Hidden>{{y.data<float>()}});
   Queue q = queue();
   const auto shadow = make_shadow(q);
   q.watch = shadow.get();
-  of_on(q, set_listed, float, Listed)(Listed{}, y.data<float>());
+  of_on(q, set_hidden)(as<const Hidden>(hidden), y.data<float>());
   EXPECT_EQ(y.item(), 1);
   EXPECT_EQ(cpu_calls, 0);
-  EXPECT_NE(message_of([&] { of_on(q, set_listed, float, int)(1, y.data<float>()); }), "");
-  EXPECT_EQ(cpu_calls, 1);
+}
+
+// The kernels that take lists: their items show all that the CPU's twin reads, or it would stop at
+// the device's memory, and both devices write the same.
+TEST_F(WatchTest, ShadowFollowsTheListsThatThereAre) {
+  const OnDevice scope(Device::simt);
+  const auto numbers = [](int64_t n, double from) {
+    std::vector<float> v;
+    for (int64_t i = 0; i < n; ++i) v.push_back(float(std::sin(from + double(i))));
+    return Tensor::of(v, {n});
+  };
+  constexpr int64_t n = 40;
+  const Tensor p = numbers(n, 0), g = numbers(n, 1), m = numbers(n, 2),
+               v = Tensor::full({n}, DType::f32, 1);
+  const Tensor scalars = Tensor::of(std::vector<double>{0.1, 1, 0, 0}, {4});
+  double* const rate = scalars.data<double>();
+  const Tensor t = bytes_of(std::vector<int64_t>{3});
+  Queue q = queue_with_scratch(1 << 16);
+  const auto shadow = make_shadow(q);
+  q.watch = shadow.get();
+
+  const Tensor spans = bytes_of(std::vector<GradientSpan<float>>{{g.data<float>(), n}});
+  of_on(q, grad_norm, float)(as<const GradientSpan<float>>(spans), int64_t{1}, int64_t{1}, rate + 1,
+                             1.0, rate + 2, rate + 3);
+  const Tensor list = bytes_of(std::vector<OptimizedTensor<float>>{
+      {p.data<float>(), g.data<float>(), m.data<float>(), v.data<float>(), n, 0.1}});
+  const auto* tensors = as<const OptimizedTensor<float>>(list);
+  const double before = p.to_vector()[5];
+  of_on(q, adamw, float)(
+      tensors, int64_t{1}, int64_t{1},
+      AdamWStep{.learning_rate = rate, .gradient_scale = rate + 3, .step = as<const int64_t>(t)});
+  of_on(q, sgd, float)(tensors, int64_t{1}, int64_t{1},
+                       SgdStep{.learning_rate = rate, .gradient_scale = rate + 3});
+  EXPECT_NE(p.to_vector()[5], before);
+
+  const Tensor a = numbers(8, 3), b = numbers(8, 4), c = numbers(8, 5), d = numbers(8, 6);
+  OrthogonalityLayer<float> layer{.in = 4, .out = 4, .rank_g = 2, .rank_p = 2};
+  layer.a_g = a.data<float>(), layer.b_g = b.data<float>();
+  layer.a_p = c.data<float>(), layer.b_p = d.data<float>();
+  const Tensor layers = bytes_of(std::vector<OrthogonalityLayer<float>>{layer});
+  of_on(q, orthogonality_update, float)(as<const OrthogonalityLayer<float>>(layers), int64_t{1},
+                                        PenaltyForm::cosine2, rate + 2, rate);
+  EXPECT_GT(scalars.to_vector()[0], 0);
+}
+
+TEST_F(WatchTest, FiniteCheckSeesPackedProducts) {
+  const Tensor w = Tensor::full({3, 2}, DType::f32, INFINITY),
+               x = Tensor::full({1, 2}, DType::f32, 1);
+  const Linear layer(Var(w, false, "head.weight"), Var(), DType::f32);
+  const auto check = make_finite_check(queue());
+  watch_calls(check.get());
+  EXPECT_TRUE(contains(message_of([&] { layer.forward(x, nullptr); }),
+                       {"packed_matmul on cpu in head.weight", "inf"}));
+  watch_calls(nullptr);
 }
 
 // Two steps after those that warm up: each with a layer, a call in it, a call outside, and a span.
