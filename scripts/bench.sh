@@ -70,7 +70,7 @@ if [[ -n $step ]]; then
   echo "== training step"
   steps=$prefix-lora_step.jsonl
   : >"$steps.new"
-  for case in tiny:'1 4 16 64' small:16; do
+  for case in tiny:'1 4 16' small:16; do
     if scripts/bench_step.sh "${case%%:*}" "$threads" build/bench_step.jsonl "${case#*:}" 2>build/bench.step.log; then
       cat build/bench_step.jsonl >>"$steps.new"
     else
