@@ -40,7 +40,7 @@ void profile_flag(CLI::App& app, int64_t& steps, const std::string& then) {
                "Measure where the time of a step goes, over 5 steps or --profile=STEPS, after 3 to "
                "warm up: " +
                    then)
-      ->check(CLI::Range(1, 1000))
+      ->check(CLI::Range(0, 1000))  // 0: off; CLI11 2.4 checks what is there before any parsing
       ->excludes("--check-finite")
       ->excludes("--shadow");
 }

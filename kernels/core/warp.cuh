@@ -1,6 +1,11 @@
 // Reductions within a warp and a block, and 16-byte packs. The order of every sum is fixed, so a
 // result is the same at every run, on a GPU and in the emulator alike.
 #pragma once
+#ifndef __CUDACC__
+#include <cstring>
+#include <string>
+#endif
+
 #include "kernels/core/gpu.cuh"
 
 namespace orthofed::gpu {
@@ -55,9 +60,28 @@ struct alignas(sizeof(T) * N) Pack {
 template <class T>
 inline constexpr int kFullPack = 16 / int(sizeof(T));  // elements that one instruction moves
 
+#ifndef __CUDACC__
+// Emulated, packs are copied, not dereferenced: GCC 14 merges the load of a pack with the loads of
+// its elements in another branch (rows.cuh: load_part) and then takes the address for aligned in
+// both.
+template <class P>
+void check_pack(const void* address) {
+  if (reinterpret_cast<uintptr_t>(address) % sizeof(P) != 0)
+    simt::fault("a pack of " + std::to_string(sizeof(P)) +
+                " bytes at an address that is no multiple");
+}
+#endif
+
 template <int N, class T>
 __device__ Pack<T, N> load_pack(const T* from) {
+#ifdef __CUDACC__
   return *reinterpret_cast<const Pack<T, N>*>(from);
+#else
+  check_pack<Pack<T, N> >(from);
+  Pack<T, N> pack;
+  std::memcpy(static_cast<void*>(&pack), from, sizeof pack);
+  return pack;
+#endif
 }
 template <int N, class T>
 __device__ void store_pack(T* to, const Pack<T, N>& pack) {
@@ -78,8 +102,11 @@ __device__ void store_pack(T* to, const Pack<T, N>& pack) {
       return;
     }
   }
-#endif
   *reinterpret_cast<Pack<T, N>*>(to) = pack;
+#else
+  check_pack<Pack<T, N> >(to);
+  std::memcpy(static_cast<void*>(to), &pack, sizeof pack);
+#endif
 }
 
 // May every row of a matrix be read in packs of N? (Base and pitch must allow it; host side.)
