@@ -2,7 +2,6 @@
 // result is the same at every run, on a GPU and in the emulator alike.
 #pragma once
 #ifndef __CUDACC__
-#include <cstring>
 #include <string>
 #endif
 
@@ -61,9 +60,12 @@ template <class T>
 inline constexpr int kFullPack = 16 / int(sizeof(T));  // elements that one instruction moves
 
 #ifndef __CUDACC__
-// Emulated, packs are copied, not dereferenced: GCC 14 merges the load of a pack with the loads of
-// its elements in another branch (rows.cuh: load_part) and then takes the address for aligned in
-// both.
+// Emulated, a pack is read as if it were aligned like its elements: GCC 14 merges its load with
+// those of the elements in another branch (rows.cuh: load_part), and would take the address for
+// aligned in both.
+template <class T, int N>
+using LoosePack __attribute__((aligned(alignof(T)), may_alias)) = Pack<T, N>;
+
 template <class P>
 void check_pack(const void* address) {
   if (reinterpret_cast<uintptr_t>(address) % sizeof(P) != 0)
@@ -78,9 +80,7 @@ __device__ Pack<T, N> load_pack(const T* from) {
   return *reinterpret_cast<const Pack<T, N>*>(from);
 #else
   check_pack<Pack<T, N> >(from);
-  Pack<T, N> pack;
-  std::memcpy(static_cast<void*>(&pack), from, sizeof pack);
-  return pack;
+  return *reinterpret_cast<const LoosePack<T, N>*>(from);
 #endif
 }
 template <int N, class T>
@@ -105,7 +105,7 @@ __device__ void store_pack(T* to, const Pack<T, N>& pack) {
   *reinterpret_cast<Pack<T, N>*>(to) = pack;
 #else
   check_pack<Pack<T, N> >(to);
-  std::memcpy(static_cast<void*>(to), &pack, sizeof pack);
+  *reinterpret_cast<LoosePack<T, N>*>(to) = pack;
 #endif
 }
 
