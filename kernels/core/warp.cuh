@@ -1,10 +1,6 @@
 // Reductions within a warp and a block, and 16-byte packs. The order of every sum is fixed, so a
 // result is the same at every run, on a GPU and in the emulator alike.
 #pragma once
-#ifndef __CUDACC__
-#include <string>
-#endif
-
 #include "kernels/core/gpu.cuh"
 
 namespace orthofed::gpu {
@@ -59,29 +55,14 @@ struct alignas(sizeof(T) * N) Pack {
 template <class T>
 inline constexpr int kFullPack = 16 / int(sizeof(T));  // elements that one instruction moves
 
-#ifndef __CUDACC__
-// Emulated, a pack is read as if it were aligned like its elements: GCC 14 merges its load with
-// those of the elements in another branch (rows.cuh: load_part), and would take the address for
-// aligned in both.
-template <class T, int N>
-using LoosePack __attribute__((aligned(alignof(T)), may_alias)) = Pack<T, N>;
-
-template <class P>
-void check_pack(const void* address) {
-  if (reinterpret_cast<uintptr_t>(address) % sizeof(P) != 0)
-    simt::fault("a pack of " + std::to_string(sizeof(P)) +
-                " bytes at an address that is no multiple");
-}
-#endif
-
 template <int N, class T>
 __device__ Pack<T, N> load_pack(const T* from) {
-#ifdef __CUDACC__
-  return *reinterpret_cast<const Pack<T, N>*>(from);
-#else
-  check_pack<Pack<T, N> >(from);
-  return *reinterpret_cast<const LoosePack<T, N>*>(from);
+#ifndef __CUDACC__
+  // Emulated: GCC 14 would merge this load with those of the elements in another branch (rows.cuh:
+  // load_part) and take the address for aligned in both.
+  asm("" : "+r"(from));
 #endif
+  return *reinterpret_cast<const Pack<T, N>*>(from);
 }
 template <int N, class T>
 __device__ void store_pack(T* to, const Pack<T, N>& pack) {
@@ -102,11 +83,8 @@ __device__ void store_pack(T* to, const Pack<T, N>& pack) {
       return;
     }
   }
-  *reinterpret_cast<Pack<T, N>*>(to) = pack;
-#else
-  check_pack<Pack<T, N> >(to);
-  *reinterpret_cast<LoosePack<T, N>*>(to) = pack;
 #endif
+  *reinterpret_cast<Pack<T, N>*>(to) = pack;
 }
 
 // May every row of a matrix be read in packs of N? (Base and pitch must allow it; host side.)
