@@ -300,7 +300,8 @@ def waterfall_section(steps):
     first = shown[0]
     lines = ["## Where a step's time goes", "",
              "ms of one step at batch 16, `lora_step_bench --profile`; in brackets what the ceilings allow the same "
-             "work, the sum over calls of max(flops / ceiling, bytes / ceiling), with "
+             "work, the sum over calls of max(flops / ceiling, bytes / ceiling), never more than was measured (caches "
+             "may keep what a contract counts), with "
              + "; ".join(f"{r['ceilings']['gflops']:,.0f} GFLOP/s and {r['ceilings']['gbs']:.1f} GB/s for {r['model']}"
                          for r in shown) + ".", ""]
     groups = [g for g, *_ in waterfall(first)]

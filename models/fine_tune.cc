@@ -385,10 +385,7 @@ StepResult FineTuner::result_of(const Step& step) {
     if (weight == 0) continue;
     const double ce = made[size_t(Step::kLosses) + j];
     if (!std::isfinite(ce))
-      throw Error(
-          fmt::format("the loss is {} at step {}: training has diverged; a smaller train.lr "
-                      "helps",
-                      ce, step.index));
+      throw diverged(fmt::format("the loss is {} at step {}", ce, step.index));
     result.ce += weight * ce;
     double sum = 0;
     for (int64_t l = 0; l < step.features_layers; ++l)
@@ -447,10 +444,7 @@ StepResult FineTuner::finish_step() {
   const Step& step = *std::exchange(started_, nullptr);
   const StepResult result = result_of(step);
   if (!std::isfinite(result.norm))
-    throw Error(
-        fmt::format("the gradient norm is {} at step {}: training has diverged; a smaller "
-                    "train.lr helps",
-                    result.norm, step.index));
+    throw diverged(fmt::format("the gradient norm is {} at step {}", result.norm, step.index));
   for (ParameterGroup* g : step.stepped) g->count_step();
   return result;
 }

@@ -20,6 +20,10 @@ int64_t extent(const Tensor& t) {
 
 }  // namespace
 
+Error diverged(const std::string& found) {
+  return Error(found + ": training has diverged; a smaller train.lr helps");
+}
+
 void ParameterGroup::add(const Var& parameter, double weight_decay) {
   parameters_.push_back(parameter);
   weight_decay_.push_back(weight_decay);
@@ -77,11 +81,7 @@ double Optimizer::step(const std::vector<ParameterGroup*>& groups, double learni
   for (size_t i = 0; i < groups.size(); ++i) on_device.counts.push_back(as<int64_t>(counted) + i);
   const std::vector<ParameterGroup*> stepped = queue(groups, on_device);
   const double norm = numbers.columns(2, 3).item();
-  if (!std::isfinite(norm))
-    throw Error(
-        fmt::format("the gradient norm is {}: training has diverged; a smaller train.lr "
-                    "helps",
-                    norm));
+  if (!std::isfinite(norm)) throw diverged(fmt::format("the gradient norm is {}", norm));
   for (ParameterGroup* g : stepped) g->count_step();
   return norm;
 }

@@ -10,6 +10,9 @@
 
 namespace orthofed {
 
+// What ends a run whose loss or gradient is no number any more. found: which, and where.
+Error diverged(const std::string& found);
+
 struct OptimizerOptions {
   bool adamw = true;  // false: SGD
   double beta1 = 0.9, beta2 = 0.999, eps = 1e-8;

@@ -170,6 +170,23 @@ class Scripts(unittest.TestCase):
         self.assertIn("bench_step.svg", page)
         self.assertIn("bench_batch.svg", page)  # PyTorch's, of two batches
 
+    def test_where_a_steps_time_goes(self):
+        ours = step("orthofed", 100)
+        ours.update(ceilings={"gflops": 50.0, "gbs": 10.0}, parts=[
+            {"kernel": "packed_matmul", "in": "forward mlp.fc1", "ms": 40.0, "least_ms": 30.0},
+            {"kernel": "matmul", "in": "backward", "ms": 20.0, "least_ms": 25.0},  # a cache helped
+            {"kernel": "gelu_forward", "in": "forward", "ms": 30.0, "least_ms": 6.0},
+            {"kernel": "zero", "in": "forward", "ms": 10.0, "least_ms": 0.0}])
+        _, _, page = self.page([self.plant("step.jsonl", [ours])])
+        self.assertIn("| matrix products | 60 (50) |", page)
+        self.assertIn("| GELU | 30 (6) |", page)
+        self.assertIn("| other | 10.0 |", page)
+        self.assertIn("| **step** | **100** (56, 56 %) |", page)
+        self.assertIn("50 GFLOP/s and 10.0 GB/s", page)
+        self.assertIn("matrix products: 60.0 ms, 60.0 %", self.read("images/bench_waterfall.svg"))
+        _, _, page = self.page([self.plant("step.jsonl", [step("orthofed", 100)])])
+        self.assertNotIn("waterfall", page)  # nobody profiled it
+
     def test_a_page_without_markers_stays(self):
         file = self.plant("x.jsonl", [record()])
         status, output, page = self.page([file], "no markers\n")
