@@ -28,7 +28,7 @@ class Here {
         folder_(folder),
         terminal_(terminal),
         label_(label),
-        profile_steps_(std::max<int64_t>(profile_steps, 0)),  // CLI11 2.3 makes -1 of --profile=0
+        profile_steps_(profile_steps),
         start_(initial_state(config)) {}
 
   LocalRun in_one_place() {
