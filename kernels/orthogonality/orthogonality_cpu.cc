@@ -323,12 +323,17 @@ double norm2(const Adapter<T>& x) {
   return inner(btb, aat, x.rank, x.rank);
 }
 
-// body(layer's index): a thread takes whole layers, inside which parallel_for is then a plain loop,
-// because a layer's sums are short beside the cost of waking threads. A single layer is cut inside.
+// body(layer's index): where there are enough layers a thread takes whole ones, inside which
+// parallel_for is then a plain loop, because a layer's sums are short beside the cost of waking
+// threads. A few layers are cut inside. The sums are the same either way.
 template <class T, class F>
 void each_layer(const OrthogonalityLayer<T>* layers, int64_t count, const F& body) {
   for (int64_t l = 0; l < count; ++l) check_ranks({layers[l].rank_g, layers[l].rank_p});
-#pragma omp parallel for schedule(dynamic) if (count > 1)
+  if (count < 4 * threads()) {
+    for (int64_t l = 0; l < count; ++l) body(l);
+    return;
+  }
+#pragma omp parallel for schedule(dynamic)
   for (int64_t l = 0; l < count; ++l) body(l);
 }
 
