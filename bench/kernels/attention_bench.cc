@@ -1,7 +1,10 @@
-// Attention of a batch, forward and backward.
+// Attention of a batch, forward and backward; on a GPU by every version and cuDNN.
 #include "kernels/attention/attention.h"
 
 #include "bench/support/bench.h"
+#ifdef OF_HAVE_CUDNN
+#include "kernels/attention/attention_cudnn.h"
+#endif
 
 namespace orthofed::bench {
 namespace {
@@ -57,6 +60,16 @@ void forward(Bench& b, const Vit& v) {
   b.shape({{"batch", s.batch}, {"tokens", s.tokens}, {"heads", s.heads}, {"head_dim", s.head_dim}});
   of_time(b, attention_forward, T)(call);
   of_time_versions(b, attention_forward_versions, T)(call);
+#ifdef OF_HAVE_CUDNN
+  if constexpr (std::is_same_v<T, bf16>) {
+    if (b.on_gpu() && cuda::cudnn_found())
+      b.provider("cuDNN", [&] {
+        OF_CHECK(cuda::attention_forward_cudnn(qkv.data(), out.data(), lse.data(), s, scale,
+                                               b.queue().cuda),
+                 "cuDNN refuses this shape");
+      });
+  }
+#endif
   const Head<T> head{qkv, s, scale};
   b.expect_at(
       out, s.tokens * s.head_dim,
@@ -86,6 +99,16 @@ void backward(Bench& b, const Vit& v) {
   b.shape({{"batch", s.batch}, {"tokens", s.tokens}, {"heads", s.heads}, {"head_dim", s.head_dim}});
   of_time(b, attention_backward, T)(call);
   of_time_versions(b, attention_backward_versions, T)(call);
+#ifdef OF_HAVE_CUDNN
+  if constexpr (std::is_same_v<T, bf16>) {
+    if (b.on_gpu() && cuda::cudnn_found())
+      b.provider("cuDNN", [&] {
+        OF_CHECK(cuda::attention_backward_cudnn(qkv.data(), out.data(), dout.data(), lse.data(),
+                                                dqkv.data(), s, scale, b.queue().cuda),
+                 "cuDNN refuses this shape");
+      });
+  }
+#endif
 
   const Head<T> head{qkv, s, scale};
   const auto d_out = [&](int64_t i, int64_t d) {

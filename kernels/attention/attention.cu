@@ -4,6 +4,9 @@
 #include "kernels/attention/01_naive.cuh"
 #include "kernels/attention/02_tiles.cuh"
 #include "kernels/attention/03_mma.cuh"
+#ifdef OF_HAVE_CUDNN
+#include "kernels/attention/attention_cudnn.h"
+#endif
 
 namespace orthofed::gpu {
 namespace {
@@ -52,6 +55,12 @@ std::span<const Version<AttentionBackward<T, Stream>>> attention_backward_versio
 template <class T, class Stream>
 void attention_forward(const T* qkv, T* out, Accum<T>* lse, const AttentionShape& shape,
                        double scale, const Stream& stream) {
+#ifdef OF_HAVE_CUDNN
+  if constexpr (std::is_same_v<Stream, cuda::Stream> && std::is_same_v<T, bf16>) {
+    if (cuda::cudnn_asked() && cuda::attention_forward_cudnn(qkv, out, lse, shape, scale, stream))
+      return;
+  }
+#endif
   const auto run = shape.head_dim <= kMaxTiledHeadDim ? run_forward<Best<T>, T, Stream>
                                                       : run_forward<Naive, T, Stream>;
   run(qkv, out, lse, shape, scale, stream);
@@ -60,6 +69,13 @@ void attention_forward(const T* qkv, T* out, Accum<T>* lse, const AttentionShape
 template <class T, class Stream>
 void attention_backward(const T* qkv, const T* out, const T* dout, const Accum<T>* lse, T* dqkv,
                         const AttentionShape& shape, double scale, const Stream& stream) {
+#ifdef OF_HAVE_CUDNN
+  if constexpr (std::is_same_v<Stream, cuda::Stream> && std::is_same_v<T, bf16>) {
+    if (cuda::cudnn_asked() &&
+        cuda::attention_backward_cudnn(qkv, out, dout, lse, dqkv, shape, scale, stream))
+      return;
+  }
+#endif
   const auto run = shape.head_dim <= kMaxTiledHeadDim ? run_backward<Best<T>, T, Stream>
                                                       : run_backward<Naive, T, Stream>;
   run(qkv, out, dout, lse, dqkv, shape, scale, stream);

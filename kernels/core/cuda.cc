@@ -310,4 +310,23 @@ Library open_library(const std::string& name, const char* variable) {
   return {};
 }
 
+void* find_function(const Library& library, const char* name) {
+  void* const function = dlsym(library.handle, name);
+  if (function == nullptr) throw Error(library.path + ": there is no " + name + " in it");
+  return function;
+}
+
+bool peer_asked(const char* choice, const std::string& peer, bool (*found)(),
+                const std::string& library, const std::string& variable) {
+  const char* wish = std::getenv(choice);
+  const std::string value = wish != nullptr ? wish : "";
+  if (value.empty() || value == "own") return false;
+  if (value != peer)
+    throw UserError(std::string(choice) + ": '" + value + "' is not one of own, " + peer);
+  if (!found())
+    throw UserError(std::string(choice) + '=' + peer + ": " + library + " is not to be found; " +
+                    variable + " can name its folder");
+  return true;
+}
+
 }  // namespace orthofed::cuda

@@ -117,5 +117,17 @@ struct Library {
   std::string path;
 };
 Library open_library(const std::string& name, const char* variable);
+// Throws Error where the library has no function of that name.
+void* find_function(const Library& library, const char* name);
+template <class F>
+void find_function(const Library& library, const char* name, F& function) {
+  function = reinterpret_cast<F>(find_function(library, name));
+}
+
+// Does the environment ask for such a library's kernels instead of ours, as OF_MATMUL=cublaslt
+// does? Throws UserError where `choice` is neither "own" nor `peer`, and where it is `peer` and
+// found() is false: then `library` is not to be found, and `variable` may name its folder.
+bool peer_asked(const char* choice, const std::string& peer, bool (*found)(),
+                const std::string& library, const std::string& variable);
 
 }  // namespace orthofed::cuda

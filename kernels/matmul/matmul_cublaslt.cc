@@ -1,11 +1,9 @@
 #include "kernels/matmul/matmul_cublaslt.h"
 
 #include <cublasLt.h>
-#include <dlfcn.h>
 
 #include <array>
 #include <cstdint>
-#include <cstdlib>
 #include <map>
 #include <memory>
 
@@ -31,12 +29,6 @@ struct Api {
 #undef OF_DECLARE
 };
 
-template <class F>
-void find(const Library& library, const char* name, F& function) {
-  function = reinterpret_cast<F>(dlsym(library.handle, name));
-  if (function == nullptr) throw Error(library.path + ": there is no " + name + " in it");
-}
-
 // Null where the library is not to be found.
 const Api* api() {
   static const std::unique_ptr<const Api> found = []() -> std::unique_ptr<const Api> {
@@ -44,7 +36,7 @@ const Api* api() {
     const std::string name = "libcublasLt.so." + std::to_string(toolkit_version() / 1000);
     a->library = open_library(name, "OF_CUBLASLT");
     if (a->library.handle == nullptr) return nullptr;
-#define OF_FIND(name) find(a->library, "cublasLt" #name, a->name);
+#define OF_FIND(name) find_function(a->library, "cublasLt" #name, a->name);
     OF_EACH_FUNCTION(OF_FIND)
 #undef OF_FIND
     return a;
@@ -174,17 +166,8 @@ Plan make_plan(const Context& context, const MatmulShape& s, bool bias, uint32_t
 }  // namespace
 
 bool cublaslt_asked() {
-  static const bool asked = [] {
-    const char* wish = std::getenv("OF_MATMUL");
-    const std::string value = wish != nullptr ? wish : "";
-    if (value.empty() || value == "own") return false;
-    if (value != "cublaslt")
-      throw UserError("OF_MATMUL: '" + value + "' is not one of own, cublaslt");
-    if (api() == nullptr)
-      throw UserError(
-          "OF_MATMUL=cublaslt: libcublasLt is not to be found; OF_CUBLASLT can name its folder");
-    return true;
-  }();
+  static const bool asked = peer_asked(
+      "OF_MATMUL", "cublaslt", [] { return api() != nullptr; }, "libcublasLt", "OF_CUBLASLT");
   return asked;
 }
 

@@ -17,6 +17,9 @@
 #include "tests/support/gradcheck.h"
 #include "tests/support/isa.h"
 #include "tests/support/random.h"
+#ifdef OF_HAVE_CUDNN
+#include "kernels/attention/attention_cudnn.h"
+#endif
 
 namespace orthofed {
 namespace {
@@ -355,6 +358,64 @@ TYPED_TEST(Attention, Dispatch) {
     }
   }
 }
+
+#ifdef OF_HAVE_CUDNN
+// The peer keeps the contract wherever it takes the shape, and takes rows of whole 16 bytes.
+TEST(AttentionCudnn, AgreesWithDenseAttentionInDouble) {
+  const auto check_case = [](const Case& t, const Queue& queue) {
+    SCOPED_TRACE(t.name());
+    Operands<bf16> in(t);
+    forward(in, in.out, in.lse);
+    const Reference want = reference(in, epsilon<bf16> / 2);
+    const auto run = [&](Buffer<bf16>& out, float* lse) {
+      return cuda::attention_forward_cudnn(in.qkv.data(), out.data(), lse, in.shape, in.scale,
+                                           queue.cuda);
+    };
+    Buffer<bf16> out(in.out.rows(), in.out.cols(), t.padding), again = out, without_lse = out;
+    Buffer<float> lse(in.lse.rows(), in.lse.cols());
+    if (!run(out, lse.data())) {
+      EXPECT_FALSE(t.batch > 0 && t.tokens > 1 && t.head_dim % 8 == 0 && t.padding % 8 == 0);
+      return;
+    }
+    ASSERT_TRUE(run(again, lse.data()) && run(without_lse, nullptr));
+    finish(queue);
+    ASSERT_TRUE(check(out, want.out));
+    ASSERT_TRUE(check(without_lse, want.out));
+    ASSERT_TRUE(check(lse, want.lse));
+    ASSERT_TRUE(identical(out, again));
+    check_backward(in, want, queue, [&](auto... arguments) {
+      ASSERT_TRUE(cuda::attention_backward_cudnn(arguments..., queue.cuda));
+    });
+  };
+  bool gpu = false;
+  for_each_gpu([&](const Queue& queue) {
+    if (queue.device != Device::cuda) return;
+    gpu = true;
+    if (!cuda::cudnn_found()) return;
+    for (const Case& t : gpu_cases) check_case(t, queue);
+    for (const Case& t : large_gpu_cases) check_case(t, queue);
+  });
+  if (!gpu) GTEST_SKIP() << "no GPU";
+}
+
+// Without asking cuDNN, whose engines would read past what is there, or a GPU.
+TEST(AttentionCudnn, RefusesWhatIsNoWhole16Bytes) {
+  Buffer<bf16> x(2, 64);
+  x.fill(bf16(0));
+  float lse[2];
+  const auto takes = [&](const bf16* qkv, const AttentionShape& shape) {
+    return cuda::attention_forward_cudnn(qkv, x.data(), lse, shape, 1, {}) ||
+           cuda::attention_backward_cudnn(qkv, x.data(), x.data(), lse, x.data(), shape, 1, {});
+  };
+  EXPECT_FALSE(takes(x.data(), {1, 2, 1, 12, 64, 64}));
+  EXPECT_FALSE(takes(x.data(), {1, 2, 1, 8, 60, 64}));
+  EXPECT_FALSE(takes(x.data(), {1, 2, 1, 8, 64, 60}));
+  EXPECT_FALSE(takes(x.data() + 1, {1, 2, 1, 8, 64, 64}));
+  EXPECT_FALSE(takes(x.data(), {1, 1, 1, 8, 64, 64}));
+  EXPECT_FALSE(takes(x.data(), {0, 2, 1, 8, 64, 64}));
+  EXPECT_THROW(takes(x.data(), {1, 2, 1, 8, 16, 64}), Error);
+}
+#endif
 
 TYPED_TEST(Attention, SameBitsForAnyNumberOfThreads) {
   using T = TypeParam;

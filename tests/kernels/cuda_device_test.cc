@@ -93,6 +93,28 @@ TEST(CudaDevice, OpensALibraryWhereverItIs) {
   unsetenv("OF_TEST_LIBRARY");
 }
 
+TEST(CudaDevice, FindsAFunctionOfALibrary) {
+  const cuda::Library library = cuda::open_library("libm.so.6", "OF_TEST_LIBRARY");
+  double (*root)(double) = nullptr;
+  cuda::find_function(library, "sqrt", root);
+  EXPECT_EQ(root(9), 3);
+  EXPECT_THROW(cuda::find_function(library, "no_such_function", root), Error);
+}
+
+TEST(CudaDevice, TakesAPeersKernelsWhereTheEnvironmentAsks) {
+  const auto asked = [](const char* value, bool (*found)()) {
+    EXPECT_EQ(setenv("OF_TEST_CHOICE", value, 1), 0);
+    return cuda::peer_asked("OF_TEST_CHOICE", "peer", found, "libpeer", "OF_TEST_LIBRARY");
+  };
+  const auto yes = [] { return true; };
+  const auto no = [] { return false; };
+  EXPECT_TRUE(asked("peer", yes));
+  EXPECT_FALSE(asked("own", yes) || asked("", yes) || asked("own", no));
+  EXPECT_THROW(asked("peer", no), UserError);
+  EXPECT_THROW(asked("Peer", yes), UserError);
+  unsetenv("OF_TEST_CHOICE");
+}
+
 }  // namespace
 }  // namespace orthofed::test
 
