@@ -35,10 +35,10 @@ def steps(records):
 
 
 def machine(record):
-    """The GPU, or the CPU with what decides how fast it is."""
-    host = record["host"]
-    if record["device"] == "cuda":
-        return host["gpu"]
+    """The GPU, or the CPU with what decides how fast it is. A step's record names its GPU itself."""
+    device, host = record.get("device", "cpu"), record.get("host")
+    if device != "cpu":
+        return host["gpu"] if host else device
     return f"{host['cpu']}, {host['threads']} of {host['cores']} cores, {host['isa']}"
 
 

@@ -63,13 +63,18 @@ def table(head, rows):
     return lines + ["| " + " | ".join(row) + " |" for row in rows]
 
 
+def short(machine):
+    """Without the cores."""
+    return re.sub(r", \d+ of \d+ cores", "", machine)
+
+
 class Machine:
     """The records of one machine, from one file."""
 
     def __init__(self, name, records):
         self.name, self.records = name, records
         self.limits = ceilings(records)
-        self.slug = re.sub(r"[^a-z0-9]+", "_", name.split(",")[0].lower()).strip("_")
+        self.slug = re.sub(r"[^a-z0-9]+", "_", short(name).lower()).strip("_")
         self.by_key = {rec.key(r): r for r in records}
 
     def find(self, record, **changes):
@@ -215,47 +220,60 @@ def provider_of(step):
     return OURS if step.get("provider") == OURS else step.get("peer", "?")
 
 
-def step_table(steps):
-    """(rows of the table, bars of the plot) of each model, threads and batch: ours beside the fastest
-    mode of the peer."""
+def step_cases(steps):
+    """{machine: {(model, batch): its records, by mode}}, each mode's newest; only what we and a peer
+    have measured, models by size."""
     cases = {}
-    for r in steps:
-        case = cases.setdefault((r["model"], r["threads"], r["batch"], r.get("device", "cpu")), {})
-        name = provider_of(r)
-        if name not in case or r["file"] > case[name]["file"] or (
-                r["file"] == case[name]["file"] and r["step_ms"] < case[name]["step_ms"]):
-            case[name] = r
-    return {k: v for k, v in cases.items() if OURS in v and len(v) > 1}
+    for r in sorted(steps, key=lambda r: r["file"]):
+        case = cases.setdefault(rec.machine(r), {}).setdefault((r["model"], r["batch"]), {})
+        case[provider_of(r), r["mode"]] = r
+    both = {}
+    for machine, found in sorted(cases.items()):
+        kept = {key: list(case.values()) for key, case in found.items()
+                if 0 < sum(name == OURS for name, _ in case) < len(case)}
+        if kept:
+            both[machine] = dict(sorted(kept.items(), key=lambda c: fastest(c[1], True)["step_ms"]))
+    return both
+
+
+def fastest(case, ours):
+    return min((r for r in case if (provider_of(r) == OURS) == ours), key=lambda r: r["step_ms"])
 
 
 def step_section(steps):
-    rows = []
-    for (model, threads, batch, _), case in step_table(steps).items():
-        ours, peer = case[OURS], next(r for name, r in case.items() if name != OURS)
-        rows.append([model, str(batch), str(threads), f"{ours['step_ms']:,.0f}", ours["mode"],
-                     f"{peer['step_ms']:,.0f}", f"{provider_of(peer)} {peer['mode']}",
-                     f"{peer['step_ms'] / ours['step_ms']:.2f}",
-                     f"{ours['peak_rss_mb']:,.0f} against {peer['peak_rss_mb']:,.0f}",
-                     f"{ours['load_average']:.1f}, {peer['load_average']:.1f}"])
-    if not rows:
+    cases = step_cases(steps)
+    if not cases:
         return []
-    return ["## The training step beside PyTorch's", "",
-            "One LoRA step as `bench/peers/README.md` describes it; PyTorch in the fastest of its modes.", "",
-            *table(["model", "batch", "threads", "ms", "mode", "peer ms", "peer", "ratio",
-                    "peak memory, MiB", "load averages"], rows), ""]
+    lines = ["## The training step beside PyTorch's", "",
+             "One LoRA step as `bench/peers/README.md` describes it, and inference with both adapters; ratio: the step of "
+             "PyTorch's fastest mode / ours.", ""]
+    for machine, found in cases.items():
+        rows = []
+        for (model, batch), case in found.items():
+            best = fastest(case, False)
+            for r in sorted(case, key=lambda r: (provider_of(r) != OURS, r["step_ms"])):
+                ours = provider_of(r) == OURS
+                rows.append([model, str(batch), f"{provider_of(r)} {r['mode']}", f"{r['step_ms']:,.0f}",
+                             f"{best['step_ms'] / r['step_ms']:.2f}" if ours else "",
+                             f"{r['inference_images_per_second']:,.1f}", f"{r['peak_rss_mb']:,.0f}",
+                             f"{r['load_average']:.1f}"])
+        lines += [f"**{machine}**", "", *table(["model", "batch", "", "ms", "ratio", "predictions/s",
+                                                "peak memory, MiB", "load average"], rows), ""]
+    return lines
 
 
 def step_lines(steps):
-    """README's short form: batch 16, models by size."""
+    """README's short form: batch 16."""
     rows = []
-    for (model, _, batch, _), case in sorted(step_table(steps).items(), key=lambda c: c[1][OURS]["step_ms"]):
-        if batch != 16:
-            continue
-        ours, peer = case[OURS], next(r for name, r in case.items() if name != OURS)
-        rows.append([model, f"{ours['step_ms']:,.0f}", f"{peer['step_ms']:,.0f}",
-                     f"{peer['step_ms'] / ours['step_ms']:.2f}",
-                     f"{ours['peak_rss_mb']:,.0f} against {peer['peak_rss_mb']:,.0f}"])
-    return table(["model", "orthofed, ms", "PyTorch + PEFT, ms", "ratio", "peak memory, MiB"], rows)
+    for machine, found in step_cases(steps).items():
+        for (model, batch), case in found.items():
+            if batch == 16:
+                ours, peer = fastest(case, True), fastest(case, False)
+                rows.append([machine, model, f"{ours['step_ms']:,.0f} ({ours['mode']})",
+                             f"{peer['step_ms']:,.0f} ({peer['mode']})",
+                             f"{peer['step_ms'] / ours['step_ms']:.2f}",
+                             f"{ours['peak_rss_mb']:,.0f} against {peer['peak_rss_mb']:,.0f}"])
+    return table(["machine", "model", "orthofed, ms", "PyTorch + PEFT, ms", "ratio", "peak memory, MiB"], rows)
 
 
 def replaced(path, lines):
@@ -286,44 +304,49 @@ def waterfall(record):
 
 
 def profiled(steps):
-    """The newest profiled step of each model at batch 16, the fastest model first."""
+    """{machine: its newest profiled step of each model at batch 16, the fastest mode, by size}"""
     found = {}
-    for r in sorted((r for r in steps if r.get("parts") and r["batch"] == 16), key=lambda r: r["file"]):
-        found[r["model"]] = r
-    return sorted(found.values(), key=lambda r: r["step_ms"])
+    for r in steps:
+        if r.get("parts") and r["batch"] == 16:
+            at = found.setdefault(rec.machine(r), {})
+            old = at.get(r["model"])
+            if not old or (r["file"], -r["step_ms"]) > (old["file"], -old["step_ms"]):
+                at[r["model"]] = r
+    return {machine: sorted(at.values(), key=lambda r: r["step_ms"]) for machine, at in sorted(found.items())}
 
 
 def waterfall_section(steps):
-    shown = profiled(steps)
-    if not shown:
-        return []
-    first = shown[0]
-    lines = ["## Where a step's time goes", "",
-             "ms of one step at batch 16, `lora_step_bench --profile`; in brackets what the ceilings allow the same "
-             "work, the sum over calls of max(flops / ceiling, bytes / ceiling), never more than was measured (caches "
-             "may keep what a contract counts), with "
-             + "; ".join(f"{r['ceilings']['gflops']:,.0f} GFLOP/s and {r['ceilings']['gbs']:.1f} GB/s for {r['model']}"
-                         for r in shown) + ".", ""]
-    groups = [g for g, *_ in waterfall(first)]
-    rows = []
-    for group in groups:
-        row = [group]
+    lines = []
+    for machine, shown in profiled(steps).items():
+        groups = [g for g, *_ in waterfall(shown[0])]
+        rows = []
+        for group in groups:
+            row = [group]
+            for r in shown:
+                row += [f"{ms:,.0f} ({least:,.0f})" if least else f"{ms:,.1f}"
+                        for g, ms, least in waterfall(r) if g == group] or [""]
+            rows.append(row)
+        total = ["**step**"]
         for r in shown:
-            row += [f"{ms:,.0f} ({least:,.0f})" if least else f"{ms:,.1f}"
-                    for g, ms, least in waterfall(r) if g == group] or [""]
-        rows.append(row)
-    total = ["**step**"]
-    for r in shown:
-        ms, least = (sum(part[i] for part in waterfall(r)) for i in (1, 2))
-        total.append(f"**{ms:,.0f}** ({least:,.0f}, {100 * least / ms:.0f} %)")
-    return lines + [*table(["", *(r["model"] for r in shown)], rows + [total]), ""]
+            ms, least = (sum(part[i] for part in waterfall(r)) for i in (1, 2))
+            total.append(f"**{ms:,.0f}** ({least:,.0f}, {100 * least / ms:.0f} %)")
+        lines += [f"**{machine}**, with "
+                  + "; ".join(f"{r['ceilings']['gflops']:,.0f} GFLOP/s and {r['ceilings']['gbs']:.1f} GB/s for {r['model']}"
+                              for r in shown) + ":", "",
+                  *table(["", *(f"{r['model']} {r['mode']}" for r in shown)], rows + [total]), ""]
+    if not lines:
+        return []
+    return ["## Where a step's time goes", "",
+            "ms of one step at batch 16, `lora_step_bench --profile`; in brackets what the ceilings allow the same "
+            "work, the sum over calls of max(flops / ceiling, bytes / ceiling), never more than was measured (caches "
+            "may keep what a contract counts).", ""] + lines
 
 
 def waterfall_plot(steps):
-    shown = profiled(steps)
+    shown = [r for at in profiled(steps).values() for r in at]
     if not shown:
         return None
-    chart = svg.Chart("Where a step's time goes", 640, 40 * len(shown), left=180, top=70)
+    chart = svg.Chart("Where a step's time goes", 640, 40 * len(shown), left=200, top=70)
     colours = dict(zip([*GROUPS, "other"], svg.COLOURS))
     x = chart.left
     for name in [g for g, *_ in waterfall(shown[0])]:
@@ -335,7 +358,8 @@ def waterfall_plot(steps):
     for i, r in enumerate(shown):
         y, at, parts = chart.top + 40 * i, 0.0, waterfall(r)
         whole = sum(ms for _, ms, _ in parts)
-        chart.text(chart.left - 6, y + 24, r["model"], 11, "end")
+        chart.text(chart.left - 6, y + 18, f"{r['model']} {r['mode']}", 11, "end")
+        chart.text(chart.left - 6, y + 31, short(rec.machine(r)), 9, "end")
         for name, ms, least in parts:
             width = chart.width * ms / whole
             chart.bar(chart.left + at, y + 8, width, 24, colours[name],
@@ -345,21 +369,22 @@ def waterfall_plot(steps):
 
 
 def step_plot(steps):
-    cases = step_table(steps)
+    cases = [(machine, *key, case) for machine, found in step_cases(steps).items() for key, case in found.items()]
     if not cases:
         return None
     chart = svg.Chart("One LoRA training step, images a second", 620, 46 * len(cases), left=240)
     chart.legend([(OURS, svg.COLOURS[0]), ("PyTorch + PEFT", svg.COLOURS[1])])
-    top = max(r["images_per_second"] for case in cases.values() for r in case.values())
+    top = max(r["images_per_second"] for *_, case in cases for r in case)
     scale = chart.linear(0, top * 1.12)
     chart.axis_x("images a second", [(scale(top * t / 4), f"{top * t / 4:,.1f}") for t in range(5)])
-    for i, ((model, threads, batch, _), case) in enumerate(cases.items()):
+    for i, (machine, model, batch, case) in enumerate(cases):
         y = chart.top + 46 * i
-        chart.text(chart.left - 6, y + 26, f"{model}, batch {batch}, {threads} threads", 11, "end")
-        for k, name in enumerate(sorted(case, key=lambda n: n != OURS)):
-            speed = case[name]["images_per_second"]
+        chart.text(chart.left - 6, y + 20, f"{model}, batch {batch}", 11, "end")
+        chart.text(chart.left - 6, y + 33, short(machine), 9, "end")
+        for k, r in enumerate((fastest(case, True), fastest(case, False))):
+            speed = r["images_per_second"]
             chart.bar(chart.left, y + 5 + 18 * k, chart.width * scale(speed), 15, svg.COLOURS[k])
-            chart.text(chart.x(scale(speed)) + 5, y + 17 + 18 * k, f"{speed:.1f}", 11)
+            chart.text(chart.x(scale(speed)) + 5, y + 17 + 18 * k, f"{speed:.1f} {r['mode']}", 11)
     return chart.render()
 
 
@@ -367,13 +392,14 @@ def batch_plot(steps):
     """Images a second against the batch, of models and providers that were measured at several."""
     lines = {}
     for r in steps:
-        lines.setdefault((r["model"], provider_of(r), r["mode"]), {})[r["batch"]] = r["images_per_second"]
+        line = (r["model"], provider_of(r), r["mode"], short(rec.machine(r)))
+        lines.setdefault(line, {})[r["batch"]] = r["images_per_second"]
     lines = {k: sorted(v.items()) for k, v in lines.items() if len(v) > 1}
     if not lines:
         return None
     points = [p for line in lines.values() for p in line]
     batches = sorted({b for b, _ in points})
-    chart = svg.Chart("Images a second against the batch", 560, 360, right=260)
+    chart = svg.Chart("Images a second against the batch", 560, 360, right=380)
     to_x = chart.log(batches[0], batches[-1])
     to_y = chart.linear(0, 1.1 * max(s for _, s in points))
     chart.axis_x("batch", [(to_x(b), b) for b in batches])

@@ -1,8 +1,8 @@
 // One LoRA training step, the job that bench/peers/lora_step.py does in PyTorch: general and
 // personal adapter of rank 8 on qkv, proj, fc1, fc2, a trained head, cross-entropy, AdamW, clip 1;
-// random pixels already in memory. One JSON line; one model a process, so that peak memory is its
-// own. With --profile, afterwards, where the step's time goes and the least that each part can
-// take.
+// random pixels already in memory, or with --job what that script left: the same model, adapters
+// and images. One JSON line; one model a process, so that peak memory is its own. With --profile,
+// afterwards, where the step's time goes and the least that each part can take.
 #include <fmt/core.h>
 #include <sys/resource.h>
 
@@ -10,12 +10,13 @@
 #include <chrono>
 #include <cmath>
 #include <cstdlib>
-#include <cstring>
 #include <fstream>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "engine/data/loader.h"
+#include "engine/io/safetensors.h"
 #include "engine/tensor/allocator.h"
 #include "engine/tensor/profile.h"
 #include "kernels/core/parallel.h"
@@ -30,11 +31,13 @@ using Clock = std::chrono::steady_clock;
 
 VitConfig geometry(const std::string& name) {
   VitConfig c;
-  c.dim = name == "tiny" ? 192 : name == "small" ? 384 : 768;
+  c.dim = name == "tiny" ? 192 : name == "small" ? 384 : name == "base" ? 768 : 1024;
   c.heads = c.dim / 64;
   c.mlp_dim = 4 * c.dim;
-  if (name != "tiny" && name != "small" && name != "base")
-    throw UserError("unknown model " + name + "; known: tiny, small, base");
+  if (name == "large")
+    c.depth = 24;
+  else if (name != "tiny" && name != "small" && name != "base")
+    throw UserError("unknown model " + name + "; known: tiny, small, base, large");
   return c;
 }
 
@@ -84,22 +87,36 @@ std::string parts(DType compute, const F& step) {
       1e-9 * ceilings.flops, 1e-9 * ceilings.bytes, 1e3 * profile.step_seconds(), rows);
 }
 
-int run(const std::string& name, const std::string& precision, int threads, int64_t batch,
-        int steps, bool profile) {
-  cpu::set_threads(threads);
-  const DType compute = precision == "bf16" ? DType::bf16 : DType::f32;
-  const VitConfig c = geometry(name);
+struct Options {
+  std::string model = "tiny", precision = cpu::native_bf16() ? "bf16" : "f32", job;
+  int threads = 2, steps = 5;
+  int64_t batch = 16;
+  bool profile = false;
+};
+
+// The fine-tuner and the batch that it steps on.
+struct Work {
+  std::unique_ptr<FineTuner> tuner;
+  Batch batch;
+};
+
+FineTuneOptions fine_tuning() {
+  FineTuneOptions options;
+  options.classes = 5;
+  options.train.warmup = 0;
+  return options;
+}
+
+Work random_work(const Options& o, DType compute) {
+  const VitConfig c = geometry(o.model);
   // Weights are made as a trainable model makes them, then frozen as a loaded one is.
   auto vit = std::make_unique<Vit>(
       Vit::from_tensors(c, Vit::create(c, DType::f32, 1).tensors(), compute, false));
-  FineTuneOptions options;
-  options.classes = 5;
-  FineTuner tuner(std::move(vit), options);
-  tuner.draw_general();
-  tuner.draw_personal();
-
-  Batch b;
-  b.patches = Tensor::empty({batch * c.patches(), 3 * c.patch * c.patch}, compute);
+  Work work{std::make_unique<FineTuner>(std::move(vit), fine_tuning()), {}};
+  work.tuner->draw_general();
+  work.tuner->draw_personal();
+  Batch& b = work.batch;
+  b.patches = Tensor::empty({o.batch * c.patches(), 3 * c.patch * c.patch}, compute);
   const Philox rng{7};
   dispatch(compute, [&]<class T>(Tag<T>) {
     uint64_t n = 0;
@@ -108,26 +125,58 @@ int run(const std::string& name, const std::string& precision, int threads, int6
         b.patches.row<T>(r)[k] = T(float(normal(rng, n++)));
   });
   std::vector<int32_t> labels;
-  for (int64_t i = 0; i < batch; ++i) labels.push_back(int32_t(i % 5));
-  b.labels = Tensor::of(labels, {batch});
+  for (int64_t i = 0; i < o.batch; ++i) labels.push_back(int32_t(i % 5));
+  b.labels = Tensor::of(labels, {o.batch});
+  return work;
+}
+
+// What bench/peers/lora_step.py --job left in a folder.
+Work work_of(const Options& o, DType compute) {
+  auto vit = std::make_unique<Vit>(Vit::load(o.job + "/weights.safetensors", "", compute));
+  const TensorMap step = load_safetensors(o.job + "/step.safetensors").tensors;
+  const auto at = [&](const std::string& name) -> const Tensor& {
+    const auto it = step.find(name);
+    if (it == step.end()) throw UserError(o.job + "/step.safetensors: no tensor " + name);
+    return it->second;
+  };
+  const auto under = [&](const std::string& prefix) {
+    TensorMap part;
+    for (const auto& [name, t] : step)
+      if (name.starts_with(prefix)) part[name.substr(prefix.size())] = t;
+    return part;
+  };
+  Work work{std::make_unique<FineTuner>(std::move(vit), fine_tuning()), {}};
+  work.tuner->load_general(under("general."));
+  work.tuner->load_personal(under("personal."));
+  work.batch.patches = at("patches").to(compute).clone();
+  work.batch.labels = at("labels").clone();
+  return work;
+}
+
+int run(const Options& o) {
+  cpu::set_threads(o.threads);
+  const DType compute = o.precision == "bf16" ? DType::bf16 : DType::f32;
+  Work work = o.job.empty() ? random_work(o, compute) : work_of(o, compute);
+  FineTuner& tuner = *work.tuner;
+  Batch& b = work.batch;
+  const int64_t batch = b.labels.size();
   b.weights = Tensor::full({batch}, DType::f32, 1);
   b.valid = batch;
 
-  double loss = 0, norm = 0;
-  const std::vector<double> train = milliseconds(2, steps, [&](int i) {
-    const StepResult r = tuner.step({&b}, 0.5, 1, Phase::joint, uint64_t(i));
-    loss = r.loss;
-    norm = r.norm;
-  });
+  const StepResult first = tuner.step({&b}, 0.5, 1, Phase::joint, 0);
+  StepResult last;
+  const std::vector<double> train = milliseconds(
+      1, o.steps, [&](int i) { last = tuner.step({&b}, 0.5, 1, Phase::joint, uint64_t(i + 1)); });
   const double peak = peak_mib();
   const int64_t before = allocator_stats(Device::cpu).heap_allocations;
   tuner.step({&b}, 0.5, 1, Phase::joint, 99);
   const int64_t allocations = allocator_stats(Device::cpu).heap_allocations - before;
   const std::vector<double> infer =
-      milliseconds(1, steps, [&](int) { tuner.logits(b.patches, batch); });
+      milliseconds(1, o.steps, [&](int) { tuner.logits(b.patches, batch); });
   const std::string profiled =
-      profile ? parts(compute, [&] { tuner.step({&b}, 0.5, 1, Phase::joint, 0); }) : "";
-  if (!(std::isfinite(loss) && norm > 0)) throw Error("the step did no work: no gradient");
+      o.profile ? parts(compute, [&] { tuner.step({&b}, 0.5, 1, Phase::joint, 0); }) : "";
+  if (!(std::isfinite(last.loss) && last.norm > 0))
+    throw Error("the step did no work: no gradient");
 
   double load = 0;
   std::ifstream("/proc/loadavg") >> load;
@@ -138,11 +187,11 @@ int run(const std::string& name, const std::string& precision, int threads, int6
       "{:.1f}, \"step_ms_max\": {:.1f}, \"images_per_second\": {:.2f}, "
       "\"inference_images_per_second\": {:.2f}, \"peak_rss_mb\": {:.0f}, "
       "\"warm_step_allocations\": {}, "
-      "\"loss\": {:.4f}, \"gradient_norm\": {:.4f}, \"load_average\": {:.2f}{}}}\n",
-      name, precision, batch, threads, cpu::name_of(cpu::isa()), cpu::matmul_backend(),
+      "\"first_loss\": {:.8g}, \"first_gradient_norm\": {:.8g}, \"load_average\": {:.2f}{}}}\n",
+      o.model, o.precision, batch, o.threads, cpu::name_of(cpu::isa()), cpu::matmul_backend(),
       median(train), *std::min_element(train.begin(), train.end()),
       *std::max_element(train.begin(), train.end()), 1e3 * double(batch) / median(train),
-      1e3 * double(batch) / median(infer), peak, allocations, loss, norm, load, profiled);
+      1e3 * double(batch) / median(infer), peak, allocations, first.loss, first.norm, load, profiled);
   return 0;
 }
 
@@ -150,29 +199,43 @@ int run(const std::string& name, const std::string& precision, int threads, int6
 }  // namespace orthofed
 
 int main(int argc, char** argv) {
-  std::string model = "tiny", precision = orthofed::cpu::native_bf16() ? "bf16" : "f32";
-  int threads = 2, steps = 5;
-  int64_t batch = 16;
-  bool profile = false;
-  for (int i = 1; i < argc; ++i) {
-    const std::string option = argv[i];
-    if (option == "--profile") profile = true;
-    if (option == "--profile" || i + 1 == argc) continue;
-    const std::string value = argv[++i];
-    if (option == "--model") model = value;
-    if (option == "--precision") precision = value;
-    if (option == "--threads") threads = std::atoi(value.c_str());
-    if (option == "--batch") batch = std::atoll(value.c_str());
-    if (option == "--steps") steps = std::atoi(value.c_str());
-  }
-  if (argc > 1 && std::strcmp(argv[1], "--help") == 0) {
-    std::puts(
-        "usage: lora_step_bench [--model tiny|small|base] [--precision f32|bf16] [--threads N]\n"
-        "                       [--batch N] [--steps N] [--profile]");
-    return 0;
-  }
   try {
-    return orthofed::run(model, precision, threads, batch, steps, profile);
+    orthofed::Options o;
+    for (int i = 1; i < argc; ++i) {
+      const std::string option = argv[i];
+      if (option == "--help") {
+        std::puts(
+            "usage: lora_step_bench [--model tiny|small|base|large] [--precision f32|bf16]\n"
+            "                       [--threads N] [--batch N] [--steps N] [--profile] [--job DIR]\n"
+            "--job: the model, adapters and images that bench/peers/lora_step.py --job left");
+        return 0;
+      }
+      if (option == "--profile") {
+        o.profile = true;
+        continue;
+      }
+      if (i + 1 == argc) throw orthofed::UserError(option + ": a value is missing, see --help");
+      const std::string value = argv[++i];
+      if (option == "--model")
+        o.model = value;
+      else if (option == "--precision")
+        o.precision = value;
+      else if (option == "--job")
+        o.job = value;
+      else if (option == "--threads")
+        o.threads = std::atoi(value.c_str());
+      else if (option == "--batch")
+        o.batch = std::atoll(value.c_str());
+      else if (option == "--steps")
+        o.steps = std::atoi(value.c_str());
+      else
+        throw orthofed::UserError("unknown option " + option + ", see --help");
+    }
+    if (o.precision != "f32" && o.precision != "bf16")
+      throw orthofed::UserError("--precision " + o.precision + ": f32 or bf16");
+    if (o.threads < 1 || o.batch < 1 || o.steps < 1)
+      throw orthofed::UserError("--threads, --batch and --steps take positive numbers");
+    return orthofed::run(o);
   } catch (const orthofed::UserError& e) {
     fmt::print(stderr, "lora_step_bench: {}\n", e.what());
     return 2;
