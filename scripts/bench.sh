@@ -50,9 +50,6 @@ echo "== build"
 cmake --preset release >build/bench.configure.log || { cat build/bench.configure.log; exit 1; }
 cmake --build --preset release --target "${names[@]}" >build/bench.build.log || { cat build/bench.build.log; exit 1; }
 
-cpu=$(sed -nE 's/^model name\s*: //p' /proc/cpuinfo | head -n 1 | tr 'A-Z' 'a-z' | sed -E 's/[^a-z0-9]+/-/g; s/^-|-$//g')
-prefix=$out/$(date +%F)-${cpu:-cpu}-$(nproc)core
-kernels=$prefix-kernels.jsonl
 : >build/bench.jsonl
 OF_COMMIT=$(git describe --always --dirty --abbrev=12 --exclude='*' 2>/dev/null || echo unknown)
 export OF_COMMIT OMP_NUM_THREADS=$threads OMP_WAIT_POLICY=active
@@ -63,6 +60,12 @@ for i in "${!names[@]}"; do
   build/release/bin/"${names[i]}" --json build/bench.jsonl --seconds "$seconds" \
     --benchmark_filter="${filter:-/cpu/}" 2>build/bench.log || { failed=1; tail -n 3 build/bench.log; }
 done
+[[ -s build/bench.jsonl ]] || { echo "bench: no benchmark matches '$filter'" >&2; exit 2; }
+# 2026-11-24-amd-epyc-x86-64-v4-2core: what is told apart on the page as well.
+host=$(sed -nE '1s/.*"cpu": "([^"]*)".*"isa": "([^"]*)".*/\1 \2/p' build/bench.jsonl)
+host=$(tr 'A-Z' 'a-z' <<<"$host" | sed -E 's/[^a-z0-9]+/-/g; s/^-|-$//g')
+prefix=$out/$(date +%F)-$host-$(nproc)core
+kernels=$prefix-kernels.jsonl
 mv build/bench.jsonl "$kernels"
 echo "$(wc -l <"$kernels") records in $kernels"
 
@@ -71,7 +74,8 @@ if [[ -n $step ]]; then
   steps=$prefix-lora_step.jsonl
   : >"$steps.new"
   for case in tiny:'1 4 16' small:16; do
-    if scripts/bench_step.sh "${case%%:*}" "$threads" build/bench_step.jsonl "${case#*:}" 2>build/bench.step.log; then
+    if scripts/bench_step.sh --models "${case%%:*}" --batches "${case#*:}" --threads "$threads" \
+      --out build/bench_step.jsonl 2>build/bench.step.log; then
       cat build/bench_step.jsonl >>"$steps.new"
     else
       echo "bench: no training step: $(tail -n 1 build/bench.step.log)"

@@ -45,6 +45,8 @@ cmake --build --preset release --target lora_step_bench >build/bench_step.build.
 job=$(mktemp -d build/bench_step.XXXXXX)
 trap 'rm -rf "$job"' EXIT
 : >"$out"
+cpu=$(sed -nE 's/^model name\s*: (.*\S)\s*$/\1/p' /proc/cpuinfo | head -n 1)
+cpu=${cpu:-unknown}
 field() { sed -nE "s/.*\"$2\": \"?([^,\"}]*).*/\1/p" <<<"$1"; }
 ours() {  # precision, further options
   OMP_WAIT_POLICY=active OMP_NUM_THREADS=$threads build/release/bin/lora_step_bench --job "$job/$model" \
@@ -77,7 +79,9 @@ for model in $models; do
       mine+=("$record")
     done
     ((${#mine[@]} > 0)) || { echo "bench_step: PyTorch measured nothing: $peers" >&2; exit 1; }
-    printf '%s\n' "${mine[@]}" "$peers" >>"$out"
+    # Which machine, as in the records of kernels (bench/support/record.cc).
+    host="{\"cpu\": \"$cpu\", \"cores\": $(nproc), \"threads\": $threads, \"isa\": \"$(field "${mine[0]}" isa)\"}"
+    printf '%s\n' "${mine[@]}" "$peers" | sed "s|^{|{\"host\": $host, |" >>"$out"
     while read -r record; do
       ms=$(field "$record" step_ms)
       [[ -n $ms ]] || continue

@@ -1,12 +1,14 @@
 #include "bench/support/bench.h"
 
 #include <benchmark/benchmark.h>
+#include <malloc.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <limits>
 
 #include "bench/support/record.h"
 #include "kernels/core/parallel.h"
@@ -275,6 +277,10 @@ bool on_every_vit(const std::string& name, Body f32, Body bf16) {
 // Of every bench program of kernels.
 int main(int argc, char** argv) {
   using namespace orthofed;
+  // Memory stays with the program from one case to the next: fetching the pages of such large arrays
+  // from the system anew each time would take longer than what is measured.
+  mallopt(M_MMAP_MAX, 0);
+  mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
   try {
     if (const char* file = std::getenv("OF_BENCH_JSON")) bench::set_record_file(file);
     std::vector<char*> rest;

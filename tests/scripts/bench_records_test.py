@@ -27,9 +27,11 @@ def record(kernel="gelu/forward", provider="orthofed", us=100.0, mode="cold", **
     return r
 
 
-def step(provider, ms, batch=16):
-    r = {"model": "vit_tiny", "mode": "f32", "batch": batch, "threads": 2, "step_ms": ms,
-         "images_per_second": 1e3 * batch / ms, "peak_rss_mb": ms, "load_average": 0.1}
+def step(provider, ms, batch=16, mode="f32", isa="x86-64-v3"):
+    r = {"host": {"cpu": "Planted CPU", "cores": 4, "threads": 2, "isa": isa}, "model": "vit_tiny",
+         "mode": mode, "batch": batch, "threads": 2, "step_ms": ms, "peak_rss_mb": ms,
+         "images_per_second": 1e3 * batch / ms, "inference_images_per_second": 3e3 * batch / ms,
+         "load_average": 0.1}
     r["provider" if provider == "orthofed" else "peer"] = provider
     return r
 
@@ -130,7 +132,8 @@ class Scripts(unittest.TestCase):
         self.assertIn("Commit c0ffee, 2026-01-02", page)
         self.assertIn("100 GFLOP/s in f32, 10.0 GB/s", page)
         drawn = sorted(os.listdir(self.path("images")))
-        self.assertEqual(drawn, ["bench_planted_cpu_percent.svg", "bench_planted_cpu_roofline.svg"])
+        self.assertEqual(drawn, ["bench_planted_cpu_x86_64_v3_percent.svg",
+                                 "bench_planted_cpu_x86_64_v3_roofline.svg"])
         for name in drawn:
             picture = self.read("images/" + name)
             self.assertTrue(xml.fromstring(picture).tag.endswith("svg"))
@@ -156,19 +159,30 @@ class Scripts(unittest.TestCase):
         records = [record(provider="version 1, naive", us=400), record(provider="version 2, tiles"),
                    record()]
         _, _, page = self.page([self.plant("x.jsonl", records)])
-        self.assertIn("bench_planted_cpu_versions.svg", page)
-        picture = self.read("images/bench_planted_cpu_versions.svg")
+        self.assertIn("bench_planted_cpu_x86_64_v3_versions.svg", page)
+        picture = self.read("images/bench_planted_cpu_x86_64_v3_versions.svg")
         self.assertIn("1, naive", picture)
         self.assertIn("25 %", picture)
 
     def test_the_training_step(self):
-        steps = [step("orthofed", 500), step("pytorch", 1000), step("pytorch", 900),
-                 step("pytorch", 100, batch=8)]  # ours was not measured at that batch
+        steps = [step("orthofed", 500), step("pytorch", 1000), step("pytorch", 900, mode="compile"),
+                 step("pytorch", 100, batch=8),  # ours was not measured at that batch
+                 step("orthofed", 50, isa="x86-64-v4"), step("pytorch", 200, isa="x86-64-v4")]
         _, _, page = self.page([self.plant("step.jsonl", steps)])
-        self.assertIn("| vit_tiny | 16 | 2 | 500 | f32 | 900 | pytorch f32 | 1.80 | 500 against 900 |", page)
-        self.assertEqual(page.count("| vit_tiny |"), 1)
+        self.assertIn("**Planted CPU, 2 of 4 cores, x86-64-v3**", page)
+        self.assertIn("| vit_tiny | 16 | orthofed f32 | 500 | 1.80 | 96.0 | 500 | 0.1 |", page)
+        self.assertIn("| vit_tiny | 16 | pytorch compile | 900 |  | 53.3 | 900 | 0.1 |", page)
+        self.assertIn("| vit_tiny | 16 | orthofed f32 | 50 | 4.00 |", page)  # of the other machine
+        self.assertEqual(page.count("| vit_tiny |"), 5)
         self.assertIn("bench_step.svg", page)
         self.assertIn("bench_batch.svg", page)  # PyTorch's, of two batches
+
+    def test_a_newer_file_replaces_a_step(self):
+        old = self.plant("2026-01-01-x.jsonl", [step("orthofed", 500), step("pytorch", 900)])
+        new = self.plant("2026-01-02-x.jsonl", [step("orthofed", 600)])
+        _, _, page = self.page([new, old])
+        self.assertIn("| vit_tiny | 16 | orthofed f32 | 600 | 1.50 |", page)
+        self.assertEqual(page.count("orthofed f32"), 1)
 
     def test_where_a_steps_time_goes(self):
         ours = step("orthofed", 100)
@@ -182,7 +196,7 @@ class Scripts(unittest.TestCase):
         self.assertIn("| GELU | 30 (6) |", page)
         self.assertIn("| other | 10.0 |", page)
         self.assertIn("| **step** | **100** (56, 56 %) |", page)
-        self.assertIn("50 GFLOP/s and 10.0 GB/s", page)
+        self.assertIn("50 GFLOP/s and 10.0 GB/s for vit_tiny", page)
         self.assertIn("matrix products: 60.0 ms, 60.0 %", self.read("images/bench_waterfall.svg"))
         _, _, page = self.page([self.plant("step.jsonl", [step("orthofed", 100)])])
         self.assertNotIn("waterfall", page)  # nobody profiled it
