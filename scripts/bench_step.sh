@@ -49,7 +49,7 @@ cpu=$(sed -nE 's/^model name\s*: (.*\S)\s*$/\1/p' /proc/cpuinfo | head -n 1)
 cpu=${cpu:-unknown}
 field() { sed -nE "s/.*\"$2\": \"?([^,\"}]*).*/\1/p" <<<"$1"; }
 ours() {  # precision, further options
-  OMP_WAIT_POLICY=active OMP_NUM_THREADS=$threads build/release/bin/lora_step_bench --job "$job/$model" \
+  OMP_WAIT_POLICY=active OMP_NUM_THREADS=$threads build/release/bin/lora_step_bench --model "$model" --job "$job/$model" \
     --threads "$threads" --precision "$@"
 }
 # The relative difference of a figure of two records is at most so much; a NaN is not.

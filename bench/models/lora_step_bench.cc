@@ -191,7 +191,8 @@ int run(const Options& o) {
       o.model, o.precision, batch, o.threads, cpu::name_of(cpu::isa()), cpu::matmul_backend(),
       median(train), *std::min_element(train.begin(), train.end()),
       *std::max_element(train.begin(), train.end()), 1e3 * double(batch) / median(train),
-      1e3 * double(batch) / median(infer), peak, allocations, first.loss, first.norm, load, profiled);
+      1e3 * double(batch) / median(infer), peak, allocations, first.loss, first.norm, load,
+      profiled);
   return 0;
 }
 

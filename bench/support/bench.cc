@@ -277,8 +277,8 @@ bool on_every_vit(const std::string& name, Body f32, Body bf16) {
 // Of every bench program of kernels.
 int main(int argc, char** argv) {
   using namespace orthofed;
-  // Memory stays with the program from one case to the next: fetching the pages of such large arrays
-  // from the system anew each time would take longer than what is measured.
+  // Memory stays with the program from one case to the next: fetching the pages of such large
+  // arrays from the system anew each time would take longer than what is measured.
   mallopt(M_MMAP_MAX, 0);
   mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
   try {

@@ -13,10 +13,11 @@
 // twice (once on a GPU), x in, dx in and out. Limits: rank and out at most 65,536, on a GPU rank at
 // most 256.
 //
-// On a GPU the products run on tensor cores, on numbers split into bf16 pieces (lora.cu). With T =
-// bf16 an adapter has two, so that u, y, du and dx err by another 2^-17 sum |terms|, far below
-// their own rounding to bf16; in float k + 3 above becomes k + 5. db, da and merged are as on the
-// CPU. An infinity may come out as NaN, and elements below 2^-110 lose bits.
+// With T = bf16 an adapter is split into two bf16 pieces where bf16 is multiplied natively (a GPU's
+// tensor cores, cpu::native_bf16()), so that u, y, du and dx err by another 2^-17 sum |terms|, far
+// below their own rounding to bf16. On a GPU float runs on tensor cores as well, in pieces
+// (lora.cu): k + 3 above becomes k + 5. db, da and merged are not split in bf16. An infinity may
+// come out as NaN, and elements below 2^-110 lose bits.
 #pragma once
 #include <algorithm>
 #include <cstddef>

@@ -9,6 +9,7 @@
 
 #include "kernels/core/check.h"
 #include "kernels/core/parallel.h"
+#include "kernels/matmul/matmul.h"
 #include "tests/support/buffer.h"
 #include "tests/support/compare.h"
 #include "tests/support/device.h"
@@ -118,15 +119,15 @@ testing::AssertionResult check(const Buffer<C>& out, int64_t k, double extra,
                [&](int64_t i, int64_t j) -> double { return budget[size_t(i * out.cols() + j)]; });
 }
 
-// What splitting numbers into bf16 pieces costs on a GPU: of two activations, of an adapter.
+// What splitting numbers into bf16 pieces costs: of two activations, of an adapter.
 template <class T>
 double activation_pieces(const Queue& queue) {
   return queue.device != Device::cpu && std::is_same_v<T, float> ? epsilon<float> : 0;
 }
 template <class T>
 double adapter_pieces(const Queue& queue) {
-  return queue.device != Device::cpu && std::is_same_v<T, bf16> ? 0x1p-17
-                                                                : activation_pieces<T>(queue);
+  const bool native = queue.device != Device::cpu || cpu::native_bf16();
+  return native && std::is_same_v<T, bf16> ? 0x1p-17 : activation_pieces<T>(queue);
 }
 
 template <class T>
