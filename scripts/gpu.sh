@@ -226,6 +226,10 @@ stage_bench() {
       run "$work/$name" "$bin/$name" --benchmark_filter=/cuda --benchmark_format=csv
     status=$? ok=yes
     ((status == 0)) || ok=no
+    while read -r line; do
+      echo "$line"
+      record "$bin/$name --benchmark_filter=/cuda" "\"missing\": $(text "${line#peer missing: }")"
+    done < <(grep '^peer missing: ' "$work/$name")
     clocks=$(nvidia-smi --query-gpu=clocks.sm,power.draw --format=csv,noheader,nounits 2>/dev/null | head -n 1)
     # The header names the columns; a name is quoted, other cells are numbers or empty.
     while read -r line; do

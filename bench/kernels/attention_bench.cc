@@ -62,6 +62,7 @@ void forward(Bench& b, const Vit& v) {
   of_time_versions(b, attention_forward_versions, T)(call);
 #ifdef OF_HAVE_CUDNN
   if constexpr (std::is_same_v<T, bf16>) {
+    if (b.on_gpu() && !cuda::cudnn_found()) b.missing("cuDNN 9.16 or newer", "OF_CUDNN");
     if (b.on_gpu() && cuda::cudnn_found())
       b.provider("cuDNN", [&] {
         OF_CHECK(cuda::attention_forward_cudnn(qkv.data(), out.data(), lse.data(), s, scale,
@@ -101,6 +102,7 @@ void backward(Bench& b, const Vit& v) {
   of_time_versions(b, attention_backward_versions, T)(call);
 #ifdef OF_HAVE_CUDNN
   if constexpr (std::is_same_v<T, bf16>) {
+    if (b.on_gpu() && !cuda::cudnn_found()) b.missing("cuDNN 9.16 or newer", "OF_CUDNN");
     if (b.on_gpu() && cuda::cudnn_found())
       b.provider("cuDNN", [&] {
         OF_CHECK(cuda::attention_backward_cudnn(qkv.data(), out.data(), dout.data(), lse.data(),

@@ -37,12 +37,16 @@ void product(Bench& b, const Vit& v, Linear l) {
   of_time(b, matmul, T, T)(call);
   of_time_versions(b, matmul_versions, T, T)(call);
 #ifdef OF_HAVE_CUBLASLT
-  if (b.on_gpu() && cuda::open_library("libcublasLt.so.13", "OF_CUBLASLT").handle != nullptr)
-    b.provider("cuBLASLt", [&] {
-      OF_CHECK((cuda::matmul_cublaslt<T, T>(x.data(), w.data(), y.data(), bias.data(), false, s,
-                                            b.queue().cuda)),
-               "cuBLASLt refuses this product");
-    });
+  if (b.on_gpu()) {
+    if (cuda::open_library("libcublasLt.so.13", "OF_CUBLASLT").handle == nullptr)
+      b.missing("cuBLASLt", "OF_CUBLASLT");
+    else
+      b.provider("cuBLASLt", [&] {
+        OF_CHECK((cuda::matmul_cublaslt<T, T>(x.data(), w.data(), y.data(), bias.data(), false, s,
+                                              b.queue().cuda)),
+                 "cuBLASLt refuses this product");
+      });
+  }
 #endif
   // Frozen weights stay where they were packed: the copies in rotation are of x and y alone.
   const cpu::PackedMatrix<T> packed(w.host().data(), k, Op::transpose, k, n);

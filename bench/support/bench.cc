@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <exception>
 #include <limits>
+#include <set>
 
 #include "bench/support/record.h"
 #include "kernels/core/parallel.h"
@@ -99,6 +100,12 @@ void Bench::scratch([[maybe_unused]] size_t bytes) {
 
 void Bench::provider(const std::string& name, Run run, double slack) {
   if (run) providers_.push_back({name, std::move(run), slack, -1, {}});
+}
+
+void Bench::missing(const std::string& peer, const char* variable) {
+  static std::set<std::string> said;
+  if (said.insert(peer).second)
+    std::fprintf(stderr, "peer missing: %s (%s can name its folder)\n", peer.c_str(), variable);
 }
 
 void Bench::select(int64_t turn) {

@@ -76,6 +76,8 @@ class Bench {
   Bench& operator=(const Bench&) = delete;
 
   const Queue& queue() const { return queue_; }
+  // Says on standard error, once a program, that a peer's library is not here.
+  static void missing(const std::string& peer, const char* variable);
   bool on_gpu() const { return queue_.device == Device::cuda; }
   void shape(Sizes sizes) { sizes_ = std::move(sizes); }
   void scratch(size_t bytes);  // what the kernel needs on a GPU

@@ -123,6 +123,7 @@ TEST_F(GpuScript, RecordsBenchmarks) {
   program("build/release/bin/a_bench",
           "case $1 in --benchmark_list_tests) echo f/cuda/8; exit;; esac\n"
           "echo 'name,iterations,real_time,cpu_time,time_unit,label,error_occurred,\"GB/s\"'\n"
+          "echo 'peer missing: cuDNN (OF_CUDNN can name its folder)' >&2\n"
           "echo '\"f/cuda/8\",100,1.25e+01,13,us,,,3900.5'");
   program("build/release/bin/b_bench", "echo g/cpu/8");
   const Outcome outcome = gpu("bench --out out");
@@ -130,6 +131,9 @@ TEST_F(GpuScript, RecordsBenchmarks) {
   EXPECT_TRUE(contains(file("out/bench.jsonl"),
                        "\"name\": \"f/cuda/8\", \"iterations\": 100, \"real_time\": 1.25e+01, "
                        "\"time_unit\": \"us\", \"GB/s\": 3900.5, "));
+  EXPECT_TRUE(contains(outcome.output, "peer missing: cuDNN"));
+  EXPECT_TRUE(contains(file("out/bench.jsonl"),
+                       "\"missing\": \"cuDNN (OF_CUDNN can name its folder)\"}"));
   EXPECT_EQ(file("out/bench.jsonl").find("b_bench"), std::string::npos);
   EXPECT_EQ(gpu("bench --only b_bench").status, 2);  // nothing was measured
 }
