@@ -127,6 +127,11 @@ const std::vector<ConfigKey>& config_keys() {
       {KEY(lora.init), one_of("normal", "peft"),
        "of A, while B = 0; normal: N(0, 1/in); peft: U(+-1/sqrt(in))"},
       {KEY(lora.init_orthogonal), anything(), "the personal A starts orthogonal to the general A"},
+      {KEY(lora.strategy), one_of("unmerged", "merged"),
+       "unmerged: adapters have products of their own; merged: before each step they are added "
+       "into "
+       "a copy of W in the compute type, which is for GPUs and large batches, and does not go with "
+       "penalty.features"},
 
       {KEY(penalty.update), at_least(0),
        "squared cosine between the two updates B A; opal: 2 unless a weight is set"},
@@ -324,7 +329,8 @@ std::string nearest_config_key(const std::string& name) {
 
 std::map<std::string, std::string> shared_settings(const RunConfig& config) {
   // What a machine allows, not what is trained.
-  static const std::set<std::string> own = {"train.batch_size", "train.accumulate", "train.graph"};
+  static const std::set<std::string> own = {"lora.strategy", "train.batch_size", "train.accumulate",
+                                            "train.graph"};
   static const std::set<std::string> others = {"seed", "model.head", "data.image_size"};
   RunConfig copy = config;
   std::map<std::string, std::string> settings;

@@ -80,12 +80,13 @@ Var attention_half(Tape& tape, const Block& block, const Var& x, int64_t batch,
   const bool turned = options.rotation != nullptr && options.rotation->defined();
   if (turned) rope_forward(qkv, *options.rotation, batch, options.heads);
   const Tensor a = attention_forward(qkv, batch, options.heads, s ? &s->lse : nullptr);  // [B N, D]
-  const Tensor z = block.proj.forward(a, s ? &s->proj : nullptr);                        // [B N, D]
-  const Var y = tape.output(residual_forward(x.value(), z, block.ls1), needed);
+  const Var y =
+      tape.output(block.proj.forward_residual(a, x.value(), block.ls1, s ? &s->proj : nullptr,
+                                              s && block.ls1.requires_grad() ? &s->z : nullptr),
+                  needed);
   if (!needed) return y;
 
   s->qkv_out = qkv;
-  if (block.ls1.requires_grad()) s->z = z;
   tape.record({y}, [&block, x, y, saved, batch, options, turned, features] {
     const Tensor dy = y.take_grad();
     const bool below = x.requires_grad() || block.norm1_weight.requires_grad();
@@ -117,27 +118,38 @@ Var mlp_half(Tape& tape, const Block& block, const Var& x, const BlockOptions& o
   Saved* s = needed ? saved.get() : nullptr;
 
   const Tensor h = layer_norm_forward(x.value(), block.norm2_weight, block.norm2_bias, options.eps,
-                                      options.compute, s ? &s->norm : nullptr);        // [M, D]
-  const Tensor f = block.fc1.forward(h, s ? &s->fc1 : nullptr);                        // [M, 4 D]
-  const Tensor g = options.gated ? swiglu_forward(f) : gelu_forward(f, options.gelu);  // [M, 4 D]
-  const Tensor z = block.fc2.forward(g, s ? &s->fc2 : nullptr);                        // [M, D]
-  const Var y = tape.output(residual_forward(x.value(), z, block.ls2), needed);
+                                      options.compute, s ? &s->norm : nullptr);  // [M, D]
+  Tensor f, g;  // [M, 4 D], f before the activation
+  if (options.gated) {
+    f = block.fc1.forward(h, s ? &s->fc1 : nullptr);
+    g = swiglu_forward(f);
+  } else {
+    g = block.fc1.forward_gelu(h, options.gelu, s ? &s->fc1 : nullptr, &f);
+  }
+  const Var y =
+      tape.output(block.fc2.forward_residual(g, x.value(), block.ls2, s ? &s->fc2 : nullptr,
+                                             s && block.ls2.requires_grad() ? &s->z : nullptr),
+                  needed);
   if (!needed) return y;
 
   s->f = f;
-  if (block.ls2.requires_grad()) s->z = z;
   tape.record({y}, [&block, x, y, saved, options, features] {
     const Tensor dy = y.take_grad();
     const bool below = x.requires_grad() || block.norm2_weight.requires_grad();
     const bool into_fc1 = below || block.fc1.trainable();
     const Tensor dz = residual_backward(dy, saved->z, block.ls2, options.compute);
-    const Tensor dg = block.fc2.backward(dz, saved->fc2, into_fc1, features);
-    if (!into_fc1) return;
-    const Tensor df = options.gated ? saved->f : dg;  // in place, whose shape it has
-    if (options.gated)
+    if (!into_fc1) {
+      block.fc2.backward(dz, saved->fc2, false, features);
+      return;
+    }
+    Tensor df;  // [M, 4 D]
+    if (options.gated) {
+      const Tensor dg = block.fc2.backward(dz, saved->fc2, true, features);
+      df = saved->f;  // in place, whose shape it has
       swiglu_backward(dg, saved->f, df);
-    else
-      gelu_backward(dg, saved->f, df, options.gelu);
+    } else {
+      df = block.fc2.backward_gelu(dz, saved->fc2, saved->f, options.gelu, features);
+    }
     const Tensor dh = block.fc1.backward(df, saved->fc1, below, features);
     if (below) through_norm(x, dh, dy, saved->norm, block.norm2_weight, block.norm2_bias);
   });

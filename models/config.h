@@ -22,9 +22,10 @@ struct LoraConfig {
   double alpha = -1;           // scale s = alpha / rank; -1: alpha = 2 * rank
   double personal_alpha = -1;  // -1: alpha * personal_rank / rank, so that both scales are equal
   std::vector<std::string> targets = {"qkv", "proj", "fc1", "fc2"};  // or q, k, v
-  std::vector<int64_t> layers;   // blocks that are adapted; empty: all
-  std::string init = "normal";   // normal: A ~ N(0, 1/in); peft: U(+-1/sqrt(in))
-  bool init_orthogonal = false;  // A_p starts orthogonal to A_g
+  std::vector<int64_t> layers;        // blocks that are adapted; empty: all
+  std::string init = "normal";        // normal: A ~ N(0, 1/in); peft: U(+-1/sqrt(in))
+  bool init_orthogonal = false;       // A_p starts orthogonal to A_g
+  std::string strategy = "unmerged";  // unmerged | merged: added into a copy of W before each step
 };
 
 // [penalty]: one weight a kind; a kind that is absent has weight 0 and is only logged.

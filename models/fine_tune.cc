@@ -73,6 +73,20 @@ FineTuner::FineTuner(std::unique_ptr<Vit> model, const FineTuneOptions& options)
   head_ = make_head(*model_, options.classes, "");
   if (options.head == "both") personal_head_ = make_head(*model_, options.classes, "personal_");
   penalties_ = std::make_unique<Penalties>(*model_, options.penalty);
+  const std::string& strategy = options.lora.strategy;
+  if (strategy != "unmerged" && strategy != "merged")
+    throw UserError(fmt::format("lora.strategy: '{}' is not one of unmerged, merged", strategy));
+  if (strategy == "merged") {
+    if (options.penalty.features > 0)
+      throw UserError(
+          "lora.strategy = \"merged\" does not go with penalty.features, whose gradient has to "
+          "pass through the adapters' own products: set lora.strategy = \"unmerged\"");
+    for (AdapterSlice* s : adapter_slices(*model_)) {
+      Linear* layer = layer_of(*model_, *s);
+      if (merged_.empty() || merged_.back() != layer) merged_.push_back(layer);
+    }
+    merge_adapters();  // takes the memory before any step is captured
+  }
 
   const double decay = options.train.weight_decay;
   for (AdapterSlice* s : adapter_slices(*model_)) {
@@ -180,6 +194,12 @@ void FineTuner::set_class_counts(const std::vector<int64_t>& counts) {
       v[c] = std::log(std::max(double(counts[c]), 0.5) / double(total));
     prior_ = Tensor::of(v, {options_.classes}).to(accum(model_->compute));
   }
+}
+
+void FineTuner::merge_adapters() {
+  if (merged_.empty()) return;
+  const Span span("merge");
+  for (Linear* layer : merged_) layer->merge();
 }
 
 Var FineTuner::head_logits(Tape& tape, const Var& features, bool personal) const {
@@ -310,6 +330,7 @@ FineTuner::Step& FineTuner::prepare(const std::vector<const Batch*>& micro_batch
 
 void FineTuner::queue_gradients(Step& step) {
   const CrossEntropyOptions loss_options{options_.train.label_smoothing, options_.train.focal};
+  merge_adapters();
   for (size_t j = 0; j < step.inputs.size(); ++j) {
     const int64_t valid = step.kind.valid[j];
     if (valid == 0) continue;
@@ -500,6 +521,7 @@ Tensor FineTuner::logits(const Tensor& patches, int64_t batch, bool personal) {
   set_active(*model_, AdapterKind::personal, personal);
   Tensor z;
   const auto compute = [&] {
+    merge_adapters();
     Tape tape(false);
     const Var features = model_->features(tape, patches.on(scope.device()), batch);
     z = head_logits(tape, features, personal).value().on(Device::cpu);

@@ -126,6 +126,7 @@ class FineTuner {
   StepResult result_of(const Step& step);
   void clear_gradients();
 
+  void merge_adapters();  // with lora.strategy = "merged": those that are active, as they are now
   Var head_logits(Tape& tape, const Var& features, bool personal) const;
   void set_phase(Phase phase, bool personal_active);
   bool dropped(uint64_t index) const;  // is the personal adapter off in this step?
@@ -133,8 +134,9 @@ class FineTuner {
 
   std::unique_ptr<Vit> model_;
   FineTuneOptions options_;
-  Linear head_;           // shared, or personal with head = "personal"
-  Linear personal_head_;  // head = "both": its logits are added
+  std::vector<Linear*> merged_;  // every layer with adapters, if they are merged
+  Linear head_;                  // shared, or personal with head = "personal"
+  Linear personal_head_;         // head = "both": its logits are added
   std::unique_ptr<Penalties> penalties_;
   ParameterGroup general_group_, personal_group_;
   Optimizer optimizer_;

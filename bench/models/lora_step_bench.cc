@@ -89,6 +89,7 @@ std::string parts(DType compute, const F& step) {
 
 struct Options {
   std::string model = "tiny", precision = cpu::native_bf16() ? "bf16" : "f32", job;
+  std::string strategy = "unmerged";  // lora.strategy
   int threads = 2, steps = 5;
   int64_t batch = 16;
   bool profile = false;
@@ -100,8 +101,9 @@ struct Work {
   Batch batch;
 };
 
-FineTuneOptions fine_tuning() {
+FineTuneOptions fine_tuning(const Options& o) {
   FineTuneOptions options;
+  options.lora.strategy = o.strategy;
   options.classes = 5;
   options.train.warmup = 0;
   return options;
@@ -112,7 +114,7 @@ Work random_work(const Options& o, DType compute) {
   // Weights are made as a trainable model makes them, then frozen as a loaded one is.
   auto vit = std::make_unique<Vit>(
       Vit::from_tensors(c, Vit::create(c, DType::f32, 1).tensors(), compute, false));
-  Work work{std::make_unique<FineTuner>(std::move(vit), fine_tuning()), {}};
+  Work work{std::make_unique<FineTuner>(std::move(vit), fine_tuning(o)), {}};
   work.tuner->draw_general();
   work.tuner->draw_personal();
   Batch& b = work.batch;
@@ -145,7 +147,7 @@ Work work_of(const Options& o, DType compute) {
       if (name.starts_with(prefix)) part[name.substr(prefix.size())] = t;
     return part;
   };
-  Work work{std::make_unique<FineTuner>(std::move(vit), fine_tuning()), {}};
+  Work work{std::make_unique<FineTuner>(std::move(vit), fine_tuning(o)), {}};
   work.tuner->load_general(under("general."));
   work.tuner->load_personal(under("personal."));
   work.batch.patches = at("patches").to(compute).clone();
@@ -181,18 +183,18 @@ int run(const Options& o) {
   double load = 0;
   std::ifstream("/proc/loadavg") >> load;
   fmt::print(
-      "{{\"provider\": \"orthofed\", \"model\": \"vit_{}_patch16_224\", \"mode\": \"{}\", "
+      "{{\"provider\": \"orthofed\", \"model\": \"vit_{}_patch16_224\", \"mode\": \"{}{}\", "
       "\"batch\": {}, "
       "\"threads\": {}, \"isa\": \"{}\", \"matmul\": \"{}\", \"step_ms\": {:.1f}, \"step_ms_min\": "
       "{:.1f}, \"step_ms_max\": {:.1f}, \"images_per_second\": {:.2f}, "
       "\"inference_images_per_second\": {:.2f}, \"peak_rss_mb\": {:.0f}, "
       "\"warm_step_allocations\": {}, "
       "\"first_loss\": {:.8g}, \"first_gradient_norm\": {:.8g}, \"load_average\": {:.2f}{}}}\n",
-      o.model, o.precision, batch, o.threads, cpu::name_of(cpu::isa()), cpu::matmul_backend(),
-      median(train), *std::min_element(train.begin(), train.end()),
-      *std::max_element(train.begin(), train.end()), 1e3 * double(batch) / median(train),
-      1e3 * double(batch) / median(infer), peak, allocations, first.loss, first.norm, load,
-      profiled);
+      o.model, o.precision, o.strategy == "merged" ? "-merged" : "", batch, o.threads,
+      cpu::name_of(cpu::isa()), cpu::matmul_backend(), median(train),
+      *std::min_element(train.begin(), train.end()), *std::max_element(train.begin(), train.end()),
+      1e3 * double(batch) / median(train), 1e3 * double(batch) / median(infer), peak, allocations,
+      first.loss, first.norm, load, profiled);
   return 0;
 }
 
@@ -208,6 +210,7 @@ int main(int argc, char** argv) {
         std::puts(
             "usage: lora_step_bench [--model tiny|small|base|large] [--precision f32|bf16]\n"
             "                       [--threads N] [--batch N] [--steps N] [--profile] [--job DIR]\n"
+            "                       [--strategy unmerged|merged]\n"
             "--job: the model, adapters and images that bench/peers/lora_step.py --job left");
         return 0;
       }
@@ -223,6 +226,8 @@ int main(int argc, char** argv) {
         o.precision = value;
       else if (option == "--job")
         o.job = value;
+      else if (option == "--strategy")
+        o.strategy = value;
       else if (option == "--threads")
         o.threads = std::atoi(value.c_str());
       else if (option == "--batch")

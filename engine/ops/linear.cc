@@ -2,6 +2,8 @@
 
 #include <fmt/core.h>
 
+#include "engine/ops/gelu.h"
+#include "engine/ops/residual.h"
 #include "engine/tensor/profile.h"
 #include "engine/tensor/watch.h"
 #include "kernels/lora/lora.h"
@@ -9,6 +11,11 @@
 
 namespace orthofed {
 namespace {
+
+template <class R>
+const R* data_or_null(const Var& v) {
+  return v.defined() ? v.value().data<R>() : nullptr;
+}
 
 // y = x W + bias, shown to whoever watches like any kernel call. Only a CPU packs.
 template <class T>
@@ -40,13 +47,14 @@ Linear::Linear(Var weight_, Var bias_, DType compute)
 template <class T>
 Linear::Packed<T>* Linear::packed() const {
   // Double is for gradient checks only, where nothing is worth packing; a GPU reads W as it is.
-  if (weight.requires_grad() || weight.value().device() != Device::cpu) return nullptr;
+  if (merged() || weight.requires_grad() || weight.value().device() != Device::cpu) return nullptr;
   if constexpr (std::is_same_v<T, float>) return &packed_f32_;
   if constexpr (std::is_same_v<T, bf16>) return &packed_bf16_;
   return nullptr;
 }
 
 const Tensor& Linear::computed_weight() const {
+  if (merged()) return merged_;
   if (weight.value().dtype() == compute_) return weight.value();
   if (weight.requires_grad() || !frozen_.defined()) frozen_ = weight.value().to(compute_);
   return frozen_;
@@ -54,7 +62,7 @@ const Tensor& Linear::computed_weight() const {
 
 void Linear::product(const Tensor& x, const Tensor& y) const {
   dispatch(compute_, [&]<class T>(Tag<T>) {
-    const Accum<T>* b = bias.defined() ? bias.value().data<Accum<T>>() : nullptr;
+    const auto* b = data_or_null<Accum<T>>(bias);
     if (auto* p = packed<T>()) {
       if constexpr (!std::is_same_v<T, double>) {
         if (p->forward.empty()) {
@@ -102,7 +110,6 @@ void Linear::product_transposed(const Tensor& dy, const Tensor& dx) const {
 
 std::vector<Linear::Column> Linear::stack() const {
   std::vector<Column> columns;
-  if (merged()) return columns;
   int64_t begin = 0;
   for (size_t i = 0; i < slices.size(); ++i) {
     int64_t in_slice = 0;
@@ -116,18 +123,80 @@ std::vector<Linear::Column> Linear::stack() const {
   return columns;
 }
 
+bool Linear::fuses() const {
+  const bool packs = dispatch(compute_, [&]<class T>(Tag<T>) { return packed<T>() != nullptr; });
+  return !packs && (merged() || stack().empty());
+}
+
 Tensor Linear::forward(const Tensor& x, Saved* saved) const {
   OF_CHECK(x.cols() == in(), fmt::format("{} inputs expected, {} given", in(), x.cols()));
   set_watched_layer(weight.name());
   const Span layer(weight.name(), Profile::Kind::part);
   Tensor y = Tensor::empty({x.rows(), out()}, compute_);
   product(x, y);
+  adapt(x, &y, saved);
+  return y;
+}
 
+Tensor Linear::forward_gelu(const Tensor& x, GeluKind kind, Saved* saved, Tensor* f) const {
+  if (!fuses()) {
+    *f = forward(x, saved);
+    return gelu_forward(*f, kind);
+  }
+  set_watched_layer(weight.name());
+  const Span layer(weight.name(), Profile::Kind::part);
+  *f = Tensor::empty({x.rows(), out()}, compute_);
+  const Tensor y = Tensor::empty({x.rows(), out()}, compute_);
+  dispatch(compute_, [&]<class T>(Tag<T>) {
+    const Tensor& w = computed_weight();
+    of_on(queue_of(x), matmul_gelu, T)(x.data<T>(), w.data<T>(), data_or_null<Accum<T>>(bias),
+                                       f->data<T>(), f->pitch(), y.data<T>(), kind,
+                                       MatmulShape{.m = x.rows(),
+                                                   .n = out(),
+                                                   .k = in(),
+                                                   .lda = x.pitch(),
+                                                   .ldb = w.pitch(),
+                                                   .ldc = y.pitch(),
+                                                   .op_b = Op::transpose});
+  });
+  adapt(x, nullptr, saved);
+  return y;
+}
+
+Tensor Linear::forward_residual(const Tensor& x, const Tensor& r, const Var& gamma, Saved* saved,
+                                Tensor* z) const {
+  if (!fuses() || z != nullptr) {
+    const Tensor y = forward(x, saved);
+    if (z != nullptr) *z = y;
+    return residual_forward(r, y, gamma);
+  }
+  set_watched_layer(weight.name());
+  const Span layer(weight.name(), Profile::Kind::part);
+  const Tensor y = Tensor::empty({x.rows(), out()}, r.dtype());
+  dispatch(compute_, [&]<class T>(Tag<T>) {
+    using R = Accum<T>;
+    const Tensor& w = computed_weight();
+    of_on(queue_of(x), matmul_residual, T)(x.data<T>(), w.data<T>(), data_or_null<R>(bias),
+                                           data_or_null<R>(gamma), r.data<R>(), r.pitch(),
+                                           y.data<R>(),
+                                           MatmulShape{.m = x.rows(),
+                                                       .n = out(),
+                                                       .k = in(),
+                                                       .lda = x.pitch(),
+                                                       .ldb = w.pitch(),
+                                                       .ldc = y.pitch(),
+                                                       .op_b = Op::transpose});
+  });
+  adapt(x, nullptr, saved);
+  return y;
+}
+
+void Linear::adapt(const Tensor& x, const Tensor* y, Saved* saved) const {
   const std::vector<Column> columns = stack();
+  if (saved != nullptr) saved->x = x;
+  if (columns.empty() || (merged() && saved == nullptr)) return;
   Saved local;
   Saved& s = saved != nullptr ? *saved : local;
-  s.x = x;
-  if (columns.empty()) return y;
 
   // The stack is a few hundred rows of A and B: copying it costs less than a page of activations.
   const int64_t rank = columns.back().begin + columns.back().adapter->rank();
@@ -160,25 +229,59 @@ Tensor Linear::forward(const Tensor& x, Saved* saved) const {
             .columns(c.begin_in_slice, c.begin_in_slice + c.adapter->rank())
             .copy_from(c.adapter->b.value());
       }
+      if (merged()) continue;
       of_on(queue_of(x), lora_up, T)(s.u.data<T>() + begin, s.u.pitch(), s.b[i].data<R>(),
                                      s.b[i].pitch(), as<R>(s.scales) + begin,
-                                     y.data<T>() + slices[i].begin, y.pitch(), x.rows(),
+                                     y->data<T>() + slices[i].begin, y->pitch(), x.rows(),
                                      slices[i].rows, width);
     }
   });
-  return y;
 }
 
 Tensor Linear::backward(const Tensor& dy, const Saved& saved, bool need_dx,
                         FeaturesPenalty* features) const {
-  const Tensor& x = saved.x;
   set_watched_layer(weight.name());
   const Span layer(weight.name(), Profile::Kind::part);
   Tensor dx;
   if (need_dx) {
-    dx = Tensor::empty({x.rows(), in()}, compute_);
+    dx = Tensor::empty({saved.x.rows(), in()}, compute_);
     product_transposed(dy, dx);
   }
+  gradients(dy, saved, dx, features);
+  return dx;
+}
+
+Tensor Linear::backward_gelu(const Tensor& dy, const Saved& saved, const Tensor& f, GeluKind kind,
+                             FeaturesPenalty* features) const {
+  if (!fuses()) {
+    const Tensor df = backward(dy, saved, /*need_dx=*/true, features);
+    gelu_backward(df, f, df, kind);
+    return df;
+  }
+  set_watched_layer(weight.name());
+  const Span layer(weight.name(), Profile::Kind::part);
+  const Tensor df = Tensor::empty({dy.rows(), in()}, compute_);
+  dispatch(compute_, [&]<class T>(Tag<T>) {
+    const Tensor& w = computed_weight();
+    of_on(queue_of(dy), matmul_gelu_backward, T)(dy.data<T>(), w.data<T>(), f.data<T>(), f.pitch(),
+                                                 df.data<T>(), kind,
+                                                 MatmulShape{.m = dy.rows(),
+                                                             .n = in(),
+                                                             .k = out(),
+                                                             .lda = dy.pitch(),
+                                                             .ldb = w.pitch(),
+                                                             .ldc = df.pitch()});
+  });
+  gradients(dy, saved, Tensor(), features);
+  return df;
+}
+
+void Linear::gradients(const Tensor& dy, const Saved& saved, const Tensor& dx,
+                       FeaturesPenalty* features) const {
+  const Tensor& x = saved.x;
+  const bool into_dx = dx.defined() && !merged();  // else W has the adapters, or nobody asks
+  OF_CHECK(!merged() || features == nullptr || features->weight == nullptr,
+           "the features penalty changes dx, which merged adapters do not add to");
   dispatch(compute_, [&]<class T>(Tag<T>) {
     using R = Accum<T>;
     if (weight.requires_grad()) {  // dW [out, in] = dy^T x
@@ -251,12 +354,11 @@ Tensor Linear::backward(const Tensor& dy, const Saved& saved, bool need_dx,
     Tensor da = Tensor::empty(saved.a.shape(), accum(compute_));
     of_on(queue_of(x, gpu::lora_down_backward_scratch<T>(x.rows(), in(), rank)), lora_down_backward,
           T)(du.data<T>(), du.pitch(), x.data<T>(), x.pitch(), saved.a.data<R>(), saved.a.pitch(),
-             da.data<R>(), da.pitch(), false, need_dx ? dx.data<T>() : nullptr,
-             need_dx ? dx.pitch() : 0, x.rows(), in(), rank);
+             da.data<R>(), da.pitch(), false, into_dx ? dx.data<T>() : nullptr,
+             into_dx ? dx.pitch() : 0, x.rows(), in(), rank);
     for (const Column& c : columns)
       c.adapter->a.add_grad(da.row_range(c.begin, c.begin + c.adapter->rank()));
   });
-  return dx;
 }
 
 bool Linear::trainable() const {
@@ -268,36 +370,42 @@ bool Linear::trainable() const {
 }
 
 void Linear::merge() {
-  OF_CHECK(!merged(), "already merged");
+  if (slices.empty()) return;
+  if (!merged()) {
+    const LastingMemory kept;
+    const Tensor copy = Tensor::empty(weight.shape(), compute_);
+    copy.copy_from(weight.value());
+    merged_ = copy;
+  }
+  set_watched_layer(weight.name());
+  const Span layer(weight.name(), Profile::Kind::part);
   const std::vector<Column> columns = stack();
-  if (columns.empty()) return;
-  const Tensor original = weight.value();
-  const Tensor w = original.clone();
-  dispatch_accum(w.dtype(), [&]<class R>(Tag<R>) {
-    for (const Column& c : columns) {
-      const AdapterSlice& s = slices[c.slice];
-      const Tensor part = w.row_range(s.begin, s.begin + s.rows);
-      const Tensor scales = Tensor::full({c.adapter->rank()}, w.dtype(), c.adapter->scale);
-      const Tensor &a = c.adapter->a.value(), &b = c.adapter->b.value();
-      of_on(queue_of(part), lora_merge, R)(part.data<R>(), part.pitch(), a.data<R>(), a.pitch(),
-                                           b.data<R>(), b.pitch(), scales.data<R>(), part.data<R>(),
-                                           part.pitch(), s.rows, in(), a.rows());
+  const DType sums = accum(compute_);
+  dispatch(compute_, [&]<class T>(Tag<T>) {
+    using R = Accum<T>;
+    for (size_t i = 0; i < slices.size(); ++i) {
+      std::vector<R> scales;  // of the slice's active adapters; none: W itself
+      for (const Column& c : columns)
+        if (c.slice == i)
+          scales.insert(scales.end(), size_t(c.adapter->rank()), R(c.adapter->scale));
+      const auto rank = int64_t(scales.size());
+      const Tensor a = Tensor::empty({rank, in()}, sums);
+      const Tensor b = Tensor::empty({slices[i].rows, rank}, sums);
+      for (const Column& c : columns) {
+        if (c.slice != i) continue;
+        const int64_t begin = c.begin_in_slice, end = begin + c.adapter->rank();
+        a.row_range(begin, end).copy_from(c.adapter->a.value());
+        b.columns(begin, end).copy_from(c.adapter->b.value());
+      }
+      const Tensor& kept_scales = scales_.of(scales);
+      const Tensor w = weight.value().row_range(slices[i].begin, slices[i].begin + slices[i].rows);
+      T* to =
+          merged_.row_range(slices[i].begin, slices[i].begin + slices[i].rows).template data<T>();
+      of_on(queue_of(w), lora_merge, T)(w.data<R>(), w.pitch(), a.data<R>(), a.pitch(), b.data<R>(),
+                                        b.pitch(), as<R>(kept_scales), to, merged_.pitch(),
+                                        slices[i].rows, in(), rank);
     }
   });
-  weight = Var(w, weight.requires_grad(), weight.name());
-  unmerged_ = original;
-  frozen_ = Tensor();
-  packed_f32_ = {};
-  packed_bf16_ = {};
-}
-
-void Linear::unmerge() {
-  if (!merged()) return;
-  weight = Var(unmerged_, weight.requires_grad(), weight.name());
-  unmerged_ = Tensor();
-  frozen_ = Tensor();
-  packed_f32_ = {};
-  packed_bf16_ = {};
 }
 
 Var linear(Tape& tape, const Linear& layer, const Var& x) {

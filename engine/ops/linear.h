@@ -5,6 +5,10 @@
 // (Hu et al., arXiv 2106.09685; the general and the personal adapter of METHOD.md side by side.)
 // A frozen W is rearranged once for the matrix product and never gets a gradient; A and B of all
 // adapters are stacked, so that two adapters on three slices still cost one pass over x.
+//
+// The adapters' share of y and dx comes from low-rank products of their own, or from W itself:
+// merge() adds the adapters into a copy of it. What follows a product (GELU, the residual sum) is
+// done in the same kernel where nothing is left to add to y.
 #pragma once
 #include <optional>
 #include <string>
@@ -12,6 +16,7 @@
 
 #include "engine/autograd/tape.h"
 #include "engine/tensor/bytes.h"
+#include "kernels/gelu/gelu.h"
 #include "kernels/matmul/matmul.h"
 #include "kernels/orthogonality/orthogonality.h"
 
@@ -69,17 +74,28 @@ class Linear {
 
   // y [rows, out]. saved null: inference.
   Tensor forward(const Tensor& x, Saved* saved) const;
+  // GELU(y); f becomes y, which backward needs.
+  Tensor forward_gelu(const Tensor& x, GeluKind kind, Saved* saved, Tensor* f) const;
+  // r + gamma * y in r's type, which is the residual stream's; gamma [out] or undefined. z: where y
+  // is wanted (for gamma's gradient), or null.
+  Tensor forward_residual(const Tensor& x, const Tensor& r, const Var& gamma, Saved* saved,
+                          Tensor* z) const;
   // Gradients of every trainable parameter; returns dx, or nothing if need_dx is false.
   Tensor backward(const Tensor& dy, const Saved& saved, bool need_dx,
                   FeaturesPenalty* features = nullptr) const;
+  // The same where x is GELU(f): returns df.
+  Tensor backward_gelu(const Tensor& dy, const Saved& saved, const Tensor& f, GeluKind kind,
+                       FeaturesPenalty* features) const;
   // Does any parameter of this layer need a gradient?
   bool trainable() const;
 
-  // Adds every active adapter into W (and takes it out again): the same y without the extra
-  // products. Exact up to one rounding of W; unmerge restores W bit for bit.
+  // From here on forward and dX multiply by T(W + sum of s B A), rounded once, of the adapters that
+  // are active now; until the next merge(), or unmerge(). W itself stays as it is, and gradients of
+  // adapters are computed as ever, but the `features` penalty's way through x is not: throws Error
+  // where that has a weight. The copy keeps its place in memory from merge to merge.
   void merge();
-  void unmerge();
-  bool merged() const { return unmerged_.defined(); }
+  void unmerge() { merged_ = Tensor(); }
+  bool merged() const { return merged_.defined(); }
 
  private:
   struct Column {  // one adapter's place in the stack
@@ -91,14 +107,21 @@ class Linear {
   std::vector<Column> stack() const;
   void product(const Tensor& x, const Tensor& y) const;               // y = x W^T + b
   void product_transposed(const Tensor& dy, const Tensor& dx) const;  // dx = dy W
+  // u, if anything needs it, and the adapters' share of y where it is not in W.
+  void adapt(const Tensor& x, const Tensor* y, Saved* saved) const;
+  // Of every trainable parameter; adds the adapters' share to dx, if there is one to add to.
+  void gradients(const Tensor& dy, const Saved& saved, const Tensor& dx,
+                 FeaturesPenalty* features) const;
+  // Is the product alone all of y (and of dx), and by a kernel that can do what follows?
+  bool fuses() const;
 
   DType compute_ = DType::f32;
-  Tensor unmerged_;
+  Tensor merged_;  // [out, in] of the compute type
   template <class T>
   struct Packed {
     cpu::PackedMatrix<T> forward, backward;
   };
-  const Tensor& computed_weight() const;  // W in the compute type, kept while it is frozen
+  const Tensor& computed_weight() const;  // W, or what it was merged to, in the compute type
   mutable Tensor frozen_;
   mutable KeptLists scales_;  // of the stacks that there have been: adapters come and go
   mutable Packed<float> packed_f32_;

@@ -62,7 +62,8 @@ std::vector<Var> trainable(const Block& b) {
   for (const Linear* l : {&b.qkv, &b.proj, &b.fc1, &b.fc2}) {
     if (l->weight.requires_grad()) all.insert(all.end(), {l->weight, l->bias});
     for (const AdapterSlice& s : l->slices)
-      for (const Adapter* a : {&s.general, &s.personal}) all.insert(all.end(), {a->a, a->b});
+      for (const Adapter* a : {&s.general, &s.personal})
+        if (a->active) all.insert(all.end(), {a->a, a->b});
   }
   return all;
 }
@@ -120,6 +121,39 @@ TEST_P(BlockHalves, EqualTheirComposition) {
 INSTANTIATE_TEST_SUITE_P(All, BlockHalves,
                          testing::Combine(testing::Values(DType::f64, DType::f32, DType::bf16),
                                           testing::Bool(), testing::Bool()));
+
+// On the CPU by two calls, on a GPU by kernels that do both; and with W as it is, or merged.
+TEST(BlockFused, EqualsUnmerged) {
+  for (const Device device : {Device::cpu, Device::simt, Device::cuda}) {
+    if (!available(device)) continue;
+    for (const DType compute : {DType::f64, DType::f32, DType::bf16}) {
+      if (compute == DType::f64 && device != Device::cpu) continue;
+      SCOPED_TRACE(std::string(name_of(device)) + ' ' + name_of(compute));
+      const OnDevice scope(device);
+      const BlockOptions o{kHeads, 1e-6, GeluKind::erf, compute};
+      Block b = make_block(compute, false);
+      // Of fc1 the personal adapter is switched off, of proj there is none: W is all of it.
+      b.fc1.slices[0].personal.active = false;
+      b.proj.slices.clear();
+      const Var x(random_tensor({kBatch * kTokens, kDim}, accum(compute), 50), true, "x");
+      Tensor y1, y2;
+      const auto apart = gradients(&halves, b, x, o, &y1);
+      const auto every_layer = {&b.qkv, &b.proj, &b.fc1, &b.fc2};
+      for (Linear* l : every_layer) l->merge();
+      EXPECT_TRUE(b.qkv.merged() && b.fc1.merged() && b.fc2.merged() && !b.proj.merged());
+      const auto merged = gradients(&halves, b, x, o, &y2);
+      // bf16 rounds the sum of W and the adapters, and what the products of the adapters read.
+      const double tolerance = compute == DType::f64 ? 1e-13 : compute == DType::f32 ? 1e-5 : 4e-2;
+      EXPECT_LE(test::relative_norm(y2, y1), tolerance);
+      ASSERT_EQ(apart.size(), merged.size());
+      for (size_t i = 0; i < apart.size(); ++i)
+        EXPECT_LE(test::relative_norm(merged[i], apart[i]), tolerance) << "input " << i;
+      for (Linear* l : every_layer) l->unmerge();
+      gradients(&halves, b, x, o, &y2);
+      EXPECT_EQ(y2.to_vector(), y1.to_vector());
+    }
+  }
+}
 
 class BlockExtras : public testing::TestWithParam<Extra> {};
 

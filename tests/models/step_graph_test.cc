@@ -10,6 +10,7 @@
 #include "engine/tensor/watch.h"
 #include "kernels/simt/memory.h"
 #include "models/fine_tune.h"
+#include "tests/support/graph.h"
 
 namespace orthofed {
 namespace {
@@ -129,20 +130,50 @@ TEST(StepGraph, ReplayedStepsAreTheStepsBitForBit) {
 }
 
 TEST(StepGraph, PhasesAndMicroBatchesToo) {
-  const FineTuneOptions o = options();  // nothing is dropped from a phase that has nothing else
-  auto plain = tuner_on(Device::simt, o, "off"), replayed = tuner_on(Device::simt, o, "on");
+  for (const char* strategy : {"unmerged", "merged"}) {
+    FineTuneOptions o = options();  // nothing is dropped from a phase that has nothing else
+    o.lora.strategy = strategy;
+    if (o.lora.strategy == "merged") o.penalty.features = 0;
+    auto plain = tuner_on(Device::simt, o, "off"), replayed = tuner_on(Device::simt, o, "on");
+    for (uint64_t i = 0; i < 6; ++i) {
+      SCOPED_TRACE(strategy + std::string(" step ") + std::to_string(i));
+      const Batch a = random_batch(2, 2, i), b = random_batch(2, 1, 100 + i);
+      const Phase phase = i % 2 == 0 ? Phase::general : Phase::personal;
+      const auto step = [&](FineTuner& tuner) {
+        return tuner.step({&a, &b}, double(i) / 6, double(i) / 6, phase, i);
+      };
+      expect_same(step(*replayed), step(*plain));
+      ASSERT_EQ(kept_by(*replayed), kept_by(*plain));
+    }
+    EXPECT_EQ(replayed->graph_counts()->captured, 2);
+    EXPECT_EQ(replayed->graph_counts()->replayed, 2);
+  }
+}
+
+TEST(StepGraph, MergedStepsFollowUnmergedOnes) {
+  FineTuneOptions o = options();
+  o.penalty.features = 0;
+  auto apart = tuner_on(Device::simt, o, "on");
+  o.lora.strategy = "merged";
+  auto merged = tuner_on(Device::simt, o, "on");
   for (uint64_t i = 0; i < 6; ++i) {
     SCOPED_TRACE("step " + std::to_string(i));
-    const Batch a = random_batch(2, 2, i), b = random_batch(2, 1, 100 + i);
-    const Phase phase = i % 2 == 0 ? Phase::general : Phase::personal;
+    const Batch batch = random_batch(3, 3, i);
     const auto step = [&](FineTuner& tuner) {
-      return tuner.step({&a, &b}, double(i) / 6, double(i) / 6, phase, i);
+      return tuner.step({&batch}, 0.5, 1, Phase::joint, i);
     };
-    expect_same(step(*replayed), step(*plain));
-    ASSERT_EQ(kept_by(*replayed), kept_by(*plain));
+    const StepResult got = step(*merged), want = step(*apart);
+    EXPECT_NEAR(got.loss, want.loss, 1e-4 * want.loss);
+    EXPECT_NEAR(got.norm, want.norm, 1e-3 * want.norm);
+    for (const bool personal : {true, false})
+      EXPECT_LE(test::relative_norm(merged->logits(batch.patches, 3, personal),
+                                    apart->logits(batch.patches, 3, personal)),
+                1e-3);
   }
-  EXPECT_EQ(replayed->graph_counts()->captured, 2);
-  EXPECT_EQ(replayed->graph_counts()->replayed, 2);
+  EXPECT_GE(merged->graph_counts()->replayed, 1);
+
+  o.penalty.features = 1;  // whose gradient takes another way
+  EXPECT_THROW(tuner_on(Device::simt, o, "on"), UserError);
 }
 
 // Whoever watches kernel calls sees every one of them.

@@ -67,12 +67,13 @@ Vit make_vit(bool with_head, DType compute, bool trainable) {
   return Vit::from_tensors(recognise(shapes_of(tensors), files), tensors, compute, trainable);
 }
 
-std::unique_ptr<FineTuner> make_tuner(DType compute, Device device = Device::cpu,
-                                      bool adamw = true) {
+std::unique_ptr<FineTuner> make_tuner(DType compute, Device device = Device::cpu, bool adamw = true,
+                                      const std::string& strategy = "unmerged") {
   const OnDevice scope(device);
   auto vit = std::make_unique<Vit>(make_vit(false, compute, false));
   FineTuneOptions o;
   o.classes = 5;
+  o.lora.strategy = strategy;
   o.lora.rank = 4;
   o.lora.alpha = 8;
   o.lora.personal_rank = 3;

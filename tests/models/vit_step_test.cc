@@ -18,41 +18,45 @@ class VitStep : public testing::TestWithParam<Where> {
 };
 
 TEST_P(VitStep, LoraStepAgreesWithPyTorch) {
-  auto tuner = make_tuner(compute(), device());
-  const Batch b = batch();
-  {
-    const OnDevice scope(device());
-    Tape tape(false);
-    EXPECT_LE(relative_norm(tuner->model().features(tape, b.patches.on(device()), 6).value(),
-                            fixture().at("output.features")),
-              tolerance());
-    EXPECT_LE(relative_norm(tuner->logits(b.patches, 6), fixture().at("output.logits")),
-              tolerance());
-  }
-  const StepResult r = tuner->gradients({&b}, 1.0, Phase::joint, 0);
-  EXPECT_EQ(r.images, 5);
-  EXPECT_NEAR(r.ce, fixture().at("loss.ce").item(), tolerance() * 3);
-  EXPECT_NEAR(r.loss, fixture().at("loss.total").item(), tolerance() * 3);
-  const PenaltyValues p = tuner->penalties();
-  for (const char* kind : {"update", "base", "subspace"})
-    EXPECT_NEAR(p.at(kind), fixture().at(std::string("loss.") + kind).item(), 1e-5) << kind;
-
-  int compared = 0;
-  for (AdapterKind kind : {AdapterKind::general, AdapterKind::personal}) {
-    for (const Var& v : tuner->parameters(kind).parameters()) {
-      const bool head = v.name().starts_with("head.");
-      const std::string name = (head                           ? "grad."
-                                : kind == AdapterKind::general ? "grad.general."
-                                                               : "grad.personal.") +
-                               v.name();
-      const Tensor mean = v.grad().host_copy().to(DType::f64);
-      for (int64_t i = 0; i < mean.rows(); ++i)
-        for (int64_t j = 0; j < mean.cols(); ++j) mean.row<double>(i)[j] /= double(r.images);
-      EXPECT_LE(relative_norm(mean, fixture().at(name)), tolerance()) << name;
-      ++compared;
+  for (const char* strategy : {"unmerged", "merged"}) {
+    SCOPED_TRACE(strategy);
+    auto tuner = make_tuner(compute(), device(), true, strategy);
+    const Batch b = batch();
+    {
+      const OnDevice scope(device());
+      Tape tape(false);
+      EXPECT_LE(relative_norm(tuner->logits(b.patches, 6), fixture().at("output.logits")),
+                tolerance());
+      EXPECT_LE(relative_norm(tuner->model().features(tape, b.patches.on(device()), 6).value(),
+                              fixture().at("output.features")),
+                tolerance());
     }
+    const StepResult r = tuner->gradients({&b}, 1.0, Phase::joint, 0);
+    EXPECT_EQ(r.images, 5);
+    EXPECT_NEAR(r.ce, fixture().at("loss.ce").item(), tolerance() * 3);
+    EXPECT_NEAR(r.loss, fixture().at("loss.total").item(), tolerance() * 3);
+    const PenaltyValues p = tuner->penalties();
+    for (const char* kind : {"update", "base", "subspace"})
+      EXPECT_NEAR(p.at(kind), fixture().at(std::string("loss.") + kind).item(), 1e-5) << kind;
+
+    int compared = 0;
+    for (AdapterKind kind : {AdapterKind::general, AdapterKind::personal}) {
+      for (const Var& v : tuner->parameters(kind).parameters()) {
+        const bool head = v.name().starts_with("head.");
+        const std::string name = (head                           ? "grad."
+                                  : kind == AdapterKind::general ? "grad.general."
+                                                                 : "grad.personal.") +
+                                 v.name();
+        const Tensor mean = v.grad().host_copy().to(DType::f64);
+        for (int64_t i = 0; i < mean.rows(); ++i)
+          for (int64_t j = 0; j < mean.cols(); ++j) mean.row<double>(i)[j] /= double(r.images);
+        EXPECT_LE(relative_norm(mean, fixture().at(name)), tolerance()) << name;
+        ++compared;
+      }
+    }
+    EXPECT_EQ(compared,
+              2 * 2 * 2 * 4 + 2);  // A and B of two adapters, 2 blocks, 4 targets; the head
   }
-  EXPECT_EQ(compared, 2 * 2 * 2 * 4 + 2);  // A and B of two adapters, 2 blocks, 4 targets; the head
 }
 
 TEST_P(VitStep, MicroBatchesSumToTheWholeBatch) {

@@ -132,8 +132,8 @@ TEST_F(GpuScript, RecordsBenchmarks) {
                        "\"name\": \"f/cuda/8\", \"iterations\": 100, \"real_time\": 1.25e+01, "
                        "\"time_unit\": \"us\", \"GB/s\": 3900.5, "));
   EXPECT_TRUE(contains(outcome.output, "peer missing: cuDNN"));
-  EXPECT_TRUE(contains(file("out/bench.jsonl"),
-                       "\"missing\": \"cuDNN (OF_CUDNN can name its folder)\"}"));
+  EXPECT_TRUE(
+      contains(file("out/bench.jsonl"), "\"missing\": \"cuDNN (OF_CUDNN can name its folder)\"}"));
   EXPECT_EQ(file("out/bench.jsonl").find("b_bench"), std::string::npos);
   EXPECT_EQ(gpu("bench --only b_bench").status, 2);  // nothing was measured
 }
