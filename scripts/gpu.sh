@@ -251,19 +251,34 @@ stage_bench() {
   end_stage
 }
 
+# NAME COMMAND...: records each JSON line that the command prints.
+peers_run() {
+  local name=$1 line ok=yes
+  shift
+  run "$work/peers" "$@" || ok=no
+  while read -r line; do
+    [[ $line != \{*\} ]] || { line=${line#\{}; record "$*" "${line%\}}"; }
+  done <"$work/peers"
+  verdict "$name" "$ok" "$work/peers"
+}
+
 stage_peers() {
-  local line status ok=yes
+  local model strategy
   start_stage
   python3 -c 'import torch, timm, peft' 2>/dev/null || die "python3 has no torch, timm and peft: no peer to measure"
   export PYTHONDONTWRITEBYTECODE=1
-  local peer=(python3 bench/peers/lora_step.py --device cuda --models tiny,base --modes bf16 --batch 256 --compile)
-  run "$work/peers" "${peer[@]}"
-  status=$?
-  ((status == 0)) || ok=no
-  while read -r line; do
-    [[ $line != \{*\} ]] || { line=${line#\{}; record "${peer[*]}" "${line%\}}"; }
-  done <"$work/peers"
-  verdict lora_step.py "$ok" "$work/peers"
+  need_programs lora_step_bench
+  # Both take the model, adapters and images that PyTorch leaves; first_loss and first_gradient_norm of the
+  # records have to agree.
+  local peer=(python3 bench/peers/lora_step.py --device cuda --models tiny,base --modes bf16 --batch 256 --compile
+    --attention --job "$work/job")
+  peers_run lora_step.py "${peer[@]}"
+  for model in tiny base; do
+    for strategy in unmerged merged; do
+      peers_run "lora_step_bench $model $strategy" "$bin/lora_step_bench" --device cuda --model "$model" \
+        --job "$work/job/$model" --precision bf16 --strategy "$strategy" --steps 20 --profile
+    done
+  done
   end_stage
 }
 
@@ -365,6 +380,7 @@ list() {
   echo "bench: --benchmark_filter=/cuda, each of"
   benches | sed "s|^|  $bin/|"
   echo "peers: bench/peers/lora_step.py --device cuda"
+  echo "  $bin/lora_step_bench --device cuda"
 }
 
 case "$stage" in

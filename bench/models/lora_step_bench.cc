@@ -19,10 +19,14 @@
 #include "engine/io/safetensors.h"
 #include "engine/tensor/allocator.h"
 #include "engine/tensor/profile.h"
+#ifdef OF_HAVE_CUDA
+#include "kernels/core/cuda_device.h"
+#endif
 #include "kernels/core/parallel.h"
 #include "kernels/core/philox.h"
 #include "kernels/matmul/matmul.h"
 #include "models/fine_tune.h"
+#include "models/method.h"
 
 namespace orthofed {
 namespace {
@@ -90,6 +94,7 @@ std::string parts(DType compute, const F& step) {
 struct Options {
   std::string model = "tiny", precision = cpu::native_bf16() ? "bf16" : "f32", job;
   std::string strategy = "unmerged";  // lora.strategy
+  Device device = Device::cpu;
   int threads = 2, steps = 5;
   int64_t batch = 16;
   bool profile = false;
@@ -112,11 +117,13 @@ FineTuneOptions fine_tuning(const Options& o) {
 Work random_work(const Options& o, DType compute) {
   const VitConfig c = geometry(o.model);
   // Weights are made as a trainable model makes them, then frozen as a loaded one is.
-  auto vit = std::make_unique<Vit>(
-      Vit::from_tensors(c, Vit::create(c, DType::f32, 1).tensors(), compute, false));
+  const TensorMap weights = Vit::create(c, DType::f32, 1).tensors();
+  const OnDevice scope(o.device);
+  auto vit = std::make_unique<Vit>(Vit::from_tensors(c, weights, compute, false));
   Work work{std::make_unique<FineTuner>(std::move(vit), fine_tuning(o)), {}};
   work.tuner->draw_general();
   work.tuner->draw_personal();
+  const OnDevice host(Device::cpu);
   Batch& b = work.batch;
   b.patches = Tensor::empty({o.batch * c.patches(), 3 * c.patch * c.patch}, compute);
   const Philox rng{7};
@@ -134,8 +141,9 @@ Work random_work(const Options& o, DType compute) {
 
 // What bench/peers/lora_step.py --job left in a folder.
 Work work_of(const Options& o, DType compute) {
-  auto vit = std::make_unique<Vit>(Vit::load(o.job + "/weights.safetensors", "", compute));
   const TensorMap step = load_safetensors(o.job + "/step.safetensors").tensors;
+  const OnDevice scope(o.device);
+  auto vit = std::make_unique<Vit>(Vit::load(o.job + "/weights.safetensors", "", compute));
   const auto at = [&](const std::string& name) -> const Tensor& {
     const auto it = step.find(name);
     if (it == step.end()) throw UserError(o.job + "/step.safetensors: no tensor " + name);
@@ -150,6 +158,7 @@ Work work_of(const Options& o, DType compute) {
   Work work{std::make_unique<FineTuner>(std::move(vit), fine_tuning(o)), {}};
   work.tuner->load_general(under("general."));
   work.tuner->load_personal(under("personal."));
+  const OnDevice host(Device::cpu);
   work.batch.patches = at("patches").to(compute).clone();
   work.batch.labels = at("labels").clone();
   return work;
@@ -164,15 +173,17 @@ int run(const Options& o) {
   const int64_t batch = b.labels.size();
   b.weights = Tensor::full({batch}, DType::f32, 1);
   b.valid = batch;
+  const OnDevice scope(o.device);
+  b.patches = b.patches.on(o.device);  // in memory before the step, as the loader's are
 
   const StepResult first = tuner.step({&b}, 0.5, 1, Phase::joint, 0);
   StepResult last;
   const std::vector<double> train = milliseconds(
       1, o.steps, [&](int i) { last = tuner.step({&b}, 0.5, 1, Phase::joint, uint64_t(i + 1)); });
   const double peak = peak_mib();
-  const int64_t before = allocator_stats(Device::cpu).heap_allocations;
+  const int64_t before = allocator_stats(o.device).heap_allocations;
   tuner.step({&b}, 0.5, 1, Phase::joint, 99);
-  const int64_t allocations = allocator_stats(Device::cpu).heap_allocations - before;
+  const int64_t allocations = allocator_stats(o.device).heap_allocations - before;
   const std::vector<double> infer =
       milliseconds(1, o.steps, [&](int) { tuner.logits(b.patches, batch); });
   const std::string profiled =
@@ -180,6 +191,12 @@ int run(const Options& o) {
   if (!(std::isfinite(last.loss) && last.norm > 0))
     throw Error("the step did no work: no gradient");
 
+  std::string gpu;
+#ifdef OF_HAVE_CUDA
+  if (o.device == Device::cuda)
+    gpu = fmt::format("\"device\": \"{}\", \"peak_gpu_mb\": {}, ", cuda::gpus().at(0).name,
+                      allocator_stats(o.device).peak_bytes_in_use >> 20);
+#endif
   double load = 0;
   std::ifstream("/proc/loadavg") >> load;
   fmt::print(
@@ -189,12 +206,12 @@ int run(const Options& o) {
       "{:.1f}, \"step_ms_max\": {:.1f}, \"images_per_second\": {:.2f}, "
       "\"inference_images_per_second\": {:.2f}, \"peak_rss_mb\": {:.0f}, "
       "\"warm_step_allocations\": {}, "
-      "\"first_loss\": {:.8g}, \"first_gradient_norm\": {:.8g}, \"load_average\": {:.2f}{}}}\n",
+      "{}\"first_loss\": {:.8g}, \"first_gradient_norm\": {:.8g}, \"load_average\": {:.2f}{}}}\n",
       o.model, o.precision, o.strategy == "merged" ? "-merged" : "", batch, o.threads,
       cpu::name_of(cpu::isa()), cpu::matmul_backend(), median(train),
       *std::min_element(train.begin(), train.end()), *std::max_element(train.begin(), train.end()),
       1e3 * double(batch) / median(train), 1e3 * double(batch) / median(infer), peak, allocations,
-      first.loss, first.norm, load, profiled);
+      gpu, first.loss, first.norm, load, profiled);
   return 0;
 }
 
@@ -210,7 +227,7 @@ int main(int argc, char** argv) {
         std::puts(
             "usage: lora_step_bench [--model tiny|small|base|large] [--precision f32|bf16]\n"
             "                       [--threads N] [--batch N] [--steps N] [--profile] [--job DIR]\n"
-            "                       [--strategy unmerged|merged]\n"
+            "                       [--strategy unmerged|merged] [--device cpu|cuda|simt]\n"
             "--job: the model, adapters and images that bench/peers/lora_step.py --job left");
         return 0;
       }
@@ -226,6 +243,8 @@ int main(int argc, char** argv) {
         o.precision = value;
       else if (option == "--job")
         o.job = value;
+      else if (option == "--device")
+        o.device = orthofed::device_named(value);
       else if (option == "--strategy")
         o.strategy = value;
       else if (option == "--threads")

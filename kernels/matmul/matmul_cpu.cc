@@ -122,7 +122,9 @@ void matmul(const T* a, const T* b, C* c, const Accum<T>* bias, bool accumulate,
             const MatmulShape& s) {
   check(s);
   if constexpr (onednn_type<T>) {
-    if (onednn_is_faster<T>(s.m, s.n, s.k)) {
+    // oneDNN 3.7 on AVX-512 takes a vector for dense, whatever its stride.
+    const bool vector = s.m == 1 || s.n == 1;
+    if (!vector && onednn_is_faster<T>(s.m, s.n, s.k)) {
       onednn::matmul(a, b, c, bias, accumulate, s);
       return;
     }
@@ -180,7 +182,7 @@ PackedMatrix<T>::PackedMatrix(const T* b, int64_t ldb, Op op_b, int64_t k, int64
   check({.n = n, .k = k, .lda = k, .ldb = ldb, .ldc = n, .op_b = op_b});
   auto impl = std::make_shared<Impl>();
   if constexpr (onednn_type<T>) {
-    if (onednn_is_faster<T>(1, n, k)) impl->packed = onednn::pack(b, ldb, op_b, k, n);
+    if (n > 1 && onednn_is_faster<T>(1, n, k)) impl->packed = onednn::pack(b, ldb, op_b, k, n);
   }
   if (!impl->packed) {
     impl->dense.resize(size_t(k * n));
