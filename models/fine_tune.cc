@@ -456,7 +456,21 @@ void FineTuner::start_step(const std::vector<const Batch*>& micro_batches, doubl
       clear_gradients();
       return start_step(micro_batches, progress, ramp, phase, index, measure_features);
     }
-    throw UserError(what_fits(e, *micro_batches.front(), micro_batches.size()));
+    const Batch& batch = *micro_batches.front();
+    const int64_t images = batch.labels.size();
+    const auto cut = [&](int64_t n, int64_t pieces) {
+      const auto first = [n](const Tensor& t) {
+        const OnDevice host(Device::cpu);
+        std::vector<double> values = t.to_vector();
+        values.resize(size_t(n));
+        return Tensor::of(values, {n}).to(t.dtype());
+      };
+      const int64_t rows = n * (batch.patches.rows() / images);
+      const Batch part{
+          batch.patches.row_range(0, rows), first(batch.labels), first(batch.weights), {}, n};
+      return std::vector<Batch>(size_t(pieces), part);
+    };
+    throw UserError(what_fits(e, images, int64_t(micro_batches.size()), cut));
   }
 }
 
@@ -470,11 +484,9 @@ StepResult FineTuner::finish_step() {
   return result;
 }
 
-// Tries half the batch, a quarter, ... with everything a step may need. What these steps leave
-// behind is of no use to anybody: the caller gives up.
-std::string FineTuner::what_fits(const OutOfMemory& error, const Batch& batch,
-                                 size_t micro_batches) {
-  const int64_t images = batch.labels.size(), tokens = batch.patches.rows() / images;
+std::string FineTuner::what_fits(const OutOfMemory& error, int64_t images, int64_t micro_batches,
+                                 const MicroBatches& make) {
+  const OnDevice scope(model_->device());
   std::vector<uint64_t> indices = {0};  // of a step with the personal adapter, and one without
   while (options_.train.personal_dropout < 1 && dropped(indices[0])) ++indices[0];
   if (options_.train.personal_dropout > 0) {
@@ -482,27 +494,28 @@ std::string FineTuner::what_fits(const OutOfMemory& error, const Batch& batch,
     while (!dropped(indices[1])) ++indices[1];
   }
   for (int64_t n = images / 2; n > 0; n /= 2) {
-    const auto first = [n](const Tensor& t) {
-      const OnDevice host(Device::cpu);
-      std::vector<double> values = t.to_vector();
-      values.resize(size_t(n));
-      return Tensor::of(values, {n}).to(t.dtype());
+    const auto fits = [&](int64_t pieces) {
+      steps_.clear();
+      inputs_.clear();
+      try {
+        const std::vector<Batch> parts = make(n, pieces);
+        std::vector<const Batch*> step;
+        for (const Batch& part : parts) step.push_back(&part);
+        for (const uint64_t index : indices)
+          queue_step(prepare(step, 0, 1, Phase::joint, index, true));
+        return true;
+      } catch (const OutOfMemory&) {
+        return false;
+      }
     };
-    const Batch part{
-        batch.patches.row_range(0, n * tokens), first(batch.labels), first(batch.weights), {}, n};
-    steps_.clear();
-    inputs_.clear();
-    try {
-      for (const uint64_t index : indices)
-        queue_step(prepare({&part}, 0, 1, Phase::joint, index, true));
-    } catch (const OutOfMemory&) {
-      continue;
-    }
-    const int64_t pieces = (images * int64_t(micro_batches) + n - 1) / n;
-    return fmt::format(
-        "train.batch_size: {} images do not fit: {}; {} do: set train.batch_size = {} and "
-        "train.accumulate = {} for steps of as many images",
-        images, error.what(), n, n, pieces);
+    if (!fits(1)) continue;
+    std::string advice =
+        fmt::format("train.batch_size: {} images do not fit: {}; {} do: set train.batch_size = {}",
+                    images, error.what(), n, n);
+    const int64_t pieces = (images * micro_batches + n - 1) / n;
+    if (fits(pieces))
+      advice += fmt::format(" and train.accumulate = {} for steps of as many images", pieces);
+    return advice;
   }
   return fmt::format(
       "not even one image fits: {}; free some of it, or take a smaller model or another device",

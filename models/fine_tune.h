@@ -2,6 +2,7 @@
 // docs/method.md has the mathematics; the round around it is the caller's (federation/vit_site.h,
 // models/training.h).
 #pragma once
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -89,6 +90,13 @@ class FineTuner {
     start_step(micro_batches, progress, ramp, phase, index, measure_features);
     return finish_step();
   }
+  // What to tell the user where `images` a micro-batch do not fit, as `error` says: the batch that
+  // fits, if one does. Tries half of it, a quarter, ...: make(n, m) makes m micro-batches
+  // of n images the way the caller would. What these steps leave behind is of no use to anybody.
+  using MicroBatches = std::function<std::vector<Batch>(int64_t images, int64_t count)>;
+  std::string what_fits(const OutOfMemory& error, int64_t images, int64_t micro_batches,
+                        const MicroBatches& make);
+
   const ParameterGroup& parameters(AdapterKind kind) const {
     return kind == AdapterKind::general ? general_group_ : personal_group_;
   }
@@ -130,7 +138,6 @@ class FineTuner {
   Var head_logits(Tape& tape, const Var& features, bool personal) const;
   void set_phase(Phase phase, bool personal_active);
   bool dropped(uint64_t index) const;  // is the personal adapter off in this step?
-  std::string what_fits(const OutOfMemory& error, const Batch& batch, size_t micro_batches);
 
   std::unique_ptr<Vit> model_;
   FineTuneOptions options_;

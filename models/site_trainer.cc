@@ -101,7 +101,7 @@ RoundReport SiteTrainer::fine_tune(int64_t rounds) {
 }
 
 RoundReport SiteTrainer::train_epochs(int64_t first_epoch, int64_t epochs, int64_t steps,
-                                      int64_t round, int64_t rounds, bool fine_tuning) {
+                                      int64_t round, int64_t rounds, bool fine_tuning) try {
   using Clock = std::chrono::steady_clock;
   cpu::set_threads(int(config_.threads));
   Loader loader(data_.cache, loader_options(config_, tuner_->model(), true), data_.train);
@@ -165,6 +165,24 @@ RoundReport SiteTrainer::train_epochs(int64_t first_epoch, int64_t epochs, int64
   report.images_per_second = report.seconds > 0 ? double(images) / report.seconds : 0;
   report.penalties = tuner_->penalties();
   return report;
+} catch (const OutOfMemory& e) {
+  // The loader's memory, or that of copies of its batches: start_step speaks for its own.
+  LoaderOptions options = loader_options(config_, tuner_->model(), true);
+  std::unique_ptr<Loader> loader;
+  const auto load = [&](int64_t images, int64_t micro_batches) {
+    loader.reset();
+    options.batch_size = images;
+    loader = std::make_unique<Loader>(data_.cache, options, data_.train);
+    loader->start(0);
+    const Batch* const batch = loader->next();
+    OF_CHECK(batch != nullptr, "there is an image to train on");
+    if (micro_batches == 1) return std::vector<Batch>{*batch};
+    std::vector<Batch> copies;
+    for (int64_t i = 0; i < micro_batches; ++i) copies.push_back(copy_of(*batch));
+    return copies;
+  };
+  throw UserError(tuner_->what_fits(e, config_.train.batch_size,
+                                    std::max<int64_t>(1, config_.train.accumulate), load));
 }
 
 Scores SiteTrainer::score(bool personal) {

@@ -7,7 +7,10 @@
 #include "engine/data/loader.h"
 #include "engine/tensor/allocator.h"
 #include "kernels/simt/memory.h"
+#include "models/demo_base.h"
 #include "models/fine_tune.h"
+#include "models/site_trainer.h"
+#include "tests/support/files.h"
 
 namespace orthofed {
 namespace {
@@ -64,32 +67,44 @@ int64_t number_after(const std::string& text, const std::string& mark) {
   return at == std::string::npos ? -1 : std::strtoll(text.c_str() + at + mark.size(), nullptr, 10);
 }
 
-TEST(Memory, ABatchThatDoesNotFitNamesOneThatDoes) {
-  // What four images need, cached blocks included: 16 will not fit, 2 will, beside what 16 left.
-  const auto reserved = [] { return allocator_stats(Device::simt).bytes_reserved; };
-  steps(*tuner_on_simt(), 4);
-  const int64_t enough = reserved();
+// What it says of a step of so many times 16 images where memory does for `room` images, cached
+// blocks included.
+std::string refusal(int64_t room, size_t micro_batches) {
+  simt::limit_memory(0);
+  release_cached(Device::simt);
+  steps(*tuner_on_simt(), room);
+  const int64_t enough = allocator_stats(Device::simt).bytes_reserved;
   release_cached(Device::simt);
   simt::limit_memory(size_t(enough));
-
   auto tuner = tuner_on_simt();
   const Batch batch = random_batch(16);
   std::string message;
   try {
-    tuner->step({&batch, &batch}, 0.5, 1, Phase::joint, 0);
+    tuner->step(std::vector<const Batch*>(micro_batches, &batch), 0.5, 1, Phase::joint, 0);
   } catch (const UserError& e) {
     message = e.what();
   }
-  const int64_t fits = number_after(message, "train.batch_size = ");
-  EXPECT_GE(fits, 2) << message;
-  EXPECT_LT(fits, 16) << message;
-  EXPECT_EQ(number_after(message, "train.accumulate = "), 32 / fits) << message;
   for (const char* part : {"train.batch_size: 16 images do not fit", "device simt is out of memory",
                            "more were needed", "are in use", "are free"})
     EXPECT_NE(message.find(part), std::string::npos) << message;
-  tuner.reset();
+  const int64_t fits = number_after(message, "train.batch_size = ");
+  EXPECT_GE(fits, 2) << message;
+  EXPECT_LT(fits, 16) << message;
+  return message;
+}
+
+TEST(Memory, ABatchThatDoesNotFitNamesOneThatDoes) {
+  const auto reserved = [] { return allocator_stats(Device::simt).bytes_reserved; };
+  std::string message = refusal(10, 1);
+  EXPECT_EQ(number_after(message, "train.accumulate = "),
+            16 / number_after(message, "train.batch_size = "))
+      << message;
+  // The inputs of 32 images do not fit where the rest is for four.
+  message = refusal(4, 2);
+  EXPECT_EQ(number_after(message, "train.accumulate = "), -1) << message;
+  const int64_t fits = number_after(message, "train.batch_size = ");
   release_cached(Device::simt);
-  tuner = tuner_on_simt();
+  auto tuner = tuner_on_simt();
   steps(*tuner, fits);
 
   // Nothing at all fits beside the weights.
@@ -110,6 +125,51 @@ TEST(Memory, ABatchThatDoesNotFitNamesOneThatDoes) {
       UserError);
   simt::limit_memory(0);
   steps(*tuner, 2);
+}
+
+// The batch is the loader's first: its memory runs out before there is a step.
+TEST(Memory, ALoaderThatDoesNotFitNamesTheSameBatch) {
+  const test::TemporaryDirectory directory;
+  VitConfig vit = tiny();
+  vit.image_size = 16;
+  RunConfig config;
+  config.model.weights = save_base(Vit::create(vit, DType::f32, 3), directory / "base");
+  config.device = "simt";
+  config.precision = "f32";
+  config.lora.rank = 2;
+  config.train.epochs = 1;
+  config.data.format = "synthetic";
+  config.data.synthetic = {.train = 19, .test = 4, .clients = 1, .shift = 1, .size = 16};
+  config = completed(config);
+  const std::string client = config.federation.clients.front();
+  const auto train = [&](int64_t batch) {
+    config.train.batch_size = batch;
+    SiteTrainer trainer(config, client, "");
+    trainer.start(false);
+    trainer.train_round(0, 1);
+  };
+  release_cached(Device::simt);
+  train(4);
+  const int64_t enough = allocator_stats(Device::simt).bytes_reserved;
+  release_cached(Device::simt);
+  simt::limit_memory(size_t(enough));
+  std::string message;
+  try {
+    train(4096);  // 4 KiB an image and more
+  } catch (const UserError& e) {
+    message = e.what();
+  }
+  for (const char* part :
+       {"train.batch_size: 4096 images do not fit", "device simt is out of memory", "are free"})
+    EXPECT_NE(message.find(part), std::string::npos) << message;
+  const int64_t fits = number_after(message, "train.batch_size = ");
+  EXPECT_GE(fits, 2) << message;
+  EXPECT_LT(fits, 4096) << message;
+  // Nor do 4096 images in small batches, and nobody says so.
+  EXPECT_EQ(message.find("train.accumulate"), std::string::npos) << message;
+  release_cached(Device::simt);
+  train(fits);
+  simt::limit_memory(0);
 }
 
 }  // namespace
