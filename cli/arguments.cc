@@ -356,9 +356,11 @@ void Parser::add(const Commands& c) {
           "orthofed report runs/wbc", c.report, [](CLI::App& app, ReportOptions& o) {
             app.add_option("DIR", o.folder, "Folder of runs")->type_name(" ")->required();
             app.add_flag("--markdown", o.markdown, "As a GitHub table");
-            app.add_flag("--time", o.time,
-                         "Instead: where the time of each run went, a stacked bar a process")
-                ->excludes("--markdown");
+            CLI::Option* time =
+                app.add_flag("--time", o.time,
+                             "Instead: where the time of each run went, a stacked bar a process")
+                    ->excludes("--markdown");
+            app.add_flag("--rounds", o.rounds, "With --time: and of each round")->needs(time);
           });
   command("doctor", "Print what this program finds on this machine", "orthofed doctor --json",
           c.doctor, [](CLI::App&, DoctorOptions&) {});

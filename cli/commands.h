@@ -129,7 +129,8 @@ struct ReportOptions {
   GlobalOptions global;
   std::string folder;
   bool markdown = false;
-  bool time = false;  // where the time of each run went, instead
+  bool time = false;    // where the time of each run went, instead
+  bool rounds = false;  // and of each round
 };
 
 // What this program found on this machine.

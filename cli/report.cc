@@ -6,6 +6,7 @@
 #include <iostream>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <sstream>
 
 #include "cli/commands.h"
 #include "cli/federation_view.h"
@@ -74,15 +75,41 @@ RunSummary times_of(const json& summary) {
   return s;
 }
 
-void print_times(const std::map<std::string, json>& runs, bool as_json) {
+// Of each round, as of the run: the clients' as they told it with the round (metrics.jsonl), and
+// the server's, if there was one.
+json times_by_round(const std::string& folder, const json& summary) {
+  json rounds = json::array();
+  for (const json& time : summary.value("time_by_round", json::array()))
+    rounds.push_back({{"clients", json::object()}, {"time", time}});
+  std::istringstream lines(read_text(folder + "/metrics.jsonl"));
+  for (std::string text; std::getline(lines, text);) {
+    const json line = json::parse(text);
+    if (line.contains("time"))
+      rounds.at(line.at("round").get<size_t>())["clients"][line.at("client")] = line.at("time");
+  }
+  return rounds;
+}
+
+void print_times(const std::map<std::string, json>& runs, bool by_round, bool as_json) {
   json out;
   for (const auto& [folder, summary] : runs) {
-    if (!as_json) {
-      std::cout << folder << "\n\n" << time_table(time_rows(times_of(summary)), true) << "\n";
+    const json rounds = by_round ? times_by_round(folder, summary) : json::array();
+    if (as_json) {
+      for (const json& c : summary.at("clients"))
+        out[folder]["clients"][c.at("name")] = c.at("time");
+      out[folder]["time"] = summary.at("time");
+      if (by_round) out[folder]["rounds"] = rounds;
       continue;
     }
-    for (const json& c : summary.at("clients")) out[folder]["clients"][c.at("name")] = c.at("time");
-    out[folder]["time"] = summary.at("time");
+    std::cout << folder << "\n\n" << time_table(time_rows(times_of(summary)), true) << "\n";
+    for (size_t r = 0; r < rounds.size(); ++r) {
+      std::vector<TimeRow> rows;
+      for (const auto& [client, time] : rounds[r].at("clients").items())
+        rows.push_back({client, split(time)});
+      rows.push_back({"server", split(rounds[r].at("time"))});
+      std::cout << fmt::format("round {} of {}\n\n{}\n", r + 1, rounds.size(),
+                               time_table(rows, true));
+    }
   }
   if (as_json) std::cout << out.dump() << "\n";
 }
@@ -111,7 +138,12 @@ int report(const ReportOptions& o) {
     }
   }
   if (o.time) {
-    print_times(runs, o.global.json);
+    try {
+      print_times(runs, o.rounds, o.global.json);
+    } catch (const json::exception& e) {
+      throw UserError(
+          fmt::format("metrics.jsonl of a run below {} is not one ({})", o.folder, e.what()));
+    }
     return 0;
   }
   if (o.global.json) {

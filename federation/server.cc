@@ -112,7 +112,10 @@ class Server {
     try {
       join();
       const auto start = Clock::now();
-      for (round_ = 0; round_ < config_.rounds; ++round_) run_round();
+      for (round_ = 0; round_ < config_.rounds; ++round_) {
+        if (round_ > 0) note_time();
+        run_round();
+      }
       run_final();
       return finish(seconds_since(start));
     } catch (const FederationError& e) {
@@ -185,9 +188,19 @@ class Server {
                                             : sum / double(member.rates.size());
       result.clients.push_back(member.result);
     }
-    result.time = time_.split();
+    note_time();
+    result.time = noted_;
+    result.time_by_round = time_by_round_;
     observer_.finished(result);
     return result;
+  }
+
+  // A round is over.
+  void note_time() {
+    const TimeSplit now = time_.split();
+    time_by_round_.push_back(now);
+    time_by_round_.back() -= noted_;
+    noted_ = now;
   }
 
   // Tells every member why the run ends here, and reports the rounds whose scores will not come.
@@ -435,6 +448,8 @@ class Server {
   const std::function<void(uint16_t)> listening_;
   const Settings settings_;
   Stopwatch time_;
+  TimeSplit noted_;  // as of the round before
+  std::vector<TimeSplit> time_by_round_;
 
   Phase phase_ = Phase::joining;
   int64_t round_ = 0;

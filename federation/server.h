@@ -49,6 +49,9 @@ struct FederationResult {
   std::vector<ClientResult> clients;  // by name
   double wall_seconds = 0;            // from the first broadcast to the last score
   TimeSplit time = {};                // this process's, set-up included
+  // Of each round: from the end of the one before, or the start, to its average; the last one's
+  // goes on to the last score. They add up to `time`. Empty without a server.
+  std::vector<TimeSplit> time_by_round = {};
 };
 
 // Called on serve()'s thread as things happen. What an observer throws ends the run.

@@ -89,6 +89,7 @@ RunSummary summarize(const RunConfig& config, const Agreement& agreement,
   summary.classes = agreement.classes;
   summary.wall_seconds = result.wall_seconds;
   summary.time = result.time;
+  summary.time_by_round = result.time_by_round;
   for (const ClientResult& r : result.clients) {
     ClientSummary& client = summary.clients.emplace_back();
     client.name = r.client;
@@ -117,6 +118,8 @@ std::string to_json(const RunSummary& summary) {
     client["time"] = c.time ? time_of(*c.time) : json(nullptr);
     clients.push_back(std::move(client));
   }
+  json rounds = json::array();
+  for (const TimeSplit& time : summary.time_by_round) rounds.push_back(time_of(time));
   const json mean = {
       {"accuracy", mean_over_clients(summary, &SiteMetrics::accuracy)},
       {"balanced_accuracy", mean_over_clients(summary, &SiteMetrics::balanced_accuracy)},
@@ -136,7 +139,8 @@ std::string to_json(const RunSummary& summary) {
       {"mean", mean},
       {"union", union_of_sites(summary)},
       {"wall_seconds", summary.wall_seconds},
-      {"time", time_of(summary.time)}};
+      {"time", time_of(summary.time)},
+      {"time_by_round", rounds}};
   return document.dump(2) + "\n";
 }
 

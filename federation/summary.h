@@ -36,6 +36,7 @@ struct RunSummary {
   std::vector<ClientSummary> clients;
   double wall_seconds = 0;
   TimeSplit time = {};  // of the server; without a federation of the one process there was
+  std::vector<TimeSplit> time_by_round = {};  // of the server (federation/server.h)
 };
 
 // The summary of a federation. `device` and `precision` as used, `base_name` as people call it.

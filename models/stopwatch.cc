@@ -38,6 +38,11 @@ TimeSplit& TimeSplit::operator+=(const TimeSplit& more) {
   return *this;
 }
 
+TimeSplit& TimeSplit::operator-=(const TimeSplit& less) {
+  for (const Activity a : kActivities) (*this)[a] -= less[a];
+  return *this;
+}
+
 void Stopwatch::charge() {
   const Clock::time_point now = Clock::now();
   parts_[size_t(activity_)] += now - since_;

@@ -31,6 +31,7 @@ struct TimeSplit {
   double operator[](Activity a) const { return seconds[size_t(a)]; }
   double total() const;
   TimeSplit& operator+=(const TimeSplit& more);
+  TimeSplit& operator-=(const TimeSplit& less);
 };
 
 // Of one thread at a time. A copy goes on from where the original is.

@@ -493,6 +493,18 @@ TEST_F(Commands, AFederationIsTheSameHoweverItIsRun) {
   const json times = succeed_with_json({"report", mine_.path(), "--time"});
   EXPECT_EQ(times.size(), 5u);
   EXPECT_EQ(times.at(at("one")).at("time"), summary.at("time"));
+  EXPECT_FALSE(times.at(at("one")).contains("rounds"));
+  const json by_round =
+      succeed_with_json({"report", at("one"), "--time", "--rounds"}).at(at("one")).at("rounds");
+  EXPECT_EQ(by_round.size(), summary.at("rounds"));
+  for (size_t r = 0; r < by_round.size(); ++r) {
+    EXPECT_EQ(by_round[r].at("time"), summary.at("time_by_round")[r]);
+    EXPECT_EQ(by_round[r].at("clients").size(), summary.at("clients").size());
+    EXPECT_GT(by_round[r].at("clients").at("a").at("total"), 0);
+  }
+  const auto tables = ended({"report", at("one"), "--time", "--rounds"});
+  EXPECT_NE(tables->out().find("\nround 1 of "), std::string::npos) << tables->out();
+  refuse({"report", at("one"), "--rounds"}, {"--rounds", "--time"});
   const auto bars = ended({"report", at("one"), "--time"});
   EXPECT_NE(bars->out().find("T training"), std::string::npos) << bars->out();
 }

@@ -276,6 +276,17 @@ TEST_F(Rounds, ASlowClientMakesTheOthersWait) {
     EXPECT_GT(time.total(), 3 * kSlow);
   }
 
+  // The server's rounds are its run, and each waited for 'b'; joining is the first one's.
+  ASSERT_EQ(result.time_by_round.size(), 3u);
+  TimeSplit sum;
+  for (const TimeSplit& round : result.time_by_round) {
+    EXPECT_GT(round[Activity::waiting], kSlow / 3);
+    EXPECT_GE(round[Activity::saving], 0.02);
+    sum += round;
+  }
+  expect_same(sum, result.time);
+  EXPECT_EQ(result.time_by_round[1][Activity::joining], 0);
+
   // What a client told with its records is what it told in all.
   std::map<std::string, TimeSplit> told;
   for (const ClientRound& r : events.rounds()) {

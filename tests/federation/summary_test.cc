@@ -38,6 +38,7 @@ RunSummary example() {
   (*result.clients[0].time)[Activity::training] = 11;
   (*result.clients[0].time)[Activity::waiting] = 0.5;
   result.time[Activity::waiting] = 12;
+  result.time_by_round = {result.time};
   return summarize(config, agreement_for(), result, "vit_tiny", "cpu", "f32");
 }
 
@@ -70,6 +71,7 @@ TEST_F(SummaryTest, HasEveryFieldOfTheContract) {
   EXPECT_EQ(a.at("time").size(), 1 + kActivities.size());
   EXPECT_TRUE(s.at("clients")[1].at("time").is_null());  // not shared
   EXPECT_EQ(s.at("time").at("waiting"), 12);
+  EXPECT_EQ(s.at("time_by_round"), json::array({s.at("time")}));
   EXPECT_EQ(s.at("mean").at("auroc"), 0.75);  // of the clients that define it
 }
 
