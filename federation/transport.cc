@@ -24,12 +24,67 @@ using asio::ip::tcp;
 constexpr auto kNever = Clock::time_point::max();
 constexpr double kConnectSeconds = 5;  // one attempt
 constexpr size_t kChunk = size_t{1} << 18;
+// What the kernel may keep of a connection that waits to be read, and as much that waits to be
+// sent: the rest stays where it was made, which is one buffer for all clients in a broadcast. Left
+// to itself the kernel gives a fast connection megabytes, and a thousand clients' frames exceed
+// what it has for all of TCP (net.ipv4.tcp_mem): then it drops packets, and hardly anything moves
+// any more. The price is speed over a long way: what is under way at once is this much, about 5
+// MB/s a connection where a round trip takes 50 ms.
+constexpr int kKernelBytes = int(kChunk);
 
 std::string describe(const tcp::endpoint& endpoint) {
   const bool v6 = endpoint.address().is_v6();
   return fmt::format("{}{}{}:{}", v6 ? "[" : "", endpoint.address().to_string(), v6 ? "]" : "",
                      endpoint.port());
 }
+
+// Timers that are cancelled serve as condition variables: something has changed, look again.
+asio::awaitable<void> changed_or_expired(asio::steady_timer& timer) {
+  asio::error_code cancelled;
+  co_await timer.async_wait(asio::redirect_error(use_awaitable, cancelled));
+}
+
+bool is_large(const SharedBytes& frame) {
+  return frame->size() > kChunk;
+}
+
+// So many at a time, first come, first served.
+class Turns {
+ public:
+  explicit Turns(int turns) : free_(turns) {}
+  Turns(const Turns&) = delete;
+
+  struct GiveBack {
+    void operator()(Turns* turns) const {
+      ++turns->free_;
+      turns->wake_next();
+    }
+  };
+  using Turn = std::unique_ptr<Turns, GiveBack>;  // one as long as it lives; empty: none
+
+  // Waits for one, or until it is not wanted any more; whoever changes that cancels the timer.
+  template <class Wanted>
+  asio::awaitable<Turn> take(asio::steady_timer& timer, Wanted wanted) {
+    line_.push_back(&timer);
+    while (wanted() && !(line_.front() == &timer && free_ > 0)) co_await changed_or_expired(timer);
+    std::erase(line_, &timer);
+    Turn turn;
+    if (wanted()) {
+      --free_;
+      turn.reset(this);
+    }
+    wake_next();
+    co_return turn;
+  }
+
+ private:
+  void wake_next() {
+    if (!line_.empty()) line_.front()->cancel();
+  }
+
+  int free_;
+  std::deque<asio::steady_timer*> line_;
+};
 
 // One connection. Lives on the transport's thread; its three coroutines (read, write, watch) share
 // it, and the last one to end destroys it.
@@ -42,10 +97,12 @@ struct Link {
         reader(socket.get_executor(), kNever),
         writer(socket.get_executor(), kNever) {}
 
+  // The next frame out is a large one. What a closing link has left is its last word.
+  bool waits_its_turn() const { return socket.is_open() && !closing && is_large(outbox.front()); }
+
   int64_t id;
   std::string peer;  // its address
   tcp::socket socket;
-  // Timers that are cancelled serve as condition variables: something has changed, look again.
   asio::steady_timer watch, reader, writer;
   Clock::time_point read_deadline = kNever, write_deadline = kNever, close_deadline = kNever;
   std::deque<SharedBytes> outbox;
@@ -55,7 +112,7 @@ struct Link {
   bool first_frame = true;  // not yet received: read_deadline stands and does not move
   bool taken = true;        // the owner has taken the last event, the next frame may be read
   bool closing = false;     // the owner has closed
-  bool has_body = false;    // its tensor section is one of Impl::bodies
+  Turns::Turn body;         // its tensor section is one of Impl::bodies
 };
 using LinkPtr = std::shared_ptr<Link>;
 
@@ -82,7 +139,7 @@ HostPort split_address(const std::string& address) {
 
 // A peer whose machine is gone sends nothing at all: let the kernel ask after 30 s of silence and
 // give up 30 s later. Also keeps the entry of a quiet connection alive in a firewall's table.
-void keep_alive(tcp::socket& socket) {
+void set_up(tcp::socket& socket) {
   socket.set_option(tcp::no_delay(true));
   socket.set_option(asio::socket_base::keep_alive(true));
   const auto set = [&](int option, int value) {
@@ -92,6 +149,8 @@ void keep_alive(tcp::socket& socket) {
   set(TCP_KEEPIDLE, 30);
   set(TCP_KEEPINTVL, 10);
   set(TCP_KEEPCNT, 3);
+  socket.set_option(asio::socket_base::receive_buffer_size(kKernelBytes));
+  set(TCP_NOTSENT_LOWAT, kKernelBytes);
 }
 
 }  // namespace
@@ -103,6 +162,8 @@ Clock::time_point after(double seconds) {
 
 struct Transport::Impl {
   TransportOptions options;
+  Turns bodies{options.max_bodies};    // tensor sections in memory
+  Turns sending{options.max_sending};  // large frames on their way out
   asio::io_context io{1};
   asio::executor_work_guard<asio::io_context::executor_type> work{io.get_executor()};
 
@@ -116,8 +177,6 @@ struct Transport::Impl {
   };
   std::shared_ptr<Connecting> connecting;
   int64_t next_id = 1;
-  int bodies = 0;               // links that have_body
-  std::deque<LinkPtr> in_line;  // for a body
   bool stopping = false;
 
   // Shared with the owner.
@@ -187,7 +246,7 @@ struct Transport::Impl {
   // ---- The life of a connection -----------------------------------------------------------------
 
   LinkPtr add(tcp::socket socket) {
-    keep_alive(socket);
+    set_up(socket);
     auto link = std::make_shared<Link>(next_id++, std::move(socket));
     link->read_deadline = after(options.handshake_seconds);
     links[link->id] = link;
@@ -209,6 +268,8 @@ struct Transport::Impl {
 
   void begin_close(const LinkPtr& link) {
     link->closing = true;
+    // The last word counts: a large frame that has not begun would keep it too long.
+    while (link->outbox.size() > 1 && is_large(link->outbox.front())) link->outbox.pop_front();
     link->close_deadline = after(options.linger_seconds);
     for (auto* timer : {&link->watch, &link->reader, &link->writer}) timer->cancel();
   }
@@ -220,11 +281,6 @@ struct Transport::Impl {
 
   double write_seconds(const Link& link) const {
     return link.write_seconds > 0 ? link.write_seconds : options.stall_seconds;
-  }
-
-  static asio::awaitable<void> changed_or_expired(asio::steady_timer& timer) {
-    asio::error_code cancelled;
-    co_await timer.async_wait(asio::redirect_error(use_awaitable, cancelled));
   }
 
   // Ends the connection when one of its deadlines has passed.
@@ -266,27 +322,6 @@ struct Transport::Impl {
     }
   }
 
-  // Waits until fewer than max_bodies tensor sections are in memory: first come, first served.
-  asio::awaitable<void> take_body(LinkPtr link) {
-    link->read_deadline = kNever;  // the peer cannot help it
-    in_line.push_back(link);
-    while (link->socket.is_open() && !(in_line.front() == link && bodies < options.max_bodies))
-      co_await changed_or_expired(link->reader);
-    std::erase(in_line, link);
-    ++bodies;
-    link->has_body = true;
-    next_in_line();
-  }
-  void release_body(const LinkPtr& link) {
-    if (!link->has_body) return;
-    link->has_body = false;
-    --bodies;
-    next_in_line();
-  }
-  void next_in_line() {
-    if (!in_line.empty()) in_line.front()->reader.cancel();
-  }
-
   asio::awaitable<Frame> read_frame(LinkPtr link) {
     std::array<std::byte, kHeaderBytes> bytes;
     size_t filled = co_await read_some(link, bytes.data(), kHeaderBytes);
@@ -297,7 +332,10 @@ struct Transport::Impl {
     Frame frame;
     frame.type = header.type;
     co_await read_section(link, frame.manifest, header.manifest_bytes);
-    if (header.tensor_bytes > 0) co_await take_body(link);
+    if (header.tensor_bytes > 0) {
+      link->read_deadline = kNever;  // the peer cannot help it
+      link->body = co_await bodies.take(link->reader, [&] { return link->socket.is_open(); });
+    }
     co_await read_section(link, frame.tensors, header.tensor_bytes);
     verify_digest(bytes, frame, link->peer);
     link->first_frame = false;
@@ -341,7 +379,7 @@ struct Transport::Impl {
     } catch (const std::exception& e) {
       why = e.what();
     }
-    release_body(link);
+    link->body.reset();
     drop(link, why);
   }
 
@@ -358,6 +396,9 @@ struct Transport::Impl {
           co_await changed_or_expired(link->writer);
           continue;
         }
+        Turns::Turn turn;
+        if (const auto large = [&] { return link->waits_its_turn(); }; large())
+          turn = co_await sending.take(link->writer, large);
         const SharedBytes frame = std::move(link->outbox.front());
         link->outbox.pop_front();
         const Moving moving(*this);
@@ -537,7 +578,7 @@ std::optional<Event> Transport::wait(Clock::time_point deadline, std::stop_token
     asio::post(impl_->io, [this, connection = event.connection] {
       if (const LinkPtr link = impl_->find(connection)) {
         link->taken = true;
-        impl_->release_body(link);
+        link->body.reset();
         link->reader.cancel();
       }
     });

@@ -38,6 +38,7 @@ struct TransportOptions {
   double linger_seconds = 2;      // after close(): for the peer to read what was sent last
   int max_pending = 64;           // connections that are not admitted (yet)
   int max_bodies = 16;            // tensor sections in memory, arriving or not yet taken
+  int max_sending = 64;           // large frames on their way out; the others wait in line
 };
 
 struct Event {
@@ -74,10 +75,13 @@ class Transport {
   // (write_seconds 0): its update waits in line where the server has max_bodies others.
   void admit(int64_t connection, size_t max_tensor_bytes, double write_seconds = 0);
 
-  // Queues a frame; a broadcast shares one buffer. Failure to deliver it shows as a closed event.
+  // Queues a frame; a broadcast shares one buffer, and large frames leave max_sending at a time, so
+  // that memory does not grow with the number of peers. Failure to deliver it shows as a closed
+  // event.
   void send(int64_t connection, SharedBytes frame);
 
-  // Delivers what was sent, then closes. Nothing that arrives later makes an event.
+  // Delivers what was sent, but for large frames that still wait in line with another behind them,
+  // then closes. Nothing that arrives later makes an event.
   void close(int64_t connection);
 
   // The next event, or nullopt at `deadline` (an event that is already there always comes first).

@@ -16,20 +16,19 @@
 #include <string>
 #include <vector>
 
+#include "bench/support/process.h"
 #include "engine/io/sha256.h"
 #include "federation/server.h"
 
 namespace orthofed {
 namespace {
 
-// most: clients. A broadcast to a thousand ViT-Base clients on loopback is 4.7 GB at once in socket
-// buffers of one kernel, both ends' (net.ipv4.tcp_mem), which then drops packets.
 struct Model {
   const char* name;
   int64_t dim, layers;
-  int most;
 };
-constexpr Model kModels[] = {{"vit_tiny", 192, 12, 1000}, {"vit_base", 768, 12, 100}};
+constexpr Model kModels[] = {{"vit_tiny", 192, 12}, {"vit_base", 768, 12}};
+constexpr int kClients[] = {1, 10, 100, 1000};
 constexpr int64_t kRank = 8, kClasses = 5, kRounds = 3;
 
 // The general adapter of rank 8 on qkv, proj, fc1 and fc2, and the shared head.
@@ -56,6 +55,10 @@ int64_t model_bytes(const Model& m) {
   const int64_t block = 12 * m.dim * m.dim + 13 * m.dim;
   return 4 * (m.layers * block + (3 * 256 + 1) * m.dim + 198 * m.dim + 2 * m.dim +
               kClasses * (m.dim + 1));
+}
+
+std::string case_name(const Model& model, int clients) {
+  return fmt::format("{}:{}", model.name, clients);
 }
 
 std::string client_name(int i) {
@@ -105,25 +108,35 @@ int answer(const std::string& address, const Agreement& agreement, int clients) 
   return 0;
 }
 
+// What the kernel holds for all TCP connections of the machine, both ends of ours included.
+double kernel_tcp_mib() {
+  std::ifstream file("/proc/net/sockstat");
+  for (std::string word; file >> word && word != "TCP:";) {
+  }
+  double pages = 0;
+  for (std::string word; file >> word && word != "mem";) {
+  }
+  file >> pages;
+  return pages * double(sysconf(_SC_PAGESIZE)) / (1 << 20);
+}
+
 class Rounds : public ServerObserver {
  public:
   void round_started(int64_t, int64_t) override { begin_ = Clock::now(); }
   void round_aggregated(int64_t, const TensorMap&) override {
     seconds.push_back(std::chrono::duration<double>(Clock::now() - begin_).count());
   }
+  void update_received(const ClientRound&) override {
+    kernel_peak_mib = std::max(kernel_peak_mib, kernel_tcp_mib());
+  }
   void client_round(const ClientRound& r) override { record = r; }
   std::vector<double> seconds;
+  double kernel_peak_mib = 0;
   ClientRound record;
 
  private:
   Clock::time_point begin_;
 };
-
-double peak_mib() {
-  rusage usage{};
-  getrusage(RUSAGE_SELF, &usage);
-  return double(usage.ru_maxrss) / 1024;
-}
 
 // In a process of its own, so that the peak is this case's.
 int measure(const Model& model, int clients) {
@@ -156,16 +169,15 @@ int measure(const Model& model, int clients) {
   int status = 0;
   waitpid(child, &status, 0);
   if (status != 0) throw Error("the clients failed");
-  std::sort(rounds.seconds.begin(), rounds.seconds.end());
   double load = 0;
   std::ifstream("/proc/loadavg") >> load;
   fmt::print(
       "{{\"schema\": \"orthofed-server/1\", \"bench\": \"server_round\", \"model\": \"{}\", "
       "\"clients\": {}, \"rounds\": {}, \"round_seconds_median\": {:.4f}, "
       "\"bytes_sent_by_a_client\": {}, \"whole_model_bytes\": {}, \"server_peak_mib\": {:.1f}, "
-      "\"peak_mib_before\": {:.1f}, \"load_average\": {:.2f}}}\n",
-      model.name, clients, kRounds, rounds.seconds[rounds.seconds.size() / 2],
-      rounds.record.bytes_sent, model_bytes(model), peak_mib(), before, load);
+      "\"peak_mib_before\": {:.1f}, \"kernel_tcp_peak_mib\": {:.1f}, \"load_average\": {:.2f}}}\n",
+      model.name, clients, kRounds, median(rounds.seconds), rounds.record.bytes_sent,
+      model_bytes(model), peak_mib(), before, rounds.kernel_peak_mib, load);
   std::fflush(stdout);
   return 0;
 }
@@ -175,9 +187,15 @@ int measure(const Model& model, int clients) {
 
 int main(int argc, char** argv) {
   using namespace orthofed;
-  if (argc > 1) {
-    fmt::print("usage: server_bench   (1 to 1,000 clients on loopback)\n");
-    return std::string(argv[1]) == "--help" ? 0 : 2;
+  const std::string only = argc > 1 ? argv[1] : "";
+  bool known_case = only.empty();
+  for (const Model& model : kModels)
+    for (const int clients : kClients) known_case |= only == case_name(model, clients);
+  if (argc > 2 || !known_case) {
+    fmt::print(
+        "usage: server_bench [CASE]   (1 to 1,000 clients on loopback; CASE: one only, as in "
+        "vit_base:1000)\n");
+    return only == "--help" ? 0 : 2;
   }
   rlimit files{};
   const bool known = getrlimit(RLIMIT_NOFILE, &files) == 0;
@@ -187,8 +205,8 @@ int main(int argc, char** argv) {
     return 1;
   }
   for (const Model& model : kModels) {
-    for (const int clients : {1, 10, 100, 1000}) {
-      if (clients > model.most) continue;
+    for (const int clients : kClients) {
+      if (!only.empty() && only != case_name(model, clients)) continue;
       const pid_t child = fork();
       if (child == 0) {
         try {

@@ -148,6 +148,48 @@ TEST_F(TransportTest, TensorSectionsComeOneAfterAnother) {
   }
 }
 
+// With one large frame at a time on its way out, the others wait until it has been taken, or its
+// peer cut off. Small frames pass them, and who is closed while it waits hears the reason.
+TEST_F(TransportTest, LargeFramesLeaveOneAfterAnother) {
+  TransportOptions options = quick_transport();
+  options.max_sending = 1;
+  options.stall_seconds = 2;
+  Transport server(options), patient(quick_transport());
+  const uint16_t port = server.listen("127.0.0.1:0");
+  RawPeer stuck(port), closed(port), small(port);
+  std::vector<int64_t> connections;
+  for (RawPeer* peer : {&stuck, &closed, &small}) {
+    connections.push_back(expect(server, Kind::opened).connection);
+    peer->send(hello_of("a"));
+  }
+  const int64_t link = patient.connect(fmt::format("127.0.0.1:{}", port), after(5), {});
+  patient.send(link, std::make_shared<const Bytes>(encode(hello_of("a"))));
+  patient.admit(link, 1 << 26);
+  for (int hellos = 0; hellos < 4;) {
+    const std::optional<Event> event = next(server);
+    ASSERT_TRUE(event.has_value());
+    if (event->kind == Kind::opened) connections.push_back(event->connection);
+    if (event->kind == Kind::frame) ++hellos;
+  }
+  ASSERT_EQ(connections.size(), 4u);
+  for (const int64_t connection : connections) server.admit(connection, 0);
+
+  // More than the sockets' buffers take.
+  const auto large = std::make_shared<const Bytes>(
+      encode(Update{0, 1, std::nullopt, {{"x", Tensor::full({1 << 22}, DType::f32, 1)}}}));
+  for (const size_t i : {0, 1, 3}) server.send(connections[i], large);
+  server.send(connections[1], std::make_shared<const Bytes>(encode(Abort{"over"})));
+  server.close(connections[1]);
+  server.send(connections[2], std::make_shared<const Bytes>(encode(Bye{})));
+  EXPECT_EQ(closed.reason(), "over");
+  small.expect<Bye>();
+  EXPECT_FALSE(next(patient, 0.2).has_value());
+  const Event cut = expect(server, Kind::closed);
+  EXPECT_EQ(cut.connection, connections[0]);
+  EXPECT_SAYS(cut.detail, "takes no data for 2 s");
+  EXPECT_EQ(expect(patient, Kind::frame).frame.size(), large->size());
+}
+
 TEST_F(TransportTest, CrowdsAreTurnedAwayButMembersStay) {
   TransportOptions options = quick_transport();
   options.max_pending = 3;
