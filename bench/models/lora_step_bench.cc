@@ -4,7 +4,6 @@
 // and images. One JSON line; one model a process, so that peak memory is its own. With --profile,
 // afterwards, where the step's time goes and the least that each part can take.
 #include <fmt/core.h>
-#include <sys/resource.h>
 
 #include <algorithm>
 #include <chrono>
@@ -15,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "bench/support/process.h"
 #include "engine/data/loader.h"
 #include "engine/io/safetensors.h"
 #include "engine/tensor/allocator.h"
@@ -43,17 +43,6 @@ VitConfig geometry(const std::string& name) {
   else if (name != "tiny" && name != "small" && name != "base")
     throw UserError("unknown model " + name + "; known: tiny, small, base, large");
   return c;
-}
-
-double peak_mib() {
-  rusage usage{};
-  getrusage(RUSAGE_SELF, &usage);
-  return double(usage.ru_maxrss) / 1024;
-}
-
-double median(std::vector<double> v) {
-  std::sort(v.begin(), v.end());
-  return v[v.size() / 2];
 }
 
 template <class F>
