@@ -53,6 +53,12 @@ void take_head(const Linear& head, const TensorMap& from) {
   }
 }
 
+std::string not_one_fits(const OutOfMemory& error) {
+  return fmt::format(
+      "not even one image fits: {}; free some of it, or take a smaller model or another device",
+      error.what());
+}
+
 void set_head_trainable(const Linear& head, bool on) {
   if (!head.weight.defined()) return;
   head.weight.set_requires_grad(on);
@@ -517,9 +523,7 @@ std::string FineTuner::what_fits(const OutOfMemory& error, int64_t images, int64
       advice += fmt::format(" and train.accumulate = {} for steps of as many images", pieces);
     return advice;
   }
-  return fmt::format(
-      "not even one image fits: {}; free some of it, or take a smaller model or another device",
-      error.what());
+  return not_one_fits(error);
 }
 
 PenaltyValues FineTuner::penalties() {
@@ -530,6 +534,22 @@ PenaltyValues FineTuner::penalties() {
 }
 
 Tensor FineTuner::logits(const Tensor& patches, int64_t batch, bool personal) {
+  try {
+    return logits_at_once(patches, batch, personal);
+  } catch (const OutOfMemory& e) {
+    if (batch == 1) throw UserError(fmt::format("scoring: {}", not_one_fits(e)));
+  }
+  const int64_t half = batch / 2, middle = patches.rows() / batch * half;
+  const Tensor first = logits(patches.row_range(0, middle), half, personal);
+  const Tensor second = logits(patches.row_range(middle, patches.rows()), batch - half, personal);
+  const OnDevice host(Device::cpu);
+  const Tensor z = Tensor::empty({batch, first.cols()}, first.dtype());
+  z.row_range(0, half).copy_from(first);
+  z.row_range(half, batch).copy_from(second);
+  return z;
+}
+
+Tensor FineTuner::logits_at_once(const Tensor& patches, int64_t batch, bool personal) {
   const OnDevice scope(model_->device());
   set_active(*model_, AdapterKind::personal, personal);
   Tensor z;

@@ -107,7 +107,9 @@ class FineTuner {
   // Every kind's value now, for the log; features as of the last step that measured it.
   PenaltyValues penalties();
 
-  // [batch, classes]. personal off: the general model alone (METHOD.md's `general` metrics).
+  // [batch, classes], on the CPU. personal off: the general model alone (METHOD.md's `general`
+  // metrics). Where the device's memory does not do, in halves; throws UserError where it does not
+  // do for one image.
   Tensor logits(const Tensor& patches, int64_t batch, bool personal = true);
 
  private:
@@ -135,6 +137,7 @@ class FineTuner {
   void clear_gradients();
 
   void merge_adapters();  // with lora.strategy = "merged": those that are active, as they are now
+  Tensor logits_at_once(const Tensor& patches, int64_t batch, bool personal);
   Var head_logits(Tape& tape, const Var& features, bool personal) const;
   void set_phase(Phase phase, bool personal_active);
   bool dropped(uint64_t index) const;  // is the personal adapter off in this step?

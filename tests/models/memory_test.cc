@@ -127,6 +127,25 @@ TEST(Memory, ABatchThatDoesNotFitNamesOneThatDoes) {
   steps(*tuner, 2);
 }
 
+TEST(Memory, ScoringTakesWhatFitsAtATime) {
+  simt::limit_memory(0);
+  const auto reserved = [] { return size_t(allocator_stats(Device::simt).bytes_reserved); };
+  auto tuner = tuner_on_simt();
+  const Batch batch = random_batch(64);
+  const std::vector<double> want = tuner->logits(batch.patches, 64).to_vector();
+  const size_t all = reserved();
+  release_cached(Device::simt);
+  const size_t weights = reserved();
+
+  simt::limit_memory(weights + (all - weights) / 4);
+  EXPECT_EQ(tuner->logits(batch.patches, 64).to_vector(), want);
+  release_cached(Device::simt);
+  simt::limit_memory(weights);
+  EXPECT_THROW(tuner->logits(batch.patches, 64), UserError);
+  simt::limit_memory(0);
+  EXPECT_EQ(tuner->logits(batch.patches, 64).to_vector(), want);
+}
+
 // The batch is the loader's first: its memory runs out before there is a step.
 TEST(Memory, ALoaderThatDoesNotFitNamesTheSameBatch) {
   const test::TemporaryDirectory directory;
