@@ -39,7 +39,7 @@ void scale_columns(const A* b, int64_t ldb, const A* scale, A* to, int64_t rows,
 template <class T>
 void lora_down(const T* x, int64_t ldx, const Accum<T>* a, int64_t lda, T* u, int64_t ldu,
                int64_t rows, int64_t in, int64_t rank) {
-  if constexpr (std::is_same_v<T, bf16>) {
+  if constexpr (halves::built_in<T>) {
     if (halves::serve()) {
       return halves::lora_down(x, ldx, a, lda, u, ldu, rows, in, rank);
     }
@@ -52,7 +52,7 @@ void lora_down(const T* x, int64_t ldx, const Accum<T>* a, int64_t lda, T* u, in
 template <class T>
 void lora_up(const T* u, int64_t ldu, const Accum<T>* b, int64_t ldb, const Accum<T>* scale, T* y,
              int64_t ldy, int64_t rows, int64_t out, int64_t rank) {
-  if constexpr (std::is_same_v<T, bf16>) {
+  if constexpr (halves::built_in<T>) {
     if (halves::serve()) {
       return halves::lora_up(u, ldu, b, ldb, scale, y, ldy, rows, out, rank);
     }
@@ -73,7 +73,7 @@ template <class T>
 void lora_up_backward(const T* dy, int64_t lddy, const T* u, int64_t ldu, const Accum<T>* b,
                       int64_t ldb, const Accum<T>* scale, T* du, int64_t lddu, Accum<T>* db,
                       int64_t lddb, bool accumulate, int64_t rows, int64_t out, int64_t rank) {
-  if constexpr (std::is_same_v<T, bf16>) {
+  if constexpr (halves::built_in<T>) {
     if (halves::serve()) {
       return halves::lora_up_backward(dy, lddy, u, ldu, b, ldb, scale, du, lddu, db, lddb,
                                       accumulate, rows, out, rank);
@@ -103,7 +103,7 @@ template <class T>
 void lora_down_backward(const T* du, int64_t lddu, const T* x, int64_t ldx, const Accum<T>* a,
                         int64_t lda, Accum<T>* da, int64_t ldda, bool accumulate, T* dx,
                         int64_t lddx, int64_t rows, int64_t in, int64_t rank) {
-  if constexpr (std::is_same_v<T, bf16>) {
+  if constexpr (halves::built_in<T>) {
     if (halves::serve()) {
       return halves::lora_down_backward(du, lddu, x, ldx, a, lda, da, ldda, accumulate, dx, lddx,
                                         rows, in, rank);

@@ -5,7 +5,6 @@
 
 #include "kernels/core/parallel.h"
 #include "kernels/matmul/matmul.h"
-#include "kernels/matmul/matmul_onednn.h"
 
 namespace orthofed::cpu::halves {
 namespace {
@@ -81,11 +80,7 @@ void sum_of_halves(const bf16* x, int64_t ldx, const bf16* b, int64_t ldb, Op op
 }  // namespace
 
 bool serve() {
-  if constexpr (onednn::built_in) {
-    return native_bf16() && onednn::available();
-  } else {
-    return false;
-  }
+  return native_bf16() && onednn::available();
 }
 
 void lora_down(const bf16* x, int64_t ldx, const float* a, int64_t lda, bf16* u, int64_t ldu,

@@ -5,10 +5,16 @@
 // x [hi; lo]^T are two halves to add, [u u] [hi lo]^T adds them itself.
 #pragma once
 #include <cstdint>
+#include <type_traits>
 
 #include "kernels/core/types.h"
+#include "kernels/matmul/matmul_onednn.h"
 
 namespace orthofed::cpu::halves {
+
+// Of T, as far as the build can tell; where false, nothing below is defined.
+template <class T>
+inline constexpr bool built_in = std::is_same_v<T, bf16>&& onednn::built_in;
 
 bool serve();  // whether they may be called
 
