@@ -61,7 +61,10 @@ for i in "${!names[@]}"; do
   build/release/bin/"${names[i]}" --json build/bench.jsonl --seconds "$seconds" \
     --benchmark_filter="${filter:-/cpu/}" 2>build/bench.log || { failed=1; tail -n 3 build/bench.log; }
 done
-[[ -s build/bench.jsonl ]] || { echo "bench: no benchmark matches '$filter'" >&2; exit 2; }
+if [[ ! -s build/bench.jsonl ]]; then
+  ((failed)) || { echo "bench: no benchmark matches '$filter'" >&2; exit 2; }
+  exit 1
+fi
 # 2026-11-24-amd-epyc-x86-64-v4-2core: what is told apart on the page as well.
 host=$(sed -nE '1s/.*"cpu": "([^"]*)".*"isa": "([^"]*)".*/\1 \2/p' build/bench.jsonl)
 host=$(tr 'A-Z' 'a-z' <<<"$host" | sed -E 's/[^a-z0-9]+/-/g; s/^-|-$//g')

@@ -268,8 +268,8 @@ stage_peers() {
   python3 -c 'import torch, timm, peft' 2>/dev/null || die "python3 has no torch, timm and peft: no peer to measure"
   export PYTHONDONTWRITEBYTECODE=1
   need_programs lora_step_bench
-  # Both take the model, adapters and images that PyTorch leaves; first_loss and first_gradient_norm of the
-  # records have to agree.
+  # Both take the model, adapters and images that PyTorch leaves: whether they do the same work is seen in
+  # first_loss and first_gradient_norm of their records.
   local peer=(python3 bench/peers/lora_step.py --device cuda --models tiny,base --modes bf16 --batch 256 --compile
     --attention --job "$work/job")
   peers_run lora_step.py "${peer[@]}"

@@ -56,6 +56,12 @@ class Var {
   std::shared_ptr<State> state_;
 };
 
+// For kernels whose argument may be null: a bias, LayerScale.
+template <class R>
+const R* data_or_null(const Var& v) {
+  return v.defined() ? v.value().data<R>() : nullptr;
+}
+
 class Tape {
  public:
   // A tape that does not record is for inference: ops save nothing.

@@ -12,9 +12,23 @@
 namespace orthofed {
 namespace {
 
-template <class R>
-const R* data_or_null(const Var& v) {
-  return v.defined() ? v.value().data<R>() : nullptr;
+// Of y = x W^T, and of dx = dy W.
+MatmulShape shape_of_forward(const Tensor& x, const Tensor& w, const Tensor& y) {
+  return {.m = x.rows(),
+          .n = w.rows(),
+          .k = w.cols(),
+          .lda = x.pitch(),
+          .ldb = w.pitch(),
+          .ldc = y.pitch(),
+          .op_b = Op::transpose};
+}
+MatmulShape shape_of_backward(const Tensor& dy, const Tensor& w, const Tensor& dx) {
+  return {.m = dy.rows(),
+          .n = w.cols(),
+          .k = w.rows(),
+          .lda = dy.pitch(),
+          .ldb = w.pitch(),
+          .ldc = dx.pitch()};
 }
 
 // y = x W + bias, shown to whoever watches like any kernel call. Only a CPU packs.
@@ -75,13 +89,7 @@ void Linear::product(const Tensor& x, const Tensor& y) const {
     }
     const Tensor& w = computed_weight();
     of_on(queue_of(x), matmul, T, T)(x.data<T>(), w.data<T>(), y.data<T>(), b, false,
-                                     MatmulShape{.m = x.rows(),
-                                                 .n = out(),
-                                                 .k = in(),
-                                                 .lda = x.pitch(),
-                                                 .ldb = w.pitch(),
-                                                 .ldc = y.pitch(),
-                                                 .op_b = Op::transpose});
+                                     shape_of_forward(x, w, y));
   });
 }
 
@@ -99,12 +107,7 @@ void Linear::product_transposed(const Tensor& dy, const Tensor& dx) const {
     }
     const Tensor& w = computed_weight();
     of_on(queue_of(dy), matmul, T, T)(dy.data<T>(), w.data<T>(), dx.data<T>(), nullptr, false,
-                                      MatmulShape{.m = dy.rows(),
-                                                  .n = in(),
-                                                  .k = out(),
-                                                  .lda = dy.pitch(),
-                                                  .ldb = w.pitch(),
-                                                  .ldc = dx.pitch()});
+                                      shape_of_backward(dy, w, dx));
   });
 }
 
@@ -151,13 +154,7 @@ Tensor Linear::forward_gelu(const Tensor& x, GeluKind kind, Saved* saved, Tensor
     const Tensor& w = computed_weight();
     of_on(queue_of(x), matmul_gelu, T)(x.data<T>(), w.data<T>(), data_or_null<Accum<T>>(bias),
                                        f->data<T>(), f->pitch(), y.data<T>(), kind,
-                                       MatmulShape{.m = x.rows(),
-                                                   .n = out(),
-                                                   .k = in(),
-                                                   .lda = x.pitch(),
-                                                   .ldb = w.pitch(),
-                                                   .ldc = y.pitch(),
-                                                   .op_b = Op::transpose});
+                                       shape_of_forward(x, w, y));
   });
   adapt(x, nullptr, saved);
   return y;
@@ -178,14 +175,7 @@ Tensor Linear::forward_residual(const Tensor& x, const Tensor& r, const Var& gam
     const Tensor& w = computed_weight();
     of_on(queue_of(x), matmul_residual, T)(x.data<T>(), w.data<T>(), data_or_null<R>(bias),
                                            data_or_null<R>(gamma), r.data<R>(), r.pitch(),
-                                           y.data<R>(),
-                                           MatmulShape{.m = x.rows(),
-                                                       .n = out(),
-                                                       .k = in(),
-                                                       .lda = x.pitch(),
-                                                       .ldb = w.pitch(),
-                                                       .ldc = y.pitch(),
-                                                       .op_b = Op::transpose});
+                                           y.data<R>(), shape_of_forward(x, w, y));
   });
   adapt(x, nullptr, saved);
   return y;
@@ -264,13 +254,7 @@ Tensor Linear::backward_gelu(const Tensor& dy, const Saved& saved, const Tensor&
   dispatch(compute_, [&]<class T>(Tag<T>) {
     const Tensor& w = computed_weight();
     of_on(queue_of(dy), matmul_gelu_backward, T)(dy.data<T>(), w.data<T>(), f.data<T>(), f.pitch(),
-                                                 df.data<T>(), kind,
-                                                 MatmulShape{.m = dy.rows(),
-                                                             .n = in(),
-                                                             .k = out(),
-                                                             .lda = dy.pitch(),
-                                                             .ldb = w.pitch(),
-                                                             .ldc = df.pitch()});
+                                                 df.data<T>(), kind, shape_of_backward(dy, w, df));
   });
   gradients(dy, saved, Tensor(), features);
   return df;

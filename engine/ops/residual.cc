@@ -3,15 +3,6 @@
 #include "kernels/residual/residual.h"
 
 namespace orthofed {
-namespace {
-
-template <class R>
-const R* data_or_null(const Var& v) {
-  return v.defined() ? v.value().data<R>() : nullptr;
-}
-
-}  // namespace
-
 Tensor residual_forward(const Tensor& x, const Tensor& z, const Var& gamma) {
   const Tensor y = Tensor::empty({x.rows(), x.cols()}, x.dtype());
   dispatch(z.dtype(), [&]<class T>(Tag<T>) {
