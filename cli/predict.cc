@@ -9,7 +9,7 @@
 #include "cli/text.h"
 #include "engine/io/files.h"
 #include "engine/io/safetensors.h"
-#include "kernels/matmul/matmul.h"
+#include "kernels/core/parallel.h"
 #include "models/bundle.h"
 #include "models/method.h"
 #include "models/predict.h"

@@ -11,7 +11,6 @@
 #include "cli/text.h"
 #include "engine/io/files.h"
 #include "kernels/core/parallel.h"
-#include "kernels/matmul/matmul.h"
 #include "models/method.h"
 #include "models/metrics.h"
 #include "models/site_data.h"

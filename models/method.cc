@@ -3,7 +3,7 @@
 #include <fmt/core.h>
 
 #include "engine/tensor/watch.h"
-#include "kernels/matmul/matmul.h"
+#include "kernels/core/parallel.h"
 
 namespace orthofed {
 

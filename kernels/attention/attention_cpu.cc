@@ -3,8 +3,10 @@
 #include <limits>
 
 #include "kernels/attention/attention.h"
+#include "kernels/attention/attention_pairs.h"
 #include "kernels/core/check.h"
 #include "kernels/core/math.h"
+#include "kernels/core/parallel.h"
 #include "kernels/core/tile.h"
 
 // Everything is computed transposed, with one query a lane: S^T = K Q^T has keys as rows, so the
@@ -71,6 +73,8 @@ template <class T>
 void attention_forward(const T* qkv, T* out, Accum<T>* lse, const AttentionShape& s, double scale) {
   using A = Accum<T>;
   check(s);
+  if constexpr (std::is_same_v<T, bf16>)
+    if (native_bf16()) return pairs::attention_forward(qkv, out, lse, s, scale);
   const int64_t d = s.head_dim, dim = s.heads * d;
   const Blocks block(s.tokens, d);
 
@@ -150,6 +154,8 @@ void attention_backward(const T* qkv, const T* out, const T* dout, const Accum<T
                         const AttentionShape& s, double scale) {
   using A = Accum<T>;
   check(s);
+  if constexpr (std::is_same_v<T, bf16>)
+    if (native_bf16()) return pairs::attention_backward(qkv, out, dout, lse, dqkv, s, scale);
   const int64_t d = s.head_dim, dim = s.heads * d;
   const Blocks block(s.tokens, d);
 

@@ -80,6 +80,15 @@ void force_isa(Isa level) {
   current().store(level);
 }
 
+bool native_bf16() {
+#if defined(__x86_64__)
+  static const bool has = __builtin_cpu_supports("avx512bf16");
+  return has && isa() == Isa::v4;
+#else
+  return false;
+#endif
+}
+
 int threads() {
 #ifdef _OPENMP
   return omp_get_max_threads();

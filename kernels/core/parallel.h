@@ -20,12 +20,15 @@ Isa isa();                  // the best level of this processor, or the one OF_I
 Isa best_isa();             // what the processor has
 void force_isa(Isa level);  // tests; throws UserError where the processor lacks the level
 const char* name_of(Isa level);
+bool native_bf16();  // does this processor multiply bf16, and does isa() allow it (v4)?
 
 #if defined(__x86_64__)
 #define OF_TARGET_V2 "sse3,ssse3,sse4.1,sse4.2,popcnt"
 #define OF_TARGET_V3 OF_TARGET_V2 ",avx,avx2,fma,f16c,bmi,bmi2,lzcnt,movbe"
 #define OF_TARGET_V4 \
   OF_TARGET_V3 ",avx512f,avx512bw,avx512cd,avx512dq,avx512vl,prefer-vector-width=512"
+#define OF_TARGET_BF16 \
+  OF_TARGET_V4 ",avx512bf16"  // native_bf16(); no clone, a few write it by hand
 template <class F>
 __attribute__((target(OF_TARGET_V2), flatten, noinline)) void run_v2(const F& body) {
   body();

@@ -107,7 +107,6 @@ class PackedMatrix {
   std::shared_ptr<const Impl> impl_;
 };
 
-bool native_bf16();            // does this processor multiply bf16 in hardware?
 const char* matmul_backend();  // "oneDNN 3.7.1" or "blocked loop", for doctor
 
 }  // namespace orthofed::cpu

@@ -220,15 +220,6 @@ void PackedMatrix<T>::multiply(const T* a, int64_t lda, C* c, int64_t ldc, const
   matmul_blocked(a, impl_->dense.data(), c, bias, accumulate, shape);
 }
 
-bool native_bf16() {
-#if defined(__x86_64__)
-  static const bool has = __builtin_cpu_supports("avx512bf16");
-  return has && isa() == Isa::v4;
-#else
-  return false;
-#endif
-}
-
 const char* matmul_backend() {
   if constexpr (onednn::built_in) return onednn::version();
   return "blocked loop";

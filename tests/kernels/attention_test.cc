@@ -224,8 +224,11 @@ TYPED_TEST(Attention, AgreesWithDenseAttentionInDouble) {
   for (const Case& t : cases) {
     SCOPED_TRACE(t.name());
     Operands<T> in(t);
-    Reference want = reference(in);  // out and lse; its dqkv needs the out of forward
+    const auto p_rounding = [] {  // a processor that multiplies bf16 reads P and dS in it
+      return std::is_same_v<T, bf16> && cpu::native_bf16() ? epsilon<bf16> / 2 : 0;
+    };
     for_each_isa([&] {
+      const Reference want = reference(in, p_rounding());  // dqkv needs the out of forward
       forward(in, in.out, in.lse);
       ASSERT_TRUE(check(in.out, want.out));
       ASSERT_TRUE(check(in.lse, want.lse));
@@ -238,8 +241,8 @@ TYPED_TEST(Attention, AgreesWithDenseAttentionInDouble) {
       cpu::attention_forward<T>(in.qkv.data(), without_lse.data(), nullptr, in.shape, in.scale);
       EXPECT_TRUE(identical(in.out, without_lse));
     });
-    want = reference(in);
     for_each_isa([&] {
+      const Reference want = reference(in, p_rounding());
       const Buffer<T> dqkv = backward(in);
       ASSERT_TRUE(check(dqkv, want.dqkv));
       EXPECT_TRUE(identical(dqkv, backward(in)));

@@ -1,0 +1,19 @@
+// attention.h's functions where the CPU multiplies bf16 natively (cpu::native_bf16()): all products
+// by pairs of bf16 (kernels/core/tile_bf16.h), twice as fast as float's.
+//
+// The factors P and dS of the second products are rounded to bf16, as a GPU's tensor cores read
+// them. Subnormals count as 0.
+#pragma once
+#include <cstdint>
+
+#include "kernels/attention/attention.h"
+
+namespace orthofed::cpu::pairs {
+
+// Only where native_bf16().
+void attention_forward(const bf16* qkv, bf16* out, float* lse, const AttentionShape& shape,
+                       double scale);
+void attention_backward(const bf16* qkv, const bf16* out, const bf16* dout, const float* lse,
+                        bf16* dqkv, const AttentionShape& shape, double scale);
+
+}  // namespace orthofed::cpu::pairs
