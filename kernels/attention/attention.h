@@ -9,10 +9,13 @@
 // Error, with eps of Accum<T>: a score errs by e = (head_dim + 4) eps/2 scale sum_d |q_d k_d|, its
 // probability by e relatively, a sum over n tokens by n eps/2 relatively to the sum of magnitudes;
 // each result is rounded to T once (dQ once for each part of the keys that is held at a time; 257
-// tokens of 64 are one part; on a GPU 256 are). A GPU's tensor cores read P and dS rounded to bf16,
-// which adds eps(bf16)/2 to the relative error of each. Same bits at every run and for any number
-// of threads. Forward 4, backward 10 tokens^2 head_dim flops an (image, head); memory traffic: qkv
-// in and out out (forward), qkv, out, dout in and dqkv out (backward), tokens^2 nowhere.
+// tokens of 64 are one part; on a GPU 256 are). What multiplies bf16 itself (a GPU's tensor cores,
+// cpu::native_bf16()) reads P and dS rounded to bf16, which adds eps(bf16)/2 to the relative error
+// of each. Same bits at every run and for any number of threads. Forward 4, backward 10 tokens^2
+// head_dim flops an (image, head); memory traffic: qkv in and out out (forward), qkv, out, dout in
+// and dqkv out (backward), tokens^2 nowhere.
+//
+// On a CPU: attention_cpu.cc, and attention_pairs.cc for bf16 where native_bf16().
 //
 // On a GPU (kernels/attention/NN_*.cuh): bf16 takes the tensor-core version (3), float the tiles of
 // shared memory (2), whose backward computes S and dO V^T twice (14 tokens^2 head_dim flops); both

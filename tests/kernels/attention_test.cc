@@ -38,12 +38,12 @@ struct Case {
   }
 };
 
-// Around the tile (6 keys, 16 queries, 64 queries), real geometries, more keys than are held at a
-// time (276 of 64, 64 of 256), scores in the hundreds.
+// Around the tile (6 or 8 keys, 16 queries, 64 or 96 queries), real geometries, more keys than are
+// held at a time (276 or 288 of 64, 64 of 256), scores in the hundreds.
 const std::vector<Case> cases = {
     {1, 1, 1, 1, 1},    {2, 5, 2, 3, 3},    {1, 6, 1, 6},          {1, 17, 3, 24},
     {2, 65, 2, 32, 5},  {1, 64, 1, 16},     {1, 97, 1, 7, 1},      {1, 197, 2, 64, 2},
-    {1, 281, 1, 64, 1}, {1, 67, 1, 256, 1}, {1, 50, 2, 64, 0, 40}, {3, 0, 2, 8},
+    {1, 293, 1, 64, 1}, {1, 67, 1, 256, 1}, {1, 50, 2, 64, 0, 40}, {3, 0, 2, 8},
     {0, 7, 2, 8},
 };
 
@@ -445,6 +445,25 @@ TEST(AttentionGradient, AgreesWithFiniteDifferences) {
   loss();
   const Buffer<double> dqkv = backward(in);
   EXPECT_TRUE(check_gradient(loss, in.qkv, dqkv));
+}
+
+// Who watches for NaN sees it: in the rows of the query whose it is, in the whole head for a key's.
+TYPED_TEST(Attention, NaNComesOut) {
+  using T = TypeParam;
+  Operands<T> in({1, 19, 2, 8});
+  in.qkv(3, 2) = T(std::nanf(""));           // query 3 of head 0
+  in.qkv(18, 2 * 8 + 8 + 1) = in.qkv(3, 2);  // key 18 of head 1
+  for_each_isa([&] {
+    forward(in, in.out, in.lse);
+    const Buffer<T> dqkv = backward(in);
+    for (int64_t i = 0; i < 19; ++i) {
+      EXPECT_EQ(std::isnan(double(in.out(i, 0))), i == 3) << i;
+      EXPECT_TRUE(std::isnan(double(in.out(i, 8)))) << i;
+      EXPECT_EQ(std::isnan(double(dqkv(i, 0))), i == 3) << i;
+      EXPECT_TRUE(std::isnan(double(dqkv(i, 2 * 8)))) << i;  // dK: every key meets query 3
+      EXPECT_TRUE(std::isnan(double(dqkv(i, 8)))) << i;
+    }
+  });
 }
 
 TEST(AttentionContract, RefusesWhatItsTilesCannotHold) {
