@@ -47,58 +47,6 @@ struct Blocks {
   }
 };
 
-// Rows are pages apart, where no prefetcher of the processor's follows: what is read some rows
-// later is asked for now. Past the end nothing happens.
-OF_BF16 inline void prefetch(const bf16* row, int64_t ld, int64_t j) {
-  _mm_prefetch(reinterpret_cast<const char*>(row + 16 * ld + j), _MM_HINT_T0);
-}
-
-// Elements [j, j + 16) of a row of `cols`, zeros behind its end.
-OF_BF16 inline __m256i load_16(const bf16* row, int64_t j, int64_t cols) {
-  const auto mask = __mmask16(j + lanes <= cols ? 0xffff : (1u << (cols - j)) - 1);
-  return _mm256_maskz_loadu_epi16(mask, row + j);
-}
-
-// row [cols] = factor * from
-OF_BF16 inline void store_row(const float* from, float factor, bf16* row, int64_t cols) {
-  const __m512 f = _mm512_set1_ps(factor);
-  for (int64_t j = 0; j < cols; j += lanes) {
-    const auto mask = __mmask16(j + lanes <= cols ? 0xffff : (1u << (cols - j)) - 1);
-    const auto x = (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(f, _mm512_loadu_ps(from + j)));
-    _mm256_mask_storeu_epi16(row + j, mask, x);
-  }
-}
-
-// to [padded_rows, pitch / 2] = from [rows, cols], pairs along the columns, zeros around.
-OF_BF16 inline void load_rows(const bf16* from, int64_t ld, int64_t rows, int64_t cols,
-                              uint32_t* to, int64_t padded_rows, int64_t pitch) {
-  for (int64_t i = 0; i < padded_rows; ++i, to += pitch / 2) {
-    for (int64_t j = 0; j < pitch; j += lanes) {
-      prefetch(from + i * ld, ld, j);
-      const bool any = i < rows && j < cols;
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + j / 2),
-                          any ? load_16(from + i * ld, j, cols) : _mm256_setzero_si256());
-    }
-  }
-}
-
-// to [padded_rows / 2, pitch] = from [rows, cols], pairs down the rows, zeros around.
-OF_BF16 inline void load_pairs(const bf16* from, int64_t ld, int64_t rows, int64_t cols,
-                               uint32_t* to, int64_t padded_rows, int64_t pitch) {
-  for (int64_t i = 0; i < padded_rows; i += 2, to += pitch) {
-    for (int64_t j = 0; j < pitch; j += lanes) {
-      prefetch(from + i * ld, ld, j);
-      prefetch(from + (i + 1) * ld, ld, j);
-      const __m256i zero = _mm256_setzero_si256();
-      const __m256i first = i < rows && j < cols ? load_16(from + i * ld, j, cols) : zero;
-      const __m256i second =
-          i + 1 < rows && j < cols ? load_16(from + (i + 1) * ld, j, cols) : zero;
-      const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(first), second, 1);
-      _mm512_storeu_si512(to + j, interleave(both));
-    }
-  }
-}
-
 // to [pitch / 2, n] = from [n, pitch / 2]^T, whole pairs.
 inline void transpose(const uint32_t* from, int64_t n, int64_t pitch, uint32_t* to) {
   for (int64_t i = 0; i < n; ++i)
@@ -114,11 +62,8 @@ OF_BF16 inline void store_two(__m512i two_rows, uint32_t* to, int64_t pitch) {
 
 OF_BF16 inline float dot(const bf16* a, const bf16* b, int64_t n) {
   __m512 sum = _mm512_setzero_ps();
-  for (int64_t j = 0; j < n; j += lanes) {
-    const __m512i x = _mm512_slli_epi32(_mm512_cvtepu16_epi32(load_16(a, j, n)), 16);
-    const __m512i y = _mm512_slli_epi32(_mm512_cvtepu16_epi32(load_16(b, j, n)), 16);
-    sum = _mm512_fmadd_ps(_mm512_castsi512_ps(x), _mm512_castsi512_ps(y), sum);
-  }
+  for (int64_t j = 0; j < n; j += lanes)
+    sum = _mm512_fmadd_ps(widen(load_16(a + j, n - j)), widen(load_16(b + j, n - j)), sum);
   return _mm512_reduce_add_ps(sum);
 }
 

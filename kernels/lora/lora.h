@@ -10,14 +10,14 @@
 // k the length of the sum. du as given out, rounded to T, is what lora_down_backward reads. Same
 // bits at every run with the same number of threads (any number, where matmul is the blocked loop).
 // 2 rows rank (in + out) flops forward, twice that backward. Traffic: x in, y in and out; dy in
-// twice (once on a GPU), x in, dx in and out. Limits: rank and out at most 65,536, on a GPU rank at
-// most 256.
+// twice (once on a GPU and by pairs), x in, dx in and out. Limits: rank and out at most 65,536, on
+// a GPU rank at most 256.
 //
 // With T = bf16 an adapter is split into two bf16 pieces where bf16 is multiplied natively (a GPU's
-// tensor cores, cpu::native_bf16()), so that u, y, du and dx err by another 2^-17 sum |terms|, far
-// below their own rounding to bf16. On a GPU float runs on tensor cores as well, in pieces
-// (lora.cu): k + 3 above becomes k + 5. db, da and merged are not split in bf16. An infinity may
-// come out as NaN, and elements below 2^-110 lose bits.
+// tensor cores; cpu::native_bf16(), lora_pairs.h), so that u, y, du and dx err by another 2^-17 sum
+// |terms|, far below their own rounding to bf16. On a GPU float runs on tensor cores as well, in
+// pieces (lora.cu): k + 3 above becomes k + 5. db, da and merged are not split in bf16. An infinity
+// may come out as NaN, and elements below 2^-110 lose bits.
 #pragma once
 #include <algorithm>
 #include <cstddef>

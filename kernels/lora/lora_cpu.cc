@@ -4,7 +4,7 @@
 #include "kernels/core/check.h"
 #include "kernels/core/parallel.h"
 #include "kernels/lora/lora.h"
-#include "kernels/lora/lora_halves.h"
+#include "kernels/lora/lora_pairs.h"
 #include "kernels/matmul/matmul.h"
 
 // Five skinny matrix products. The scale is folded into a copy of B on the stack, which holds all
@@ -39,11 +39,8 @@ void scale_columns(const A* b, int64_t ldb, const A* scale, A* to, int64_t rows,
 template <class T>
 void lora_down(const T* x, int64_t ldx, const Accum<T>* a, int64_t lda, T* u, int64_t ldu,
                int64_t rows, int64_t in, int64_t rank) {
-  if constexpr (halves::built_in<T>) {
-    if (halves::serve()) {
-      return halves::lora_down(x, ldx, a, lda, u, ldu, rows, in, rank);
-    }
-  }
+  if constexpr (std::is_same_v<T, bf16>)
+    if (pairs::serve_lora(rank)) return pairs::lora_down(x, ldx, a, lda, u, ldu, rows, in, rank);
   product(
       x, a, u, /*accumulate=*/false,
       {.m = rows, .n = rank, .k = in, .lda = ldx, .ldb = lda, .ldc = ldu, .op_b = Op::transpose});
@@ -52,11 +49,9 @@ void lora_down(const T* x, int64_t ldx, const Accum<T>* a, int64_t lda, T* u, in
 template <class T>
 void lora_up(const T* u, int64_t ldu, const Accum<T>* b, int64_t ldb, const Accum<T>* scale, T* y,
              int64_t ldy, int64_t rows, int64_t out, int64_t rank) {
-  if constexpr (halves::built_in<T>) {
-    if (halves::serve()) {
-      return halves::lora_up(u, ldu, b, ldb, scale, y, ldy, rows, out, rank);
-    }
-  }
+  if constexpr (std::is_same_v<T, bf16>)
+    if (pairs::serve_lora(rank))
+      return pairs::lora_up(u, ldu, b, ldb, scale, y, ldy, rows, out, rank);
   OF_CHECK(rank <= tile_elements, "lora: the rank is too large");
   alignas(64) Accum<T> scaled[tile_elements];  // [part, rank]
   const int64_t part = tile_elements / std::max<int64_t>(rank, 1);
@@ -73,12 +68,10 @@ template <class T>
 void lora_up_backward(const T* dy, int64_t lddy, const T* u, int64_t ldu, const Accum<T>* b,
                       int64_t ldb, const Accum<T>* scale, T* du, int64_t lddu, Accum<T>* db,
                       int64_t lddb, bool accumulate, int64_t rows, int64_t out, int64_t rank) {
-  if constexpr (halves::built_in<T>) {
-    if (halves::serve()) {
-      return halves::lora_up_backward(dy, lddy, u, ldu, b, ldb, scale, du, lddu, db, lddb,
-                                      accumulate, rows, out, rank);
-    }
-  }
+  if constexpr (std::is_same_v<T, bf16>)
+    if (pairs::serve_lora(rank))
+      return pairs::lora_up_backward(dy, lddy, u, ldu, b, ldb, scale, du, lddu, db, lddb,
+                                     accumulate, rows, out, rank);
   OF_CHECK(out <= tile_elements, "lora: too many outputs");
   alignas(64) Accum<T> tile[tile_elements];  // [out, part]
   const int64_t part = tile_elements / std::max<int64_t>(out, 1);
@@ -103,12 +96,10 @@ template <class T>
 void lora_down_backward(const T* du, int64_t lddu, const T* x, int64_t ldx, const Accum<T>* a,
                         int64_t lda, Accum<T>* da, int64_t ldda, bool accumulate, T* dx,
                         int64_t lddx, int64_t rows, int64_t in, int64_t rank) {
-  if constexpr (halves::built_in<T>) {
-    if (halves::serve()) {
-      return halves::lora_down_backward(du, lddu, x, ldx, a, lda, da, ldda, accumulate, dx, lddx,
-                                        rows, in, rank);
-    }
-  }
+  if constexpr (std::is_same_v<T, bf16>)
+    if (pairs::serve_lora(rank))
+      return pairs::lora_down_backward(du, lddu, x, ldx, a, lda, da, ldda, accumulate, dx, lddx,
+                                       rows, in, rank);
   product(
       du, x, da, accumulate,
       {.m = rank, .n = in, .k = rows, .lda = lddu, .ldb = ldx, .ldc = ldda, .op_a = Op::transpose});

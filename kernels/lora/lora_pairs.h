@@ -1,22 +1,21 @@
-// lora.h's products where the CPU multiplies bf16 natively (cpu::native_bf16()), through oneDNN.
+// lora.h's functions where the CPU multiplies bf16 natively (cpu::native_bf16()): all products by
+// pairs of bf16 (kernels/core/tile_bf16.h), activations read once.
 //
-// All operands have to be bf16. Activations are; an adapter becomes hi + lo, hi = bf16(a),
-// lo = bf16(a - hi), side by side, so that one product of twice the rank does both:
-// x [hi; lo]^T are two halves to add, [u u] [hi lo]^T adds them itself.
+// An adapter becomes hi + lo, hi = bf16(a), lo = bf16(a - hi), and its product one of twice the
+// rank.
 #pragma once
 #include <cstdint>
-#include <type_traits>
 
+#include "kernels/core/parallel.h"
 #include "kernels/core/types.h"
-#include "kernels/matmul/matmul_onednn.h"
 
-namespace orthofed::cpu::halves {
+namespace orthofed::cpu::pairs {
 
-// Of T, as far as the build can tell; where false, nothing below is defined.
-template <class T>
-inline constexpr bool built_in = std::is_same_v<T, bf16>&& onednn::built_in;
-
-bool serve();  // whether they may be called
+// Whether the functions below may be called: a rank's products have to fit on the stack.
+inline constexpr int64_t max_rank = 128;
+inline bool serve_lora(int64_t rank) {
+  return native_bf16() && rank > 0 && rank <= max_rank;
+}
 
 void lora_down(const bf16* x, int64_t ldx, const float* a, int64_t lda, bf16* u, int64_t ldu,
                int64_t rows, int64_t in, int64_t rank);
@@ -29,4 +28,4 @@ void lora_down_backward(const bf16* du, int64_t lddu, const bf16* x, int64_t ldx
                         int64_t lda, float* da, int64_t ldda, bool accumulate, bf16* dx,
                         int64_t lddx, int64_t rows, int64_t in, int64_t rank);
 
-}  // namespace orthofed::cpu::halves
+}  // namespace orthofed::cpu::pairs
