@@ -127,10 +127,11 @@ const std::vector<ConfigKey>& config_keys() {
       {KEY(lora.init), one_of("normal", "peft"),
        "of A, while B = 0; normal: N(0, 1/in); peft: U(+-1/sqrt(in))"},
       {KEY(lora.init_orthogonal), anything(), "the personal A starts orthogonal to the general A"},
-      {KEY(lora.strategy), one_of("unmerged", "merged"),
-       "unmerged: adapters have products of their own; merged: before each step they are added "
-       "into a copy of W in the compute type, which is for GPUs and large batches, and does not go "
-       "with penalty.features"},
+      {KEY(lora.strategy), one_of("unmerged", "extended", "merged"),
+       "unmerged: adapters have products of their own; extended: in bf16 on a GPU they are summed "
+       "in the layers' products, else as unmerged; merged: before each step they are added into a "
+       "copy of W in the compute type, which is for GPUs and large batches, and does not go with "
+       "penalty.features"},
 
       {KEY(penalty.update), at_least(0),
        "squared cosine between the two updates B A; opal: 2 unless a weight is set"},

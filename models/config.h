@@ -25,7 +25,7 @@ struct LoraConfig {
   std::vector<int64_t> layers;        // blocks that are adapted; empty: all
   std::string init = "normal";        // normal: A ~ N(0, 1/in); peft: U(+-1/sqrt(in))
   bool init_orthogonal = false;       // A_p starts orthogonal to A_g
-  std::string strategy = "unmerged";  // unmerged | merged: added into a copy of W before each step
+  std::string strategy = "unmerged";  // unmerged | extended | merged (engine/ops/linear.h)
 };
 
 // [penalty]: one weight a kind; a kind that is absent has weight 0 and is only logged.

@@ -80,13 +80,17 @@ FineTuner::FineTuner(std::unique_ptr<Vit> model, const FineTuneOptions& options)
   if (options.head == "both") personal_head_ = make_head(*model_, options.classes, "personal_");
   penalties_ = std::make_unique<Penalties>(*model_, options.penalty);
   const std::string& strategy = options.lora.strategy;
-  if (strategy != "unmerged" && strategy != "merged")
-    throw UserError(fmt::format("lora.strategy: '{}' is not one of unmerged, merged", strategy));
+  if (strategy != "unmerged" && strategy != "extended" && strategy != "merged")
+    throw UserError(
+        fmt::format("lora.strategy: '{}' is not one of unmerged, extended, merged", strategy));
+  if (strategy == "extended")
+    for (AdapterSlice* s : adapter_slices(*model_)) layer_of(*model_, *s)->extend();
   if (strategy == "merged") {
     if (options.penalty.features > 0)
       throw UserError(
           "lora.strategy = \"merged\" does not go with penalty.features, whose gradient has to "
-          "pass through the adapters' own products: set lora.strategy = \"unmerged\"");
+          "pass through the adapters' own products: set lora.strategy = \"extended\" or "
+          "\"unmerged\"");
     for (AdapterSlice* s : adapter_slices(*model_)) {
       Linear* layer = layer_of(*model_, *s);
       if (merged_.empty() || merged_.back() != layer) merged_.push_back(layer);

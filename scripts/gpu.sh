@@ -274,7 +274,7 @@ stage_peers() {
     --attention --job "$work/job")
   peers_run lora_step.py "${peer[@]}"
   for model in tiny base; do
-    for strategy in unmerged merged; do
+    for strategy in unmerged extended merged; do
       peers_run "lora_step_bench $model $strategy" "$bin/lora_step_bench" --device cuda --model "$model" \
         --job "$work/job/$model" --precision bf16 --strategy "$strategy" --steps 20 --profile
     done

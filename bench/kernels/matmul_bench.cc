@@ -1,9 +1,12 @@
 // The frozen products of a block, y = x W^T + bias: the default, with weights packed once, and by
 // the blocked loop; on a GPU every version and cuBLASLt. Then those with the elementwise step
 // behind them in one call, beside the two calls that they replace on a GPU (on a CPU they are two).
+// On a GPU also those whose adapters are a tail of the product, beside the calls that they replace;
+// the products above are what merging the adapters leaves.
 #include "kernels/matmul/matmul.h"
 
 #include "bench/support/bench.h"
+#include "kernels/lora/lora.h"
 #include "kernels/residual/residual.h"
 #ifdef OF_HAVE_CUBLASLT
 #include "kernels/matmul/matmul_cublaslt.h"
@@ -95,8 +98,9 @@ void bias_gelu(Bench& b, const Vit& v) {
   Array<T> x(b, m * k), w(b, n * k), h(b, m * n, Fill::nan), y(b, m * n, Fill::nan);
   Array<A> bias(b, n);
   b.shape({{"m", m}, {"n", n}, {"k", k}});
-  of_time(b, matmul_gelu, T)(
-      [&](const auto& f) { f(x.data(), w.data(), bias.data(), h.data(), n, y.data(), kKind, s); });
+  of_time(b, matmul_gelu, T)([&](const auto& f) {
+    f(x.data(), w.data(), MatmulTail<T>(), bias.data(), h.data(), n, y.data(), kKind, s);
+  });
   if (b.on_gpu())
     b.provider("two calls", [&] {
       of_on(b.queue(), matmul, T, T)(x.data(), w.data(), h.data(), bias.data(), false, s);
@@ -125,8 +129,9 @@ void gelu_backward(Bench& b, const Vit& v) {
   const MatmulShape s{m, n, k, k, n, n, Op::none, Op::none};
   Array<T> dy(b, m * k), w(b, k * n), h(b, m * n), dx(b, m * n, Fill::nan);
   b.shape({{"m", m}, {"n", n}, {"k", k}});
-  of_time(b, matmul_gelu_backward,
-          T)([&](const auto& f) { f(dy.data(), w.data(), h.data(), n, dx.data(), kKind, s); });
+  of_time(b, matmul_gelu_backward, T)([&](const auto& f) {
+    f(dy.data(), w.data(), MatmulTail<T>(), h.data(), n, dx.data(), kKind, s);
+  });
   if (b.on_gpu())
     b.provider("two calls", [&] {
       of_on(b.queue(), matmul, T, T)(dy.data(), w.data(), dx.data(), static_cast<const A*>(nullptr),
@@ -155,7 +160,8 @@ void residual(Bench& b, const Vit& v) {
   Array<A> bias(b, n), gamma(b, n), stream(b, m * n), y(b, m * n, Fill::nan);
   b.shape({{"m", m}, {"n", n}, {"k", k}});
   of_time(b, matmul_residual, T)([&](const auto& f) {
-    f(x.data(), w.data(), bias.data(), gamma.data(), stream.data(), n, y.data(), s);
+    f(x.data(), w.data(), MatmulTail<T>(), bias.data(), gamma.data(), stream.data(), n, y.data(),
+      s);
   });
   if (b.on_gpu())
     b.provider("two calls", [&] {
@@ -172,6 +178,77 @@ void residual(Bench& b, const Vit& v) {
   b.measure();
 }
 
+// x W^T + u V^T + bias of a layer with adapters of rank kRank, V = s B, and GELU of it.
+template <class T>
+struct Adapted {
+  int64_t m, n, k;
+  MatmulShape s;
+  Array<T> x, w, u, v;
+  Array<Accum<T>> bias, b, scale;  // V in float and scale 1, for products of their own
+  Array<T> h;
+
+  Adapted(Bench& bench, const Vit& vit, Linear l)
+      : m(vit.rows()),
+        n(l.out),
+        k(l.in),
+        s{m, n, k, k, k, n, Op::none, Op::transpose},
+        x(bench, m * k),
+        w(bench, n * k),
+        u(bench, m * kRank),
+        v(bench, n * kRank),
+        bias(bench, n),
+        b(bench, std::vector<Accum<T>>(v.host().begin(), v.host().end())),
+        scale(bench, std::vector<Accum<T>>(kRank, 1)),
+        h(bench, m * n, Fill::nan) {
+    bench.shape({{"m", m}, {"n", n}, {"k", k}, {"rank", kRank}});
+  }
+  MatmulTail<T> tail() { return {u.data(), kRank, v.data(), kRank, kRank}; }
+  void product_and_up(Bench& bench) {
+    of_on(bench.queue(), matmul, T, T)(x.data(), w.data(), h.data(), bias.data(), false, s);
+    of_on(bench.queue(), lora_up, T)(u.data(), kRank, b.data(), kRank, scale.data(), h.data(), n, m,
+                                     n, kRank);
+  }
+  // Providers may round the product once more before they add to it.
+  Expected sum(int64_t i, int64_t j) const {
+    Expected e = element(x, w, &bias, s, i, j);
+    const double frozen = std::abs(e.value);
+    for (int64_t r = 0; r < kRank; ++r) e.value += u[i * kRank + r] * v[j * kRank + r];
+    e.budget += epsilon<T> * (frozen + std::abs(e.value)) + 1e-4;
+    return e;
+  }
+};
+
+template <class T>
+void qkv_extended(Bench& b, const Vit& v) {
+  Adapted<T> a(b, v, {v.dim, 3 * v.dim});
+  of_time(b, matmul_extended, T)(
+      [&](const auto& f) { f(a.x.data(), a.w.data(), a.tail(), a.h.data(), a.bias.data(), a.s); });
+  b.provider("two calls", [&] { a.product_and_up(b); });
+  b.expect(a.h, a.m * a.n, [&](int64_t at) { return a.sum(at / a.n, at % a.n); });
+  b.measure();
+}
+
+template <class T>
+void bias_gelu_extended(Bench& b, const Vit& v) {
+  using A = Accum<T>;
+  Adapted<T> a(b, v, {v.dim, v.mlp()});
+  Array<T> y(b, a.m * a.n, Fill::nan);
+  of_time(b, matmul_gelu, T)([&](const auto& f) {
+    f(a.x.data(), a.w.data(), a.tail(), a.bias.data(), a.h.data(), a.n, y.data(), kKind, a.s);
+  });
+  b.provider("three calls", [&] {
+    a.product_and_up(b);
+    of_on(b.queue(), gelu_forward, T)(a.h.data(), a.n, y.data(), a.n, a.m, a.n, kKind);
+  });
+  b.expect(y, a.m * a.n, [&](int64_t at) -> Expected {
+    const Expected e = a.sum(at / a.n, at % a.n);
+    const double want = gelu(e.value);
+    return {want,
+            1.13 * e.budget + 4 * epsilon<A> * std::abs(e.value) + epsilon<T> * std::abs(want)};
+  });
+  b.measure();
+}
+
 const bool registered =
     on_every_vit("matmul/qkv", qkv<float>, qkv<bf16>) &&
     on_every_vit("matmul/proj", proj<float>, proj<bf16>) &&
@@ -179,7 +256,10 @@ const bool registered =
     on_every_vit("matmul/fc2", fc2<float>, fc2<bf16>) &&
     on_every_vit("matmul/fc1_gelu", bias_gelu<float>, bias_gelu<bf16>) &&
     on_every_vit("matmul/fc2_dx_gelu", gelu_backward<float>, gelu_backward<bf16>) &&
-    on_every_vit("matmul/fc2_residual", residual<float>, residual<bf16>);
+    on_every_vit("matmul/fc2_residual", residual<float>, residual<bf16>) &&
+    on_every_vit("matmul/qkv_extended", nullptr, qkv_extended<bf16>, /*gpu_alone=*/true) &&
+    on_every_vit("matmul/fc1_gelu_extended", nullptr, bias_gelu_extended<bf16>,
+                 /*gpu_alone=*/true);
 
 }  // namespace
 }  // namespace orthofed::bench

@@ -196,7 +196,7 @@ int run(const Options& o) {
       "\"inference_images_per_second\": {:.2f}, \"peak_rss_mb\": {:.0f}, "
       "\"warm_step_allocations\": {}, "
       "{}\"first_loss\": {:.8g}, \"first_gradient_norm\": {:.8g}, \"load_average\": {:.2f}{}}}\n",
-      o.model, o.precision, o.strategy == "merged" ? "-merged" : "", batch, o.threads,
+      o.model, o.precision, o.strategy == "unmerged" ? "" : "-" + o.strategy, batch, o.threads,
       cpu::name_of(cpu::isa()), cpu::matmul_backend(), median(train),
       *std::min_element(train.begin(), train.end()), *std::max_element(train.begin(), train.end()),
       1e3 * double(batch) / median(train), 1e3 * double(batch) / median(infer), peak, allocations,
@@ -216,7 +216,8 @@ int main(int argc, char** argv) {
         std::puts(
             "usage: lora_step_bench [--model tiny|small|base|large] [--precision f32|bf16]\n"
             "                       [--threads N] [--batch N] [--steps N] [--profile] [--job DIR]\n"
-            "                       [--strategy unmerged|merged] [--device cpu|cuda|simt]\n"
+            "                       [--strategy unmerged|extended|merged]\n"
+            "                       [--device cpu|cuda|simt]\n"
             "--job: the model, adapters and images that bench/peers/lora_step.py --job left");
         return 0;
       }

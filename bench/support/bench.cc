@@ -252,8 +252,9 @@ void run(benchmark::State& state, const std::string& name, Body body, DType dtyp
 
 }  // namespace
 
-bool on_every_vit(const std::string& name, Body f32, Body bf16) {
-  std::vector<Device> devices = {Device::cpu};
+bool on_every_vit(const std::string& name, Body f32, Body bf16, bool gpu_alone) {
+  std::vector<Device> devices;
+  if (!gpu_alone) devices.push_back(Device::cpu);
 #ifdef OF_HAVE_CUDA
   if (cuda::device_count() > 0) devices.push_back(Device::cuda);
 #endif

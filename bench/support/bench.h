@@ -266,9 +266,9 @@ class Array final : public Rotating {
 };
 
 // Registers NAME/f32/DEVICE/VIT and NAME/bf16/... for every device and kVits. bf16 null: the kernel
-// has none.
+// has none; f32 null likewise. gpu_alone: for what a CPU never does.
 using Body = void (*)(Bench&, const Vit&);
-bool on_every_vit(const std::string& name, Body f32, Body bf16 = nullptr);
+bool on_every_vit(const std::string& name, Body f32, Body bf16 = nullptr, bool gpu_alone = false);
 
 }  // namespace orthofed::bench
 

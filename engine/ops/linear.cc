@@ -2,6 +2,8 @@
 
 #include <fmt/core.h>
 
+#include <algorithm>
+
 #include "engine/ops/gelu.h"
 #include "engine/ops/residual.h"
 #include "engine/tensor/profile.h"
@@ -74,7 +76,7 @@ const Tensor& Linear::computed_weight() const {
   return frozen_;
 }
 
-void Linear::product(const Tensor& x, const Tensor& y) const {
+void Linear::product(const Tensor& x, const Tail& tail, const Tensor& y) const {
   dispatch(compute_, [&]<class T>(Tag<T>) {
     const auto* b = data_or_null<Accum<T>>(bias);
     if (auto* p = packed<T>()) {
@@ -88,12 +90,16 @@ void Linear::product(const Tensor& x, const Tensor& y) const {
       return;
     }
     const Tensor& w = computed_weight();
-    of_on(queue_of(x), matmul, T, T)(x.data<T>(), w.data<T>(), y.data<T>(), b, false,
-                                     shape_of_forward(x, w, y));
+    if (tail.u.defined())
+      of_on(queue_of(x), matmul_extended, T)(x.data<T>(), w.data<T>(), tail.of<T>(), y.data<T>(), b,
+                                             shape_of_forward(x, w, y));
+    else
+      of_on(queue_of(x), matmul, T, T)(x.data<T>(), w.data<T>(), y.data<T>(), b, false,
+                                       shape_of_forward(x, w, y));
   });
 }
 
-void Linear::product_transposed(const Tensor& dy, const Tensor& dx) const {
+void Linear::product_transposed(const Tensor& dy, const Tail& tail, const Tensor& dx) const {
   dispatch(compute_, [&]<class T>(Tag<T>) {
     if (auto* p = packed<T>()) {
       if constexpr (!std::is_same_v<T, double>) {
@@ -106,8 +112,12 @@ void Linear::product_transposed(const Tensor& dy, const Tensor& dx) const {
       return;
     }
     const Tensor& w = computed_weight();
-    of_on(queue_of(dy), matmul, T, T)(dy.data<T>(), w.data<T>(), dx.data<T>(), nullptr, false,
-                                      shape_of_backward(dy, w, dx));
+    if (tail.u.defined())
+      of_on(queue_of(dy), matmul_extended, T)(dy.data<T>(), w.data<T>(), tail.of<T>(), dx.data<T>(),
+                                              nullptr, shape_of_backward(dy, w, dx));
+    else
+      of_on(queue_of(dy), matmul, T, T)(dy.data<T>(), w.data<T>(), dx.data<T>(), nullptr, false,
+                                        shape_of_backward(dy, w, dx));
   });
 }
 
@@ -126,18 +136,73 @@ std::vector<Linear::Column> Linear::stack() const {
   return columns;
 }
 
+bool Linear::extended() const {
+  return extend_ && compute_ == DType::bf16 && weight.value().device() != Device::cpu;
+}
+
 bool Linear::fuses() const {
   const bool packs = dispatch(compute_, [&]<class T>(Tag<T>) { return packed<T>() != nullptr; });
-  return !packs && (merged() || stack().empty());
+  return !packs && (!apart() || stack().empty());
+}
+
+template <class T>
+MatmulTail<T> Linear::Tail::of() const {
+  if (!u.defined()) return {};
+  return {u.data<T>(), u.pitch(), v.data<T>(), v.pitch(), u.cols(), parts};
+}
+
+// V = T(s B) [out, R], a block for each slice.
+Linear::Tail Linear::tail_forward(const Saved& saved) const {
+  if (!extended() || !saved.u.defined()) return {};
+  const Shape shape{out(), saved.u.cols()};
+  const bool whole = slices.size() == 1 && slices[0].rows == out();
+  Tail tail{saved.u, whole ? Tensor::empty(shape, compute_) : Tensor::zeros(shape, compute_)};
+  std::vector<MatmulTailPart> parts;
+  dispatch(compute_, [&]<class T>(Tag<T>) {
+    using R = Accum<T>;
+    int64_t rank = 0;
+    for (size_t i = 0; i < slices.size(); ++i) {
+      const Tensor& b = saved.b[i];
+      if (!b.defined()) continue;
+      const MatmulTailPart part{slices[i].begin, slices[i].begin + b.rows(), rank, rank + b.cols()};
+      of_on(queue_of(b), lora_scale, T)(b.data<R>(), b.pitch(), as<R>(saved.scales) + rank,
+                                        tail.v.row<T>(part.begin) + rank, tail.v.pitch(), b.rows(),
+                                        b.cols());
+      parts.push_back(part);
+      rank += b.cols();
+    }
+  });
+  if (parts.size() <= tail.parts.size()) std::copy(parts.begin(), parts.end(), tail.parts.begin());
+  return tail;
+}
+
+Linear::Tail Linear::tail_backward(const Tensor& du, const Saved& saved) const {
+  if (!extended() || !du.defined()) return {};
+  return {du, saved.a.to(compute_)};
 }
 
 Tensor Linear::forward(const Tensor& x, Saved* saved) const {
   OF_CHECK(x.cols() == in(), fmt::format("{} inputs expected, {} given", in(), x.cols()));
   set_watched_layer(weight.name());
   const Span layer(weight.name(), Profile::Kind::part);
-  Tensor y = Tensor::empty({x.rows(), out()}, compute_);
-  product(x, y);
-  adapt(x, &y, saved);
+  const Saved s = project(x, saved != nullptr);
+  const Tensor y = Tensor::empty({x.rows(), out()}, compute_);
+  product(x, tail_forward(s), y);
+  if (apart() && s.u.defined()) {
+    dispatch(compute_, [&]<class T>(Tag<T>) {
+      using R = Accum<T>;
+      int64_t begin = 0;
+      for (size_t i = 0; i < slices.size(); ++i) {
+        const Tensor& b = s.b[i];
+        if (!b.defined()) continue;
+        of_on(queue_of(x), lora_up, T)(s.u.data<T>() + begin, s.u.pitch(), b.data<R>(), b.pitch(),
+                                       as<R>(s.scales) + begin, y.data<T>() + slices[i].begin,
+                                       y.pitch(), x.rows(), b.rows(), b.cols());
+        begin += b.cols();
+      }
+    });
+  }
+  if (saved != nullptr) *saved = s;
   return y;
 }
 
@@ -148,15 +213,17 @@ Tensor Linear::forward_gelu(const Tensor& x, GeluKind kind, Saved* saved, Tensor
   }
   set_watched_layer(weight.name());
   const Span layer(weight.name(), Profile::Kind::part);
+  const Saved s = project(x, saved != nullptr);
+  const Tail tail = tail_forward(s);
   *f = Tensor::empty({x.rows(), out()}, compute_);
   const Tensor y = Tensor::empty({x.rows(), out()}, compute_);
   dispatch(compute_, [&]<class T>(Tag<T>) {
     const Tensor& w = computed_weight();
-    of_on(queue_of(x), matmul_gelu, T)(x.data<T>(), w.data<T>(), data_or_null<Accum<T>>(bias),
-                                       f->data<T>(), f->pitch(), y.data<T>(), kind,
-                                       shape_of_forward(x, w, y));
+    of_on(queue_of(x), matmul_gelu, T)(x.data<T>(), w.data<T>(), tail.of<T>(),
+                                       data_or_null<Accum<T>>(bias), f->data<T>(), f->pitch(),
+                                       y.data<T>(), kind, shape_of_forward(x, w, y));
   });
-  adapt(x, nullptr, saved);
+  if (saved != nullptr) *saved = s;
   return y;
 }
 
@@ -169,24 +236,25 @@ Tensor Linear::forward_residual(const Tensor& x, const Tensor& r, const Var& gam
   }
   set_watched_layer(weight.name());
   const Span layer(weight.name(), Profile::Kind::part);
+  const Saved s = project(x, saved != nullptr);
+  const Tail tail = tail_forward(s);
   const Tensor y = Tensor::empty({x.rows(), out()}, r.dtype());
   dispatch(compute_, [&]<class T>(Tag<T>) {
     using R = Accum<T>;
     const Tensor& w = computed_weight();
-    of_on(queue_of(x), matmul_residual, T)(x.data<T>(), w.data<T>(), data_or_null<R>(bias),
-                                           data_or_null<R>(gamma), r.data<R>(), r.pitch(),
-                                           y.data<R>(), shape_of_forward(x, w, y));
+    of_on(queue_of(x), matmul_residual, T)(
+        x.data<T>(), w.data<T>(), tail.of<T>(), data_or_null<R>(bias), data_or_null<R>(gamma),
+        r.data<R>(), r.pitch(), y.data<R>(), shape_of_forward(x, w, y));
   });
-  adapt(x, nullptr, saved);
+  if (saved != nullptr) *saved = s;
   return y;
 }
 
-void Linear::adapt(const Tensor& x, const Tensor* y, Saved* saved) const {
+Linear::Saved Linear::project(const Tensor& x, bool for_backward) const {
   const std::vector<Column> columns = stack();
-  if (saved != nullptr) saved->x = x;
-  if (columns.empty() || (merged() && saved == nullptr)) return;
-  Saved local;
-  Saved& s = saved != nullptr ? *saved : local;
+  Saved s;
+  if (for_backward) s.x = x;
+  if (columns.empty() || (merged() && !for_backward)) return s;
 
   // The stack is a few hundred rows of A and B: copying it costs less than a page of activations.
   const int64_t rank = columns.back().begin + columns.back().adapter->rank();
@@ -204,40 +272,33 @@ void Linear::adapt(const Tensor& x, const Tensor* y, Saved* saved) const {
     s.scales = scales_.of(scales);
     of_on(queue_of(x), lora_down, T)(x.data<T>(), x.pitch(), s.a.data<R>(), s.a.pitch(),
                                      s.u.data<T>(), s.u.pitch(), x.rows(), in(), rank);
-    for (size_t i = 0; i < slices.size(); ++i) {
-      int64_t begin = 0, width = 0;
-      for (const Column& c : columns) {
-        if (c.slice != i) continue;
-        if (width == 0) begin = c.begin;
-        width += c.adapter->rank();
-      }
-      if (width == 0) continue;
-      s.b[i] = Tensor::empty({slices[i].rows, width}, sums);
-      for (const Column& c : columns) {
-        if (c.slice != i) continue;
+  });
+  for (size_t i = 0; i < slices.size(); ++i) {
+    int64_t width = 0;
+    for (const Column& c : columns)
+      if (c.slice == i) width += c.adapter->rank();
+    if (width == 0) continue;
+    s.b[i] = Tensor::empty({slices[i].rows, width}, sums);
+    for (const Column& c : columns)
+      if (c.slice == i)
         s.b[i]
             .columns(c.begin_in_slice, c.begin_in_slice + c.adapter->rank())
             .copy_from(c.adapter->b.value());
-      }
-      if (merged()) continue;
-      of_on(queue_of(x), lora_up, T)(s.u.data<T>() + begin, s.u.pitch(), s.b[i].data<R>(),
-                                     s.b[i].pitch(), as<R>(s.scales) + begin,
-                                     y->data<T>() + slices[i].begin, y->pitch(), x.rows(),
-                                     slices[i].rows, width);
-    }
-  });
+  }
+  return s;
 }
 
 Tensor Linear::backward(const Tensor& dy, const Saved& saved, bool need_dx,
                         FeaturesPenalty* features) const {
   set_watched_layer(weight.name());
   const Span layer(weight.name(), Profile::Kind::part);
+  const Tensor du = gradients_above(dy, saved, features);
   Tensor dx;
   if (need_dx) {
     dx = Tensor::empty({saved.x.rows(), in()}, compute_);
-    product_transposed(dy, dx);
+    product_transposed(dy, tail_backward(du, saved), dx);
   }
-  gradients(dy, saved, dx, features);
+  gradients_below(du, saved, apart() ? dx : Tensor());
   return dx;
 }
 
@@ -250,22 +311,25 @@ Tensor Linear::backward_gelu(const Tensor& dy, const Saved& saved, const Tensor&
   }
   set_watched_layer(weight.name());
   const Span layer(weight.name(), Profile::Kind::part);
+  const Tensor du = gradients_above(dy, saved, features);
+  const Tail tail = tail_backward(du, saved);
   const Tensor df = Tensor::empty({dy.rows(), in()}, compute_);
   dispatch(compute_, [&]<class T>(Tag<T>) {
     const Tensor& w = computed_weight();
-    of_on(queue_of(dy), matmul_gelu_backward, T)(dy.data<T>(), w.data<T>(), f.data<T>(), f.pitch(),
-                                                 df.data<T>(), kind, shape_of_backward(dy, w, df));
+    of_on(queue_of(dy), matmul_gelu_backward, T)(dy.data<T>(), w.data<T>(), tail.of<T>(),
+                                                 f.data<T>(), f.pitch(), df.data<T>(), kind,
+                                                 shape_of_backward(dy, w, df));
   });
-  gradients(dy, saved, Tensor(), features);
+  gradients_below(du, saved, Tensor());
   return df;
 }
 
-void Linear::gradients(const Tensor& dy, const Saved& saved, const Tensor& dx,
-                       FeaturesPenalty* features) const {
+Tensor Linear::gradients_above(const Tensor& dy, const Saved& saved,
+                               FeaturesPenalty* features) const {
   const Tensor& x = saved.x;
-  const bool into_dx = dx.defined() && !merged();  // else W has the adapters, or nobody asks
   OF_CHECK(!merged() || features == nullptr || features->weight == nullptr,
            "the features penalty changes dx, which merged adapters do not add to");
+  Tensor du;
   dispatch(compute_, [&]<class T>(Tag<T>) {
     using R = Accum<T>;
     if (weight.requires_grad()) {  // dW [out, in] = dy^T x
@@ -288,8 +352,7 @@ void Linear::gradients(const Tensor& dy, const Saved& saved, const Tensor& dx,
 
     const std::vector<Column> columns = stack();
     if (columns.empty()) return;
-    const int64_t rank = saved.u.cols();
-    Tensor du = Tensor::empty({x.rows(), rank}, compute_);
+    du = Tensor::empty(saved.u.shape(), compute_);
     for (size_t i = 0; i < slices.size(); ++i) {
       if (!saved.b[i].defined()) continue;
       int64_t begin = -1;
@@ -335,14 +398,24 @@ void Linear::gradients(const Tensor& dy, const Saved& saved, const Tensor& dx,
         }
       }
     }
-    Tensor da = Tensor::empty(saved.a.shape(), accum(compute_));
+  });
+  return du;
+}
+
+void Linear::gradients_below(const Tensor& du, const Saved& saved, const Tensor& dx) const {
+  if (!du.defined()) return;
+  const Tensor& x = saved.x;
+  const int64_t rank = du.cols();
+  const Tensor da = Tensor::empty(saved.a.shape(), accum(compute_));
+  dispatch(compute_, [&]<class T>(Tag<T>) {
+    using R = Accum<T>;
     of_on(queue_of(x, gpu::lora_down_backward_scratch<T>(x.rows(), in(), rank)), lora_down_backward,
           T)(du.data<T>(), du.pitch(), x.data<T>(), x.pitch(), saved.a.data<R>(), saved.a.pitch(),
-             da.data<R>(), da.pitch(), false, into_dx ? dx.data<T>() : nullptr,
-             into_dx ? dx.pitch() : 0, x.rows(), in(), rank);
-    for (const Column& c : columns)
-      c.adapter->a.add_grad(da.row_range(c.begin, c.begin + c.adapter->rank()));
+             da.data<R>(), da.pitch(), false, dx.defined() ? dx.data<T>() : nullptr,
+             dx.defined() ? dx.pitch() : 0, x.rows(), in(), rank);
   });
+  for (const Column& c : stack())
+    c.adapter->a.add_grad(da.row_range(c.begin, c.begin + c.adapter->rank()));
 }
 
 bool Linear::trainable() const {
@@ -353,8 +426,19 @@ bool Linear::trainable() const {
   return false;
 }
 
+void Linear::extend() {
+  unmerge();
+  extend_ = true;
+}
+
+void Linear::unmerge() {
+  merged_ = Tensor();
+  extend_ = false;
+}
+
 void Linear::merge() {
   if (slices.empty()) return;
+  extend_ = false;
   if (!merged()) {
     const LastingMemory kept;
     const Tensor copy = Tensor::empty(weight.shape(), compute_);

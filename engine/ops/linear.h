@@ -6,10 +6,18 @@
 // A frozen W is rearranged once for the matrix product and never gets a gradient; A and B of all
 // adapters are stacked, so that two adapters on three slices still cost one pass over x.
 //
-// The adapters' share of y and dx comes from low-rank products of their own, or from W itself:
-// merge() adds the adapters into a copy of it. What follows a product (GELU, the residual sum) is
-// done in the same kernel where nothing is left to add to y.
+// The adapters' share of y and dx comes by one of three ways:
+//
+//   unmerged   low-rank products of their own, added to y and dx
+//   extended   the tail of the product's sum (MatmulTail):  y = x W^T + u T(s B)^T + b,
+//              dx = dy W + du T(A);  in bf16 on a GPU, else as unmerged
+//   merged     W itself: merge() adds the adapters into a copy of it
+//
+// What follows a product (GELU, the residual sum) is done in the same kernel where nothing is left
+// to add to y. Extended rounds s B and A to bf16 once: y errs by another 2^-8 sum |u s B|, dx by
+// 2^-8 sum |du A|, and both are rounded once instead of twice.
 #pragma once
+#include <array>
 #include <optional>
 #include <string>
 #include <vector>
@@ -89,12 +97,14 @@ class Linear {
   // Does any parameter of this layer need a gradient?
   bool trainable() const;
 
+  // Unmerged at first.
+  void extend();
+  void unmerge();
   // From here on forward and dX multiply by T(W + sum of s B A), rounded once, of the adapters that
   // are active now; until the next merge(), or unmerge(). W itself stays as it is, and gradients of
   // adapters are computed as ever, but the `features` penalty's way through x is not: throws Error
   // where that has a weight. The copy keeps its place in memory from merge to merge.
   void merge();
-  void unmerge() { merged_ = Tensor(); }
   bool merged() const { return merged_.defined(); }
 
  private:
@@ -104,18 +114,33 @@ class Linear {
     int64_t begin;           // first column of R
     int64_t begin_in_slice;  // first column of its slice's part
   };
+  struct Tail {   // the adapters' share of a product
+    Tensor u, v;  // as MatmulTail has them; undefined: none
+    std::array<MatmulTailPart, 3> parts = {};
+    template <class T>
+    MatmulTail<T> of() const;
+  };
   std::vector<Column> stack() const;
-  void product(const Tensor& x, const Tensor& y) const;               // y = x W^T + b
-  void product_transposed(const Tensor& dy, const Tensor& dx) const;  // dx = dy W
-  // u, if anything needs it, and the adapters' share of y where it is not in W.
-  void adapt(const Tensor& x, const Tensor* y, Saved* saved) const;
-  // Of every trainable parameter; adds the adapters' share to dx, if there is one to add to.
-  void gradients(const Tensor& dy, const Saved& saved, const Tensor& dx,
-                 FeaturesPenalty* features) const;
-  // Is the product alone all of y (and of dx), and by a kernel that can do what follows?
+  // y = x W^T + b and dx = dy W, and the adapters' share if there is a tail.
+  void product(const Tensor& x, const Tail& tail, const Tensor& y) const;
+  void product_transposed(const Tensor& dy, const Tail& tail, const Tensor& dx) const;
+
+  // u and what else the adapters' shares are made of, if anything needs it.
+  Saved project(const Tensor& x, bool for_backward) const;
+  // dW, the bias's and the B's gradients; returns du [rows, R], with the `features` penalty's part.
+  Tensor gradients_above(const Tensor& dy, const Saved& saved, FeaturesPenalty* features) const;
+  // The A's gradients; adds du A to dx, if that is defined.
+  void gradients_below(const Tensor& du, const Saved& saved, const Tensor& dx) const;
+
+  bool extended() const;  // asked for, and this device and type do it
+  bool apart() const { return !merged() && !extended(); }
+  Tail tail_forward(const Saved& saved) const;
+  Tail tail_backward(const Tensor& du, const Saved& saved) const;
+  // Is the product all of y (and of dx), and by a kernel that can do what follows?
   bool fuses() const;
 
   DType compute_ = DType::f32;
+  bool extend_ = false;
   Tensor merged_;  // [out, in] of the compute type
   template <class T>
   struct Packed {

@@ -1,13 +1,12 @@
 // Low-rank products on a GPU: tensor cores, one pass over the activations.
 //
-//   contract   sums over an activation matrix X [rows, cols] as it streams by, in either direction
-//   or
-//              in both at once:  across  S [rows, rank] = X M     (lora_down, du of
-//              lora_up_backward)
-//                                down    D [cols, rank] = X^T V   (db, da)
+//   contract   sums over an activation matrix X [rows, cols] as it streams by, in one direction or
+//              in both at once:
+//                across  S [rows, rank] = X M     (lora_down, du of lora_up_backward)
+//                down    D [cols, rank] = X^T V   (db, da)
 //   fold       adds up the blocks' partial sums of D
-//   expand     Y [rows, cols] += V M^T with M [cols, rank]        (lora_up, dx of
-//   lora_down_backward) merge      W + (scale B) A, elementwise in fp32
+//   expand     Y [rows, cols] += V M^T, M [cols, rank]   (lora_up, dx of lora_down_backward)
+//   merge      W + (scale B) A, elementwise in fp32; scale: scale B likewise
 //
 // Bound by memory: 2 to 4 multiply-adds a byte at rank 16, but 16 a CUDA core and byte would still
 // be too many for the memory's speed, hence tensor cores. They multiply bf16 only, so an fp32
@@ -543,6 +542,17 @@ __global__ void merge_kernel(const float* w, int64_t ldw, const float* a, int64_
   }
 }
 
+// --- scale ------------------------------------------------------------------------------------
+
+template <class T>
+__global__ void scale_kernel(const float* b, int64_t ldb, const float* scale, T* v, int64_t ldv,
+                             int64_t out, int64_t rank) {
+  const int64_t e = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (e >= out * rank) return;
+  const int64_t i = e / rank, r = e % rank;
+  v[i * ldv + r] = T(scale[r] * b[i * ldb + r]);
+}
+
 void check_rank(int64_t rank) {
   OF_CHECK(rank <= kMostRank, "lora: a stacked rank of " + std::to_string(rank) + " exceeds " +
                                   std::to_string(kMostRank));
@@ -640,6 +650,14 @@ void lora_merge(const Accum<T>* w, int64_t ldw, const Accum<T>* a, int64_t lda, 
          stream, w, ldw, a, lda, b, ldb, scale, merged, ldm, out, in, int(rank));
 }
 
+template <class T, class Stream>
+void lora_scale(const Accum<T>* b, int64_t ldb, const Accum<T>* scale, T* v, int64_t ldv,
+                int64_t out, int64_t rank, const Stream& stream) {
+  launch(scale_kernel<T>,
+         {.grid_x = unsigned(ceil_div(out * rank, kThreads)), .threads_x = kThreads}, stream, b,
+         ldb, scale, v, ldv, out, rank);
+}
+
 #define OF_INSTANTIATE(T)                                                                          \
   template void lora_down<T>(const T*, int64_t, const float*, int64_t, T*, int64_t, int64_t,       \
                              int64_t, int64_t, const OF_STREAM&);                                  \
@@ -653,6 +671,8 @@ void lora_merge(const Accum<T>* w, int64_t ldw, const Accum<T>* a, int64_t lda, 
                                       int64_t, const OF_STREAM&);                                  \
   template void lora_merge<T>(const float*, int64_t, const float*, int64_t, const float*, int64_t, \
                               const float*, T*, int64_t, int64_t, int64_t, int64_t,                \
+                              const OF_STREAM&);                                                   \
+  template void lora_scale<T>(const float*, int64_t, const float*, T*, int64_t, int64_t, int64_t,  \
                               const OF_STREAM&);
 OF_INSTANTIATE(float)
 OF_INSTANTIATE(bf16)

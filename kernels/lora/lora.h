@@ -58,6 +58,11 @@ void lora_merge(const Accum<T>* w, int64_t ldw, const Accum<T>* a, int64_t lda, 
                 int64_t ldb, const Accum<T>* scale, T* merged, int64_t ldm, int64_t out, int64_t in,
                 int64_t rank);
 
+// v [out, rank] = T(scale * B): B in a matrix product's tail (matmul.h).
+template <class T>
+void lora_scale(const Accum<T>* b, int64_t ldb, const Accum<T>* scale, T* v, int64_t ldv,
+                int64_t out, int64_t rank);
+
 }  // namespace orthofed::cpu
 
 namespace orthofed::cost {
@@ -100,6 +105,12 @@ Cost lora_merge(const Accum<T>* w, int64_t, const Accum<T>* a, int64_t, const Ac
                                      moved(b, double(out) * rank) + moved(scale, rank) +
                                      written(merged, double(out) * in)};
 }
+template <class T>
+Cost lora_scale(const Accum<T>* b, int64_t, const Accum<T>* scale, T* v, int64_t, int64_t out,
+                int64_t rank) {
+  const double n = double(out) * rank;
+  return {n, moved(b, n) + moved(scale, rank) + written(v, n)};
+}
 
 }  // namespace orthofed::cost
 
@@ -128,6 +139,10 @@ template <class T, class Stream>
 void lora_merge(const Accum<T>* w, int64_t ldw, const Accum<T>* a, int64_t lda, const Accum<T>* b,
                 int64_t ldb, const Accum<T>* scale, T* merged, int64_t ldm, int64_t out, int64_t in,
                 int64_t rank, const Stream& stream);
+
+template <class T, class Stream>
+void lora_scale(const Accum<T>* b, int64_t ldb, const Accum<T>* scale, T* v, int64_t ldv,
+                int64_t out, int64_t rank, const Stream& stream);
 
 // How many rows one block sums, a function of the shape alone: enough blocks for the 132
 // multiprocessors of an H100, but at most 384 rows and 48 KiB of shared memory for what the block

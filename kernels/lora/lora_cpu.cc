@@ -131,6 +131,13 @@ void lora_merge(const Accum<T>* w, int64_t ldw, const Accum<T>* a, int64_t lda, 
   });
 }
 
+template <class T>
+void lora_scale(const Accum<T>* b, int64_t ldb, const Accum<T>* scale, T* v, int64_t ldv,
+                int64_t out, int64_t rank) {
+  for (int64_t i = 0; i < out; ++i)
+    for (int64_t r = 0; r < rank; ++r) v[i * ldv + r] = T(scale[r] * b[i * ldb + r]);
+}
+
 #define OF_INSTANTIATE(T, A)                                                                       \
   template void lora_down<T>(const T*, int64_t, const A*, int64_t, T*, int64_t, int64_t, int64_t,  \
                              int64_t);                                                             \
@@ -142,7 +149,8 @@ void lora_merge(const Accum<T>* w, int64_t ldw, const Accum<T>* a, int64_t lda, 
   template void lora_down_backward<T>(const T*, int64_t, const T*, int64_t, const A*, int64_t, A*, \
                                       int64_t, bool, T*, int64_t, int64_t, int64_t, int64_t);      \
   template void lora_merge<T>(const A*, int64_t, const A*, int64_t, const A*, int64_t, const A*,   \
-                              T*, int64_t, int64_t, int64_t, int64_t);
+                              T*, int64_t, int64_t, int64_t, int64_t);                             \
+  template void lora_scale<T>(const A*, int64_t, const A*, T*, int64_t, int64_t, int64_t);
 OF_INSTANTIATE(double, double)
 OF_INSTANTIATE(float, float)
 OF_INSTANTIATE(bf16, float)

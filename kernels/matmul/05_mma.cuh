@@ -3,6 +3,9 @@
 // registers, while one is multiplied; tiles lie swizzled, so that ldmatrix and cp.async meet no
 // bank twice.
 //
+// A tail's steps follow the product's, into the same registers; of the last one only the half that
+// has ranks in it is multiplied.
+//
 // A tile keeps the order of its matrix in memory. ldmatrix transposes where that order is the other
 // one, so all four storage orders cost the same.
 #pragma once
@@ -18,8 +21,9 @@ struct Mma {
   static constexpr size_t kSharedBytes = kStages * 2 * kOperand * sizeof(bf16);
   static_assert(kSharedBytes >= SumTile::kFloats * sizeof(float), "the sums take the tiles' place");
 
-  template <class Epilogue, class Stream>
-  static void run(const Product<bf16, bf16>& x, const Epilogue& epilogue, const Stream& stream);
+  template <class AnyTail, class Epilogue, class Stream>
+  static void run(const Product<bf16, bf16>& x, const AnyTail& tail, const Epilogue& epilogue,
+                  const Stream& stream);
 };
 
 // A tile in shared memory: [128, 32] of an operand along k, [32, 128] of the other kind, in chunks
@@ -77,20 +81,28 @@ struct MmaTile {
   }
 };
 
-template <bool kAAlongK, bool kBAlongK, class Epilogue>
+template <bool kAAlongK, bool kBAlongK, class AnyTail, class Epilogue>
 __global__ void __launch_bounds__(Mma::kThreads, 2)
-    mma_kernel(Product<bf16, bf16> x, Epilogue epilogue, bool packs) {
+    mma_kernel(Product<bf16, bf16> x, AnyTail tail, Epilogue epilogue, bool packs) {
   using R = Mma;
   using TileA = MmaTile<kAAlongK>;
   using TileB = MmaTile<kBAlongK>;
   bf16* const shared = dynamic_shared<bf16>();
   const Corner corner = tile_corner<R::kTile, R::kTile>(x.n());
-  const int64_t steps = ceil_div(x.k(), R::kStep);
+  const Ranks ranks = tail_ranks(tail, corner.j, R::kTile);
+  const int64_t main_steps = ceil_div(x.k(), R::kStep);
+  const int64_t steps = main_steps + ceil_div(ranks.end - ranks.begin, R::kStep);
+  const auto rank_of = [&](int64_t step) { return ranks.begin + (step - main_steps) * R::kStep; };
   const auto tile_a = [&](int64_t step) { return shared + step % R::kStages * 2 * R::kOperand; };
   const auto start = [&](int64_t step) {  // one group of copies a step, empty beyond the end
-    if (step < steps) {
+    if (step < main_steps) {
       TileA::fill(tile_a(step), x.a, corner.i, step * R::kStep);
       TileB::fill(tile_a(step) + R::kOperand, x.b, corner.j, step * R::kStep);
+    } else if constexpr (AnyTail::kThere) {
+      if (step < steps) {
+        TileA::fill(tile_a(step), tail.u, corner.i, rank_of(step));
+        TileB::fill(tile_a(step) + R::kOperand, tail.v, corner.j, rank_of(step));
+      }
     }
     cp_async_commit();
   };
@@ -101,14 +113,15 @@ __global__ void __launch_bounds__(Mma::kThreads, 2)
   const bool outside = corner.i + warp_i >= x.m() || corner.j + warp_j >= x.n();
   float sum[4][8][4] = {};  // [m / 16, n / 8, registers of D]
   for (int stage = 0; stage < R::kStages - 1; ++stage) start(stage);
-  for (int64_t step = 0; step < steps; ++step) {
+  const auto multiply = [&](int64_t step, int64_t depth) {
     cp_async_wait<R::kStages - 2>();
     __syncthreads();  // this step's tiles are there, and nobody reads the last step's any more
     start(step + R::kStages - 1);
-    if (outside) continue;
+    if (outside) return;
     const bf16 *a = tile_a(step), *b = a + R::kOperand;
 #pragma unroll
     for (unsigned p = 0; p < R::kStep; p += 16) {
+      if (p >= depth) break;
       uint32_t part_a[4][4], part_b[4][4];
 #pragma unroll
       for (unsigned q = 0; q < 4; ++q) {
@@ -123,7 +136,9 @@ __global__ void __launch_bounds__(Mma::kThreads, 2)
           mma_16x8x16(sum[r][c], part_a[r], column);
         }
     }
-  }
+  };
+  for (int64_t step = 0; step < main_steps; ++step) multiply(step, R::kStep);
+  for (int64_t step = main_steps; step < steps; ++step) multiply(step, ranks.end - rank_of(step));
   __syncthreads();  // the sums take the tiles' place
 
   float* const sums = reinterpret_cast<float*>(shared);
@@ -139,17 +154,20 @@ __global__ void __launch_bounds__(Mma::kThreads, 2)
   SumTile::write<R::kThreads>(sums, corner, x.m(), x.n(), packs, epilogue);
 }
 
-template <class Epilogue, class Stream>
-void Mma::run(const Product<bf16, bf16>& x, const Epilogue& epilogue, const Stream& stream) {
-  auto kernel = x.b.along_k ? mma_kernel<true, true, Epilogue> : mma_kernel<true, false, Epilogue>;
-  if constexpr (!Epilogue::kLayer)
+template <class AnyTail, class Epilogue, class Stream>
+void Mma::run(const Product<bf16, bf16>& x, const AnyTail& tail, const Epilogue& epilogue,
+              const Stream& stream) {
+  auto kernel = x.b.along_k ? mma_kernel<true, true, AnyTail, Epilogue>
+                            : mma_kernel<true, false, AnyTail, Epilogue>;
+  if constexpr (!Epilogue::kLayer && !AnyTail::kThere)
     if (!x.a.along_k)
-      kernel = x.b.along_k ? mma_kernel<false, true, Epilogue> : mma_kernel<false, false, Epilogue>;
+      kernel = x.b.along_k ? mma_kernel<false, true, AnyTail, Epilogue>
+                           : mma_kernel<false, false, AnyTail, Epilogue>;
   launch(kernel,
          {.grid_x = tiles<kTile, kTile>(x.m(), x.n()),
           .threads_x = kThreads,
           .shared_bytes = kSharedBytes},
-         stream, x, epilogue, epilogue.packs());
+         stream, x, tail, epilogue, epilogue.packs());
 }
 
 }  // namespace

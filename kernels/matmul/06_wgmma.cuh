@@ -6,8 +6,10 @@
 //
 // bf16, and operands the copy engine can read: base and pitch a multiple of 16 bytes. Who may start
 // is told by mbarriers: full[s], a stage's bytes are there; empty[s], all eight multiplying warps
-// are done with it. As in version 5, a tile keeps the order of its matrix in memory, and the
-// instruction is told which one that is.
+// are done with it. A tail comes through the same ring into the same registers; its stage is
+// fetched in full width (zeros beyond the ranks cost no traffic), and multiplied in as many steps
+// of 16 as the tile's columns need. As in version 5, a tile keeps the order of its matrix in
+// memory, and the instruction is told which one that is.
 #pragma once
 #include <algorithm>
 
@@ -34,12 +36,15 @@ struct Wgmma {
   };
   static_assert(sizeof(Shared) <= 227 * 1024);
 
-  template <class Stream>
-  static bool applies(const Product<bf16, bf16>& x, const Stream& stream) {
+  template <class AnyTail, class Stream>
+  static bool applies(const Product<bf16, bf16>& x, const AnyTail& tail, const Stream& stream) {
+    if constexpr (AnyTail::kThere)
+      if (!tail.u.packs || !tail.v.packs) return false;
     return has_hopper(stream) && x.m() > 0 && x.n() > 0 && x.k() > 0 && x.a.packs && x.b.packs;
   }
-  template <class Epilogue, class Stream>
-  static void run(const Product<bf16, bf16>& x, const Epilogue& epilogue, const Stream& stream);
+  template <class AnyTail, class Epilogue, class Stream>
+  static void run(const Product<bf16, bf16>& x, const AnyTail& tail, const Epilogue& epilogue,
+                  const Stream& stream);
 };
 
 // kSide x 64 elements of an operand in shared memory: [kSide, 64] if it lies along k, else
@@ -71,6 +76,24 @@ struct WgmmaTile {
   }
 };
 
+// What the copy engine reads.
+template <class AnyTail>
+struct WgmmaMaps {
+  TensorMap a, b;
+  template <class TileA, class TileB>
+  static WgmmaMaps of(const Product<bf16, bf16>& x, const AnyTail&) {
+    return {TileA::map(x.a), TileB::map(x.b)};
+  }
+};
+template <>
+struct WgmmaMaps<Tail> {
+  TensorMap a, b, u, v;
+  template <class TileA, class TileB>
+  static WgmmaMaps of(const Product<bf16, bf16>& x, const Tail& tail) {
+    return {TileA::map(x.a), TileB::map(x.b), TileA::map(tail.u), TileB::map(tail.v)};
+  }
+};
+
 // Where a warpgroup is in the ring: the stage, and the parity of its present round.
 struct WgmmaRing {
   int stage = 0;
@@ -90,26 +113,32 @@ struct WgmmaWork {
   __device__ unsigned steps() const { return unsigned(ceil_div(k, Wgmma::kStep)); }
 };
 
-template <class TileA, class TileB>
-__device__ void wgmma_produce(Wgmma::Shared& shared, const TensorMap& map_a, const TensorMap& map_b,
-                              const WgmmaWork& work) {
+template <class TileA, class TileB, class AnyTail>
+__device__ void wgmma_produce(Wgmma::Shared& shared, const WgmmaMaps<AnyTail>& maps,
+                              const WgmmaWork& work, const AnyTail& tail) {
   using R = Wgmma;
   WgmmaRing ring;
   const unsigned steps = work.steps();
   for (unsigned tile = blockIdx.x; tile < work.tiles; tile += gridDim.x) {
     const Corner corner = tile_corner<R::kTileM, R::kTileN>(work.n, tile);
-    for (unsigned step = 0; step < steps; ++step, ring.next()) {
+    const auto fetch = [&](const TensorMap& a, const TensorMap& b, int p) {
       mbarrier_wait(shared.empty[ring.stage], ring.parity ^ 1);  // at once in the first round
       Mbarrier& full = shared.full[ring.stage];
       mbarrier_arrive_expect(full, R::kStageBytes);
-      TileA::load(shared.a[ring.stage], map_a, full, int(corner.i), int(step) * R::kStep);
-      TileB::load(shared.b[ring.stage], map_b, full, int(corner.j), int(step) * R::kStep);
+      TileA::load(shared.a[ring.stage], a, full, int(corner.i), p);
+      TileB::load(shared.b[ring.stage], b, full, int(corner.j), p);
+      ring.next();
+    };
+    for (unsigned step = 0; step < steps; ++step) fetch(maps.a, maps.b, int(step) * R::kStep);
+    if constexpr (AnyTail::kThere) {
+      const Ranks ranks = tail_ranks(tail, corner.j, R::kTileN);
+      for (int64_t r = ranks.begin; r < ranks.end; r += R::kStep) fetch(maps.u, maps.v, int(r));
     }
   }
 }
 
-template <bool kAAlongK, bool kBAlongK, class Epilogue>
-__device__ void wgmma_consume(Wgmma::Shared& shared, const WgmmaWork& work,
+template <bool kAAlongK, bool kBAlongK, class AnyTail, class Epilogue>
+__device__ void wgmma_consume(Wgmma::Shared& shared, const WgmmaWork& work, const AnyTail& tail,
                               const Epilogue& epilogue, bool packs) {
   using R = Wgmma;
   using TileA = WgmmaTile<kAAlongK, R::kTileM>;
@@ -128,26 +157,41 @@ __device__ void wgmma_consume(Wgmma::Shared& shared, const WgmmaWork& work,
   WgmmaRing ring;
   const unsigned steps = work.steps();
   for (unsigned tile = blockIdx.x; tile < work.tiles; tile += gridDim.x) {
+    const Corner corner = tile_corner<R::kTileM, R::kTileN>(work.n, tile);
     float sum[R::kTileN / 2] = {};  // of rows 64 group to 64 group + 63
-    int before = 0;                 // the stage that is being read
-    for (unsigned step = 0; step < steps; ++step) {
+    int before = -1;                // the stage that is being read
+    const auto multiply = [&](unsigned p) {
+      wgmma<!kAAlongK, !kBAlongK>(sum, TileA::descriptor(shared.a[ring.stage], 64 * group, p),
+                                  TileB::descriptor(shared.b[ring.stage], 0, p));
+    };
+    const auto work_off_stage = [&](const auto& products) {
       mbarrier_wait(shared.full[ring.stage], ring.parity);
       wgmma_fence();
-#pragma unroll
-      for (unsigned p = 0; p < R::kStep; p += 16)
-        wgmma<!kAAlongK, !kBAlongK>(sum, TileA::descriptor(shared.a[ring.stage], 64 * group, p),
-                                    TileB::descriptor(shared.b[ring.stage], 0, p));
+      products();
       wgmma_commit();
       wgmma_wait<1>();  // one step is under way at any time
-      if (step > 0) release(before);
+      if (before >= 0) release(before);
       before = ring.stage;
       ring.next();
-    }
+    };
+    for (unsigned step = 0; step < steps; ++step)
+      work_off_stage([&] {
+#pragma unroll
+        for (unsigned p = 0; p < R::kStep; p += 16) multiply(p);
+      });
+    const Ranks ranks = tail_ranks(tail, corner.j, R::kTileN);
+    for (int64_t r = ranks.begin; r < ranks.end; r += R::kStep)
+      work_off_stage([&] {
+#pragma unroll 1
+        for (unsigned p = 0; p < R::kStep && r + p < ranks.end; p += 16) {
+          wgmma_fence();
+          multiply(p);
+        }
+      });
     wgmma_wait<0>(sum);
     release(before);
 
     // The tile of sums is as wide as half of these.
-    const Corner corner = tile_corner<R::kTileM, R::kTileN>(work.n, tile);
 #pragma unroll
     for (unsigned half = 0; half < 2; ++half) {
       meet();  // the last sums have been read
@@ -165,10 +209,10 @@ __device__ void wgmma_consume(Wgmma::Shared& shared, const WgmmaWork& work,
   }
 }
 
-template <bool kAAlongK, bool kBAlongK, class Epilogue>
+template <bool kAAlongK, bool kBAlongK, class AnyTail, class Epilogue>
 __global__ void __launch_bounds__(Wgmma::kThreads, 1)
-    wgmma_kernel(const __grid_constant__ TensorMap map_a, const __grid_constant__ TensorMap map_b,
-                 WgmmaWork work, Epilogue epilogue, bool packs) {
+    wgmma_kernel(const __grid_constant__ WgmmaMaps<AnyTail> maps, WgmmaWork work, AnyTail tail,
+                 Epilogue epilogue, bool packs) {
   if constexpr (!kHopperCode) {
     __trap();
   } else {
@@ -186,36 +230,41 @@ __global__ void __launch_bounds__(Wgmma::kThreads, 1)
     if (threadIdx.x >= R::kConsumers) {
       shrink_registers<R::kProducerRegisters>();
       if (threadIdx.x < R::kConsumers + 32 && elect_one())
-        wgmma_produce<WgmmaTile<kAAlongK, R::kTileM>, WgmmaTile<kBAlongK, R::kTileN>>(shared, map_a,
-                                                                                      map_b, work);
+        wgmma_produce<WgmmaTile<kAAlongK, R::kTileM>, WgmmaTile<kBAlongK, R::kTileN>>(shared, maps,
+                                                                                      work, tail);
     } else {
       grow_registers<R::kConsumerRegisters>();
-      wgmma_consume<kAAlongK, kBAlongK>(shared, work, epilogue, packs);
+      wgmma_consume<kAAlongK, kBAlongK>(shared, work, tail, epilogue, packs);
     }
   }
 }
 
-template <bool kAAlongK, bool kBAlongK, class Epilogue, class Stream>
-void launch_wgmma(const Product<bf16, bf16>& x, const Epilogue& epilogue, const Stream& stream) {
+template <bool kAAlongK, bool kBAlongK, class AnyTail, class Epilogue, class Stream>
+void launch_wgmma(const Product<bf16, bf16>& x, const AnyTail& tail, const Epilogue& epilogue,
+                  const Stream& stream) {
   using R = Wgmma;
+  using TileA = WgmmaTile<kAAlongK, R::kTileM>;
+  using TileB = WgmmaTile<kBAlongK, R::kTileN>;
   const WgmmaWork work{x.m(), x.n(), x.k(), tiles<R::kTileM, R::kTileN>(x.m(), x.n())};
-  launch(wgmma_kernel<kAAlongK, kBAlongK, Epilogue>,
+  launch(wgmma_kernel<kAAlongK, kBAlongK, AnyTail, Epilogue>,
          {.grid_x = std::min(work.tiles, multiprocessors(stream)),
           .threads_x = R::kThreads,
           .shared_bytes = sizeof(R::Shared)},
-         stream, WgmmaTile<kAAlongK, R::kTileM>::map(x.a), WgmmaTile<kBAlongK, R::kTileN>::map(x.b),
-         work, epilogue, epilogue.packs());
+         stream, WgmmaMaps<AnyTail>::template of<TileA, TileB>(x, tail), work, tail, epilogue,
+         epilogue.packs());
 }
 
-template <class Epilogue, class Stream>
-void Wgmma::run(const Product<bf16, bf16>& x, const Epilogue& epilogue, const Stream& stream) {
-  OF_CHECK(applies(x, stream), "matmul, version 6: not on this device or not at this alignment");
-  if constexpr (!Epilogue::kLayer)
+template <class AnyTail, class Epilogue, class Stream>
+void Wgmma::run(const Product<bf16, bf16>& x, const AnyTail& tail, const Epilogue& epilogue,
+                const Stream& stream) {
+  OF_CHECK(applies(x, tail, stream),
+           "matmul, version 6: not on this device or not at this alignment");
+  if constexpr (!Epilogue::kLayer && !AnyTail::kThere)
     if (!x.a.along_k)
-      return x.b.along_k ? launch_wgmma<false, true>(x, epilogue, stream)
-                         : launch_wgmma<false, false>(x, epilogue, stream);
-  return x.b.along_k ? launch_wgmma<true, true>(x, epilogue, stream)
-                     : launch_wgmma<true, false>(x, epilogue, stream);
+      return x.b.along_k ? launch_wgmma<false, true>(x, tail, epilogue, stream)
+                         : launch_wgmma<false, false>(x, tail, epilogue, stream);
+  return x.b.along_k ? launch_wgmma<true, true>(x, tail, epilogue, stream)
+                     : launch_wgmma<true, false>(x, tail, epilogue, stream);
 }
 
 }  // namespace

@@ -166,7 +166,7 @@ struct SumTile {
     if (packs && j + 4 <= n) {
 #pragma unroll 1
       for (unsigned first = warp; first < kSide; first += kWarps * kRows) {
-        decltype(epilogue.template load<4>(0, 0)) with[kRows];
+        decltype(epilogue.template load<4>(0, 0)) with[kRows] = {};
 #pragma unroll
         for (unsigned r = 0; r < kRows; ++r) {
           const int64_t i = corner.i + first + r * kWarps;

@@ -7,8 +7,8 @@
 //
 // 4 and 5 take any size, order and alignment, and a tile of 128 x 128 of C a block. With tiles of
 // that size a block reads (128 + 128) k elements for 128 * 128 * k products: 64 flops a byte in
-// bf16 from the L2 cache; 85 with the 128 x 256 of version 6. What C's elements go through on their
-// way to memory is in epilogue.cuh.
+// bf16 from the L2 cache; 85 with the 128 x 256 of version 6. 5 and 6 take a tail, as more steps of
+// the same sum. What C's elements go through on their way to memory is in epilogue.cuh.
 #include "kernels/matmul/matmul.h"
 
 #include <vector>
@@ -29,30 +29,47 @@ namespace {
 template <class Rung, class T, class C, class Stream>
 void run_rung(const T* a, const T* b, C* c, const float* bias, bool accumulate,
               const MatmulShape& shape, const Stream& stream) {
-  Rung::run(product(a, b, shape), Store<C>{c, shape.ldc, bias, accumulate}, stream);
+  const Store<C> store{c, shape.ldc, bias, accumulate};
+  if constexpr (std::is_same_v<Rung, Mma> || std::is_same_v<Rung, Wgmma>)
+    Rung::run(product(a, b, shape), NoTail(), store, stream);
+  else
+    Rung::run(product(a, b, shape), store, stream);
 }
 
 // The rung that production takes.
+template <class AnyTail, class Epilogue, class Stream>
+void run_tensor_cores(const Product<bf16, bf16>& x, const AnyTail& tail, const Epilogue& epilogue,
+                      const Stream& stream) {
+  if (Wgmma::applies(x, tail, stream))
+    Wgmma::run(x, tail, epilogue, stream);
+  else
+    Mma::run(x, tail, epilogue, stream);
+}
 template <class T, class Epilogue, class Stream>
 void run_fastest(const Product<T, T>& x, const Epilogue& epilogue, const Stream& stream) {
-  if constexpr (!std::is_same_v<T, bf16>)
-    Vectorised::run(x, epilogue, stream);
-  else if (Wgmma::applies(x, stream))
-    Wgmma::run(x, epilogue, stream);
+  if constexpr (std::is_same_v<T, bf16>)
+    run_tensor_cores(x, NoTail(), epilogue, stream);
   else
-    Mma::run(x, epilogue, stream);
+    Vectorised::run(x, epilogue, stream);
 }
 
 template <class C, class Stream>
 bool wgmma_applies(const bf16* a, const bf16* b, C*, const float*, bool, const MatmulShape& shape,
                    const Stream& stream) {
-  return Wgmma::applies(product(a, b, shape), stream);
+  return Wgmma::applies(product(a, b, shape), NoTail(), stream);
 }
 
-template <class T>
-Product<T, T> layer_product(const T* a, const T* b, const MatmulShape& shape) {
-  OF_CHECK(shape.op_a == Op::none, "a product with a fused step: A is transposed");
-  return product(a, b, shape);
+// A layer's product, with a tail or without.
+template <class T, class Epilogue, class Stream>
+void run_layer(const T* a, const T* b, const MatmulTail<T>& tail, const MatmulShape& shape,
+               const Epilogue& epilogue, const Stream& stream) {
+  OF_CHECK(shape.op_a == Op::none, "a product with a tail or a fused step: A is transposed");
+  const Product<T, T> x = product(a, b, shape);
+  if (tail.rank == 0) return run_fastest(x, epilogue, stream);
+  if constexpr (std::is_same_v<T, bf16>)
+    run_tensor_cores(x, tail_of(x, tail), epilogue, stream);
+  else
+    OF_CHECK(false, "on a GPU only bf16 products take a tail");
 }
 
 }  // namespace
@@ -93,22 +110,29 @@ void matmul_by_adapter(const T* a, const Accum<T>* b, T* c, const Accum<T>* bias
 }
 
 template <class T, class Stream>
-void matmul_gelu(const T* a, const T* b, const Accum<T>* bias, T* h, int64_t ldh, T* y,
-                 GeluKind kind, const MatmulShape& shape, const Stream& stream) {
-  run_fastest(layer_product(a, b, shape), Gelu<T>{h, ldh, y, shape.ldc, bias, kind}, stream);
+void matmul_extended(const T* a, const T* b, const MatmulTail<T>& tail, T* c, const Accum<T>* bias,
+                     const MatmulShape& shape, const Stream& stream) {
+  run_layer(a, b, tail, shape, Store<T>{c, shape.ldc, bias, /*accumulate=*/false}, stream);
 }
 
 template <class T, class Stream>
-void matmul_gelu_backward(const T* a, const T* b, const T* h, int64_t ldh, T* dx, GeluKind kind,
-                          const MatmulShape& shape, const Stream& stream) {
-  run_fastest(layer_product(a, b, shape), GeluBackward<T>{h, ldh, dx, shape.ldc, kind}, stream);
+void matmul_gelu(const T* a, const T* b, const MatmulTail<T>& tail, const Accum<T>* bias, T* h,
+                 int64_t ldh, T* y, GeluKind kind, const MatmulShape& shape, const Stream& stream) {
+  run_layer(a, b, tail, shape, Gelu<T>{h, ldh, y, shape.ldc, bias, kind}, stream);
 }
 
 template <class T, class Stream>
-void matmul_residual(const T* a, const T* b, const Accum<T>* bias, const Accum<T>* gamma,
-                     const Accum<T>* x, int64_t ldx, Accum<T>* y, const MatmulShape& shape,
-                     const Stream& stream) {
-  run_fastest(layer_product(a, b, shape), Residual{x, ldx, gamma, y, shape.ldc, bias}, stream);
+void matmul_gelu_backward(const T* a, const T* b, const MatmulTail<T>& tail, const T* h,
+                          int64_t ldh, T* dx, GeluKind kind, const MatmulShape& shape,
+                          const Stream& stream) {
+  run_layer(a, b, tail, shape, GeluBackward<T>{h, ldh, dx, shape.ldc, kind}, stream);
+}
+
+template <class T, class Stream>
+void matmul_residual(const T* a, const T* b, const MatmulTail<T>& tail, const Accum<T>* bias,
+                     const Accum<T>* gamma, const Accum<T>* x, int64_t ldx, Accum<T>* y,
+                     const MatmulShape& shape, const Stream& stream) {
+  run_layer(a, b, tail, shape, Residual{x, ldx, gamma, y, shape.ldc, bias}, stream);
 }
 
 #define OF_INSTANTIATE(T, C)                                                                 \
@@ -121,15 +145,19 @@ OF_INSTANTIATE(bf16, bf16)
 OF_INSTANTIATE(bf16, float)
 #undef OF_INSTANTIATE
 
-#define OF_INSTANTIATE(T)                                                                        \
-  template void matmul_by_adapter<T>(const T*, const float*, T*, const float*, bool,             \
-                                     const MatmulShape&, const OF_STREAM&);                      \
-  template void matmul_gelu<T>(const T*, const T*, const float*, T*, int64_t, T*, GeluKind,      \
-                               const MatmulShape&, const OF_STREAM&);                            \
-  template void matmul_gelu_backward<T>(const T*, const T*, const T*, int64_t, T*, GeluKind,     \
-                                        const MatmulShape&, const OF_STREAM&);                   \
-  template void matmul_residual<T>(const T*, const T*, const float*, const float*, const float*, \
-                                   int64_t, float*, const MatmulShape&, const OF_STREAM&);
+#define OF_INSTANTIATE(T)                                                                      \
+  template void matmul_by_adapter<T>(const T*, const float*, T*, const float*, bool,           \
+                                     const MatmulShape&, const OF_STREAM&);                    \
+  template void matmul_extended<T>(const T*, const T*, const MatmulTail<T>&, T*, const float*, \
+                                   const MatmulShape&, const OF_STREAM&);                      \
+  template void matmul_gelu<T>(const T*, const T*, const MatmulTail<T>&, const float*, T*,     \
+                               int64_t, T*, GeluKind, const MatmulShape&, const OF_STREAM&);   \
+  template void matmul_gelu_backward<T>(const T*, const T*, const MatmulTail<T>&, const T*,    \
+                                        int64_t, T*, GeluKind, const MatmulShape&,             \
+                                        const OF_STREAM&);                                     \
+  template void matmul_residual<T>(const T*, const T*, const MatmulTail<T>&, const float*,     \
+                                   const float*, const float*, int64_t, float*,                \
+                                   const MatmulShape&, const OF_STREAM&);
 OF_INSTANTIATE(float)
 OF_INSTANTIATE(bf16)
 #undef OF_INSTANTIATE

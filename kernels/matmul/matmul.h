@@ -14,9 +14,13 @@
 // any shape and alignment; rows that are 16 bytes apart, or a multiple of that, are read fastest,
 // and only those by Hopper's version.
 //
+// A tail (MatmulTail) adds a second, short product to the same sum: low-rank adapters at no further
+// pass over C.
+//
 // Error: |C - exact| <= k eps/2 sum_p |A_ip B_pj| + eps(C)/2 |C|, eps of Accum<T> (Higham, Accuracy
-// and Stability of Numerical Algorithms, section 3.1). Same bits at every run; the blocked loop's
-// also at every number of threads. 2 m n k flops; memory traffic from A and B once, to C once.
+// and Stability of Numerical Algorithms, section 3.1); with a tail k + rank for k, and the sum is
+// over both products' terms. Same bits at every run; the blocked loop's also at every number of
+// threads. 2 m n k flops; memory traffic from A and B once, to C once.
 #pragma once
 #include <array>
 #include <cstdint>
@@ -40,6 +44,37 @@ struct MatmulShape {
   std::array<int64_t, 6> numbers() const { return {m, n, k, lda, ldb, ldc}; }
 };
 
+// Columns [begin, end) of C take ranks [first, last) of a tail.
+struct MatmulTailPart {
+  int64_t begin = 0, end = 0, first = 0, last = 0;
+};
+
+// U V in  C = AB + UV:  U [m, rank], finite; V [rank, n], stored as B is: [rank, n] (Op::none) or
+// [n, rank] (Op::transpose). Both are of T: what they were rounded from is the caller's to answer
+// for. On a GPU only bf16 takes a tail, on tensor cores.
+template <class T>
+struct MatmulTail {
+  const T* u = nullptr;
+  int64_t ldu = 0;
+  const T* v = nullptr;
+  int64_t ldv = 0;
+  int64_t rank = 0;  // 0: no tail
+  // Where V is zero outside of blocks, as for adapters of the q, k and v parts of C: the blocks,
+  // such that a tile of C multiplies only what its columns need. None: all of V counts.
+  std::array<MatmulTailPart, 3> parts = {};
+
+  bool dense() const {
+    for (const MatmulTailPart& p : parts)
+      if (p.begin < p.end) return false;
+    return true;
+  }
+  template <class F>
+  void each_pointer(const F& f) {
+    f(u);
+    f(v);
+  }
+};
+
 }  // namespace orthofed
 
 namespace orthofed::cpu {
@@ -55,32 +90,38 @@ template <class T, class B, class C>
 void matmul_blocked(const T* a, const B* b, C* c, const Accum<T>* bias, bool accumulate,
                     const MatmulShape& shape);
 
+// C = AB + UV [+ bias], rounded once; op_a is Op::none.
+template <class T>
+void matmul_extended(const T* a, const T* b, const MatmulTail<T>& tail, T* c, const Accum<T>* bias,
+                     const MatmulShape& shape);
+
 // Activations times an adapter, which stays in fp32 beside bf16: A and C of T, B of Accum<T>. Its
 // products are exact in fp32, as those of two bf16 are.
 template <class T>
 void matmul_by_adapter(const T* a, const Accum<T>* b, T* c, const Accum<T>* bias, bool accumulate,
                        const MatmulShape& shape);
 
-// The products of a transformer's MLP and projections together with the elementwise step behind
-// them, which saves the GPU a pass over memory (on the CPU they are two calls). op_a is Op::none;
-// shape.ldc is the pitch of the last result; results are apart from all else in memory. On the GPU
-// the step reads the sum before it is rounded to T. Error: that of the product, times |GELU'| <=
-// 1.13 or |gamma|, and that of the step (gelu.h, residual.h).
+// The products of a transformer's MLP and projections, with a tail or without, together with the
+// elementwise step behind them, which saves the GPU a pass over memory (on the CPU they are two
+// calls). op_a is Op::none; shape.ldc is the pitch of the last result; results are apart from all
+// else in memory. On the GPU the step reads the sum before it is rounded to T. Error: that of the
+// product, times |GELU'| <= 1.13 or |gamma|, and that of the step (gelu.h, residual.h).
 
-// h = T(AB + bias) [m, n] pitch ldh, which backward needs, and y = GELU(h) [m, n].
+// h = T(AB + UV + bias) [m, n] pitch ldh, which backward needs, and y = GELU(h) [m, n].
 template <class T>
-void matmul_gelu(const T* a, const T* b, const Accum<T>* bias, T* h, int64_t ldh, T* y,
-                 GeluKind kind, const MatmulShape& shape);
+void matmul_gelu(const T* a, const T* b, const MatmulTail<T>& tail, const Accum<T>* bias, T* h,
+                 int64_t ldh, T* y, GeluKind kind, const MatmulShape& shape);
 
-// dx = AB * GELU'(h): the gradient through the next layer's weights B and the GELU.
+// dx = (AB + UV) * GELU'(h): the gradient through the next layer's weights B and the GELU.
 template <class T>
-void matmul_gelu_backward(const T* a, const T* b, const T* h, int64_t ldh, T* dx, GeluKind kind,
-                          const MatmulShape& shape);
+void matmul_gelu_backward(const T* a, const T* b, const MatmulTail<T>& tail, const T* h,
+                          int64_t ldh, T* dx, GeluKind kind, const MatmulShape& shape);
 
-// y = x + gamma * (AB + bias), x and y [m, n] in the residual stream; gamma [n] or null (1).
+// y = x + gamma * (AB + UV + bias), x and y [m, n] in the residual stream; gamma [n] or null (1).
 template <class T>
-void matmul_residual(const T* a, const T* b, const Accum<T>* bias, const Accum<T>* gamma,
-                     const Accum<T>* x, int64_t ldx, Accum<T>* y, const MatmulShape& shape);
+void matmul_residual(const T* a, const T* b, const MatmulTail<T>& tail, const Accum<T>* bias,
+                     const Accum<T>* gamma, const Accum<T>* x, int64_t ldx, Accum<T>* y,
+                     const MatmulShape& shape);
 
 // A frozen B, rearranged once into the order that the product reads. It keeps its own copy; the
 // source may be freed. Copying shares the packed storage.
@@ -119,6 +160,18 @@ Cost matmul(const T* a, const T* b, C* c, const Accum<T>* bias, bool accumulate,
   return {2.0 * s.m * s.n * s.k, moved(a, double(s.m) * s.k) + moved(b, double(s.k) * s.n) +
                                      moved(bias, s.n) + written(c, double(s.m) * s.n, accumulate)};
 }
+// Of a tail: the blocks of V, or all of it.
+template <class T>
+Cost matmul_tail(const MatmulTail<T>& t, const MatmulShape& s) {
+  double elements = t.dense() ? double(s.n) * t.rank : 0;
+  for (const MatmulTailPart& p : t.parts) elements += double(p.end - p.begin) * (p.last - p.first);
+  return {2.0 * s.m * elements, moved(t.u, double(s.m) * t.rank) + moved(t.v, elements)};
+}
+template <class T>
+Cost matmul_extended(const T* a, const T* b, const MatmulTail<T>& tail, T* c, const Accum<T>* bias,
+                     const MatmulShape& s) {
+  return matmul<T, T>(a, b, c, bias, false, s) + matmul_tail(tail, s);
+}
 // B is a PackedMatrix<T>.
 template <class T, class C>
 Cost packed_matmul(const T* a, C* c, const Accum<T>* bias, bool accumulate, const MatmulShape& s) {
@@ -132,24 +185,25 @@ Cost matmul_by_adapter(const T* a, const Accum<T>* b, T* c, const Accum<T>* bias
 // The elementwise steps with the product's sum in registers: GELU's and the residual's flops, and
 // the bytes of what they read and write besides.
 template <class T>
-Cost matmul_gelu(const T* a, const T* b, const Accum<T>* bias, T* h, int64_t, T* y, GeluKind kind,
-                 const MatmulShape& s) {
+Cost matmul_gelu(const T* a, const T* b, const MatmulTail<T>& tail, const Accum<T>* bias, T* h,
+                 int64_t, T* y, GeluKind kind, const MatmulShape& s) {
   const T* const in_registers = nullptr;
-  return matmul<T, T>(a, b, h, bias, false, s) +
+  return matmul_extended(a, b, tail, h, bias, s) +
          gelu_forward<T>(in_registers, 0, y, 0, s.m, s.n, kind);
 }
 template <class T>
-Cost matmul_gelu_backward(const T* a, const T* b, const T* h, int64_t, T* dx, GeluKind kind,
-                          const MatmulShape& s) {
+Cost matmul_gelu_backward(const T* a, const T* b, const MatmulTail<T>& tail, const T* h, int64_t,
+                          T* dx, GeluKind kind, const MatmulShape& s) {
   T* const in_registers = nullptr;
-  return matmul<T, T>(a, b, in_registers, nullptr, false, s) +
+  return matmul_extended<T>(a, b, tail, in_registers, nullptr, s) +
          gelu_backward<T>(in_registers, 0, h, 0, dx, 0, s.m, s.n, kind);
 }
 template <class T>
-Cost matmul_residual(const T* a, const T* b, const Accum<T>* bias, const Accum<T>* gamma,
-                     const Accum<T>* x, int64_t, Accum<T>* y, const MatmulShape& s) {
+Cost matmul_residual(const T* a, const T* b, const MatmulTail<T>& tail, const Accum<T>* bias,
+                     const Accum<T>* gamma, const Accum<T>* x, int64_t, Accum<T>* y,
+                     const MatmulShape& s) {
   const double n = double(s.m) * s.n;
-  return matmul<T, Accum<T>>(a, b, y, bias, false, s) +
+  return matmul<T, Accum<T>>(a, b, y, bias, false, s) + matmul_tail(tail, s) +
          Cost{2 * n, moved(x, n) + moved(gamma, s.n)};
 }
 
@@ -170,20 +224,25 @@ template <class T, class C, class Stream>
 std::span<const Version<MatmulRun<T, C, Stream>>> matmul_versions();
 
 template <class T, class Stream>
+void matmul_extended(const T* a, const T* b, const MatmulTail<T>& tail, T* c, const Accum<T>* bias,
+                     const MatmulShape& shape, const Stream& stream);
+
+template <class T, class Stream>
 void matmul_by_adapter(const T* a, const Accum<T>* b, T* c, const Accum<T>* bias, bool accumulate,
                        const MatmulShape& shape, const Stream& stream);
 
 template <class T, class Stream>
-void matmul_gelu(const T* a, const T* b, const Accum<T>* bias, T* h, int64_t ldh, T* y,
-                 GeluKind kind, const MatmulShape& shape, const Stream& stream);
+void matmul_gelu(const T* a, const T* b, const MatmulTail<T>& tail, const Accum<T>* bias, T* h,
+                 int64_t ldh, T* y, GeluKind kind, const MatmulShape& shape, const Stream& stream);
 
 template <class T, class Stream>
-void matmul_gelu_backward(const T* a, const T* b, const T* h, int64_t ldh, T* dx, GeluKind kind,
-                          const MatmulShape& shape, const Stream& stream);
+void matmul_gelu_backward(const T* a, const T* b, const MatmulTail<T>& tail, const T* h,
+                          int64_t ldh, T* dx, GeluKind kind, const MatmulShape& shape,
+                          const Stream& stream);
 
 template <class T, class Stream>
-void matmul_residual(const T* a, const T* b, const Accum<T>* bias, const Accum<T>* gamma,
-                     const Accum<T>* x, int64_t ldx, Accum<T>* y, const MatmulShape& shape,
-                     const Stream& stream);
+void matmul_residual(const T* a, const T* b, const MatmulTail<T>& tail, const Accum<T>* bias,
+                     const Accum<T>* gamma, const Accum<T>* x, int64_t ldx, Accum<T>* y,
+                     const MatmulShape& shape, const Stream& stream);
 
 }  // namespace orthofed::gpu

@@ -53,15 +53,15 @@ void pack(const View<T>& x, int64_t rows, int64_t k, A* to) {
   }
 }
 
-}  // namespace
-
 template <class T, class B, class C>
-void matmul_blocked(const T* a, const B* b, C* c, const Accum<T>* bias, bool accumulate,
-                    const MatmulShape& s) {
+void blocked(const T* a, const B* b, const MatmulTail<T>& tail, C* c, const Accum<T>* bias,
+             bool accumulate, const MatmulShape& s) {
   using A = Accum<T>;
   const bool ta = s.op_a == Op::transpose, tb = s.op_b == Op::transpose;
-  const View<T> va{a, ta ? 1 : s.lda, ta ? s.lda : 1};  // op(A)[i, p]
-  const View<B> vb{b, tb ? s.ldb : 1, tb ? 1 : s.ldb};  // op(B)^T[j, p]
+  const View<T> va{a, ta ? 1 : s.lda, ta ? s.lda : 1};                 // op(A)[i, p]
+  const View<B> vb{b, tb ? s.ldb : 1, tb ? 1 : s.ldb};                 // op(B)^T[j, p]
+  const View<T> tail_u{tail.u, tail.ldu, 1};                           // U[i, p]
+  const View<T> tail_v{tail.v, tb ? tail.ldv : 1, tb ? 1 : tail.ldv};  // V^T[j, p]
   const int64_t blocks_m = (s.m + block_m - 1) / block_m, blocks_n = (s.n + block_n - 1) / block_n;
 
   parallel_for_vector<A>(blocks_m * blocks_n, 1, [&](auto lanes, int64_t task, int64_t) {
@@ -72,17 +72,21 @@ void matmul_blocked(const T* a, const B* b, C* c, const Accum<T>* bias, bool acc
     alignas(64) A packed_a[block_m * block_k];  // [block_m / tile_rows, k, tile_rows]
     alignas(64) A packed_b[block_n * block_k];  // [block_n / cols, k, cols]
     std::fill(sum, sum + block_m * block_n, A(0));
-    for (int64_t p0 = 0; p0 < s.k; p0 += block_k) {
-      const int64_t k = std::min(block_k, s.k - p0);
-      pack<tile_rows>(va.at(i0, p0), m, k, packed_a);
-      pack<cols>(vb.at(j0, p0), n, k, packed_b);
-      for (int64_t j = 0; j < n; j += cols) {
-        for (int64_t i = 0; i < m; i += tile_rows) {
-          multiply_tile<lanes>(packed_a + i * k, 1, tile_rows, packed_b + j * k, cols,
-                               sum + i * block_n + j, block_n, k, /*add=*/true);
+    const auto add = [&](const auto& x, const auto& y, int64_t length) {
+      for (int64_t p0 = 0; p0 < length; p0 += block_k) {
+        const int64_t k = std::min(block_k, length - p0);
+        pack<tile_rows>(x.at(i0, p0), m, k, packed_a);
+        pack<cols>(y.at(j0, p0), n, k, packed_b);
+        for (int64_t j = 0; j < n; j += cols) {
+          for (int64_t i = 0; i < m; i += tile_rows) {
+            multiply_tile<lanes>(packed_a + i * k, 1, tile_rows, packed_b + j * k, cols,
+                                 sum + i * block_n + j, block_n, k, /*add=*/true);
+          }
         }
       }
-    }
+    };
+    add(va, vb, s.k);
+    add(tail_u, tail_v, tail.rank);
     for (int64_t i = 0; i < m; ++i) {
       C* row = c + (i0 + i) * s.ldc + j0;
       const A* from = sum + i * block_n;
@@ -96,13 +100,18 @@ void matmul_blocked(const T* a, const B* b, C* c, const Accum<T>* bias, bool acc
   });
 }
 
-namespace {
-
 void check(const MatmulShape& s) {
   OF_CHECK(s.m >= 0 && s.n >= 0 && s.k >= 0, "matmul: negative size");
   OF_CHECK(s.lda >= (s.op_a == Op::none ? s.k : s.m) && s.ldb >= (s.op_b == Op::none ? s.n : s.k) &&
                s.ldc >= s.n,
            "matmul: a pitch is smaller than its row");
+}
+
+template <class T>
+void check(const MatmulTail<T>& t, const MatmulShape& s) {
+  OF_CHECK(
+      t.rank >= 0 && t.ldu >= t.rank && t.ldv >= (s.op_b == Op::none && t.rank > 0 ? s.n : t.rank),
+      "matmul: a tail's pitch is smaller than its row");
 }
 
 // Types that oneDNN may get; whether it does is decided for each product.
@@ -116,6 +125,12 @@ bool onednn_is_faster(int64_t m, int64_t n, int64_t k) {
 }
 
 }  // namespace
+
+template <class T, class B, class C>
+void matmul_blocked(const T* a, const B* b, C* c, const Accum<T>* bias, bool accumulate,
+                    const MatmulShape& s) {
+  blocked<T, B, C>(a, b, {}, c, bias, accumulate, s);
+}
 
 template <class T, class C>
 void matmul(const T* a, const T* b, C* c, const Accum<T>* bias, bool accumulate,
@@ -132,6 +147,27 @@ void matmul(const T* a, const T* b, C* c, const Accum<T>* bias, bool accumulate,
   matmul_blocked(a, b, c, bias, accumulate, s);
 }
 
+namespace {
+
+// C = AB + UV [+ bias]: a tail goes through the blocked loop.
+template <class T, class C>
+void product(const T* a, const T* b, const MatmulTail<T>& tail, C* c, const Accum<T>* bias,
+             const MatmulShape& s) {
+  OF_CHECK(s.op_a == Op::none, "a product with a tail or a fused step: A is transposed");
+  check(tail, s);
+  if (tail.rank == 0) return matmul(a, b, c, bias, /*accumulate=*/false, s);
+  check(s);
+  blocked(a, b, tail, c, bias, /*accumulate=*/false, s);
+}
+
+}  // namespace
+
+template <class T>
+void matmul_extended(const T* a, const T* b, const MatmulTail<T>& tail, T* c, const Accum<T>* bias,
+                     const MatmulShape& s) {
+  product(a, b, tail, c, bias, s);
+}
+
 template <class T>
 void matmul_by_adapter(const T* a, const Accum<T>* b, T* c, const Accum<T>* bias, bool accumulate,
                        const MatmulShape& s) {
@@ -144,28 +180,26 @@ void matmul_by_adapter(const T* a, const Accum<T>* b, T* c, const Accum<T>* bias
 }
 
 template <class T>
-void matmul_gelu(const T* a, const T* b, const Accum<T>* bias, T* h, int64_t ldh, T* y,
-                 GeluKind kind, const MatmulShape& s) {
-  OF_CHECK(s.op_a == Op::none, "matmul_gelu: A is transposed");
-  MatmulShape product = s;
-  product.ldc = ldh;
-  matmul(a, b, h, bias, /*accumulate=*/false, product);
+void matmul_gelu(const T* a, const T* b, const MatmulTail<T>& tail, const Accum<T>* bias, T* h,
+                 int64_t ldh, T* y, GeluKind kind, const MatmulShape& s) {
+  MatmulShape of_h = s;
+  of_h.ldc = ldh;
+  product(a, b, tail, h, bias, of_h);
   gelu_forward(h, ldh, y, s.ldc, s.m, s.n, kind);
 }
 
 template <class T>
-void matmul_gelu_backward(const T* a, const T* b, const T* h, int64_t ldh, T* dx, GeluKind kind,
-                          const MatmulShape& s) {
-  OF_CHECK(s.op_a == Op::none, "matmul_gelu_backward: A is transposed");
-  matmul<T, T>(a, b, dx, nullptr, /*accumulate=*/false, s);
+void matmul_gelu_backward(const T* a, const T* b, const MatmulTail<T>& tail, const T* h,
+                          int64_t ldh, T* dx, GeluKind kind, const MatmulShape& s) {
+  product<T, T>(a, b, tail, dx, nullptr, s);
   gelu_backward(dx, s.ldc, h, ldh, dx, s.ldc, s.m, s.n, kind);
 }
 
 template <class T>
-void matmul_residual(const T* a, const T* b, const Accum<T>* bias, const Accum<T>* gamma,
-                     const Accum<T>* x, int64_t ldx, Accum<T>* y, const MatmulShape& s) {
-  OF_CHECK(s.op_a == Op::none, "matmul_residual: A is transposed");
-  matmul(a, b, y, bias, /*accumulate=*/false, s);
+void matmul_residual(const T* a, const T* b, const MatmulTail<T>& tail, const Accum<T>* bias,
+                     const Accum<T>* gamma, const Accum<T>* x, int64_t ldx, Accum<T>* y,
+                     const MatmulShape& s) {
+  product(a, b, tail, y, bias, s);
   residual_forward<Accum<T>>(x, ldx, y, s.ldc, gamma, y, s.ldc, s.m, s.n);
 }
 
@@ -252,15 +286,18 @@ template void PackedMatrix<bf16>::multiply(const bf16*, int64_t, float*, int64_t
 template void matmul_blocked(const bf16*, const float*, bf16*, const float*, bool,
                              const MatmulShape&);
 
-#define OF_INSTANTIATE(T)                                                                      \
-  template void matmul_by_adapter<T>(const T*, const Accum<T>*, T*, const Accum<T>*, bool,     \
-                                     const MatmulShape&);                                      \
-  template void matmul_gelu<T>(const T*, const T*, const Accum<T>*, T*, int64_t, T*, GeluKind, \
-                               const MatmulShape&);                                            \
-  template void matmul_gelu_backward<T>(const T*, const T*, const T*, int64_t, T*, GeluKind,   \
-                                        const MatmulShape&);                                   \
-  template void matmul_residual<T>(const T*, const T*, const Accum<T>*, const Accum<T>*,       \
-                                   const Accum<T>*, int64_t, Accum<T>*, const MatmulShape&);
+#define OF_INSTANTIATE(T)                                                                         \
+  template void matmul_by_adapter<T>(const T*, const Accum<T>*, T*, const Accum<T>*, bool,        \
+                                     const MatmulShape&);                                         \
+  template void matmul_extended<T>(const T*, const T*, const MatmulTail<T>&, T*, const Accum<T>*, \
+                                   const MatmulShape&);                                           \
+  template void matmul_gelu<T>(const T*, const T*, const MatmulTail<T>&, const Accum<T>*, T*,     \
+                               int64_t, T*, GeluKind, const MatmulShape&);                        \
+  template void matmul_gelu_backward<T>(const T*, const T*, const MatmulTail<T>&, const T*,       \
+                                        int64_t, T*, GeluKind, const MatmulShape&);               \
+  template void matmul_residual<T>(const T*, const T*, const MatmulTail<T>&, const Accum<T>*,     \
+                                   const Accum<T>*, const Accum<T>*, int64_t, Accum<T>*,          \
+                                   const MatmulShape&);
 OF_INSTANTIATE(double)
 OF_INSTANTIATE(float)
 OF_INSTANTIATE(bf16)

@@ -65,6 +65,52 @@ Product<T, B> product(const T* a, const B* b, const MatmulShape& s) {
           operand(b, s.n, s.k, s.ldb, s.op_b == Op::transpose)};
 }
 
+// Nothing but the product.
+struct NoTail {
+  static constexpr bool kThere = false;
+};
+
+// MatmulTail as a kernel sees it: a second product whose operands are stored in the first one's
+// orders.
+struct Tail {
+  static constexpr bool kThere = true;
+  Operand<bf16> u;  // [m, rank]
+  Operand<bf16> v;  // [n, rank]
+  MatmulTailPart parts[3];
+};
+
+inline Tail tail_of(const Product<bf16, bf16>& x, const MatmulTail<bf16>& t) {
+  OF_CHECK(x.a.along_k, "matmul with a tail: A is transposed");
+  OF_CHECK(t.rank > 0 && t.ldu >= t.rank && t.ldv >= (x.b.along_k ? t.rank : x.n()),
+           "matmul: a tail's pitch is smaller than its row");
+  Tail tail{operand(t.u, x.m(), t.rank, t.ldu, true),
+            operand(t.v, x.n(), t.rank, t.ldv, x.b.along_k),
+            {t.parts[0], t.parts[1], t.parts[2]}};
+  if (t.dense()) tail.parts[0] = {0, x.n(), 0, t.rank};
+  return tail;
+}
+
+// The ranks that columns [j, j + width) of C need, in tensor cores' steps of 16: what else falls
+// into these is zero in V, or beyond both operands.
+struct Ranks {
+  int64_t begin, end;
+};
+__device__ inline Ranks tail_ranks(const NoTail&, int64_t, int) {
+  return {0, 0};
+}
+__device__ inline Ranks tail_ranks(const Tail& tail, int64_t j, int width) {
+  int64_t first = tail.u.k(), last = 0;
+#pragma unroll
+  for (int q = 0; q < 3; ++q) {
+    const MatmulTailPart& p = tail.parts[q];
+    if (p.begin >= j + width || j >= p.end || p.begin >= p.end) continue;
+    first = p.first < first ? p.first : first;
+    last = p.last > last ? p.last : last;
+  }
+  first = first / 16 * 16;
+  return {first, last > first ? first + ceil_div(last - first, 16) * 16 : first};
+}
+
 // C is cut into tiles, one block each. Neighbouring blocks lie along n: they read the same rows of
 // A, and all of B (a layer's weights) stays in the L2 cache. The grid has one dimension, because
 // the others end at 65,535.

@@ -206,11 +206,14 @@ TEST(Config, WordsAndRanges) {
         "train.alternation = \"both\"", "train.state = \"forget\"",
         "train.class_weights = \"balanced\"", "penalty.form = \"cos\"",
         "penalty.detach = \"personal\"", "lora.init = \"zeros\"", "lora.targets = [\"fc3\"]",
-        "data.format = \"csv\"", "data.interpolation = \"nearest\"",
+        "lora.strategy = \"extend\"", "data.format = \"csv\"", "data.interpolation = \"nearest\"",
         "data.on_bad_image = \"ignore\"", "data.partition.kind = \"iid\"",
         "federation.weights = \"size\"", "federation.share_metrics = \"all\""})
     EXPECT_NE(refusal(text).find("is not one of"), std::string::npos)
         << text << ": " << refusal(text);
+
+  for (const char* strategy : {"unmerged", "extended", "merged"})
+    EXPECT_EQ(refusal("lora.strategy = \"" + std::string(strategy) + "\""), "accepted");
 
   EXPECT_EQ(refusal("rounds = 0"),
             "run.toml:2: rounds: expected a value >= 1 and <= 1000000, found the integer 0");

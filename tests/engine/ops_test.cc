@@ -193,6 +193,145 @@ TEST(Linear, MergedEqualsUnmergedInEveryComputeType) {
   }
 }
 
+// q, k and v parts of 48 rows, so that tiles of 128 cross them; k has one adapter, v none.
+Linear adapted_qkv(DType compute) {
+  const DType sums = accum(compute);
+  Linear layer(Var(random_tensor({144, 72}, sums, 1, .2)), Var(random_tensor({144}, sums, 2)),
+               compute);
+  uint64_t seed = 3;
+  for (int64_t q = 0; q < 3; ++q) {
+    AdapterSlice slice{"s", q * 48, 48, {}, {}};
+    for (Adapter* a : {&slice.general, &slice.personal})
+      if (q == 0 || (q == 1 && a == &slice.general)) {
+        const int64_t rank = a == &slice.general ? 8 : 5;
+        *a = {Var(random_tensor({rank, 72}, sums, seed, .2), true),
+              Var(random_tensor({48, rank}, sums, seed + 1, .2), true), 1.5, true};
+        seed += 2;
+      }
+    layer.slices.push_back(slice);
+  }
+  return layer;
+}
+
+struct Passes {
+  std::vector<double> y, dx, u;
+  std::vector<std::vector<double>> gradients;  // of the adapters
+};
+
+// weight: of the `features` penalty, which changes du; 0: measured only.
+Passes both_passes(const Linear& layer, const Tensor& x, const Tensor& dy, double weight) {
+  const auto each_adapter = [&](const auto& f) {
+    for (const AdapterSlice& s : layer.slices)
+      for (const Adapter* a : {&s.general, &s.personal})
+        if (a->present() && a->active) f(*a);
+  };
+  each_adapter([](const Adapter& a) { a.a.drop_grad(), a.b.drop_grad(); });
+  const Tensor values = Tensor::dense_zeros({1}, DType::f64),
+               weights = Tensor::full({1}, DType::f64, weight);
+  FeaturesPenalty features{.weight = weight > 0 ? weights.data<double>() : nullptr,
+                           .values = values.data<double>()};
+  Linear::Saved saved;
+  Passes p;
+  p.y = layer.forward(x, &saved).to_vector();
+  p.dx = layer.backward(dy, saved, /*need_dx=*/true, &features).to_vector();
+  if (saved.u.defined()) p.u = saved.u.to_vector();
+  each_adapter([&](const Adapter& a) {
+    p.gradients.push_back(a.a.grad().to_vector());
+    p.gradients.push_back(a.b.grad().to_vector());
+  });
+  return p;
+}
+
+// [m, k] [k, n] in double
+std::vector<double> product(const std::vector<double>& a, const std::vector<double>& b, size_t k,
+                            bool absolute) {
+  const size_t m = a.size() / k, n = b.size() / k;
+  std::vector<double> c(m * n);
+  for (size_t i = 0; i < m; ++i)
+    for (size_t r = 0; r < k; ++r)
+      for (size_t j = 0; j < n; ++j) {
+        const double term = a[i * k + r] * b[r * n + j];
+        c[i * n + j] += absolute ? std::abs(term) : term;
+      }
+  return c;
+}
+std::vector<double> transposed(const std::vector<double>& a, size_t cols) {
+  std::vector<double> t(a.size());
+  const size_t rows = a.size() / cols;
+  for (size_t i = 0; i < a.size(); ++i) t[i % cols * rows + i / cols] = a[i];
+  return t;
+}
+
+// In bf16 on a GPU the adapters are a tail of the product; on the CPU, and in float, unmerged.
+TEST(Linear, ExtendedEqualsUnmerged) {
+  for (const Device device : {Device::cpu, Device::simt, Device::cuda}) {
+    if (!available(device)) continue;
+    for (const DType compute : {DType::f32, DType::bf16}) {
+      SCOPED_TRACE(std::string(name_of(device)) + ' ' + name_of(compute));
+      const OnDevice scope(device);
+      Linear layer = adapted_qkv(compute);
+      const Tensor x = random_tensor({37, 72}, DType::f32, 20).to(compute),
+                   dy = random_tensor({37, 144}, DType::f32, 21).to(compute);
+      const Passes apart = both_passes(layer, x, dy, 0), pulled = both_passes(layer, x, dy, 5000);
+      layer.extend();
+      const Passes tail = both_passes(layer, x, dy, 0),
+                   pulled_tail = both_passes(layer, x, dy, 5000);
+      // x, dy, u and du are the same, so are the adapters' gradients.
+      EXPECT_EQ(tail.gradients, apart.gradients);
+      EXPECT_EQ(pulled_tail.gradients, pulled.gradients);
+      EXPECT_EQ(tail.u, apart.u);
+      if (device == Device::cpu || compute == DType::f32) {
+        EXPECT_EQ(tail.y, apart.y);
+        EXPECT_EQ(tail.dx, apart.dx);
+        EXPECT_EQ(pulled_tail.dx, pulled.dx);
+        continue;
+      }
+      EXPECT_NE(tail.y, apart.y);
+      EXPECT_NE(tail.dx, apart.dx);
+
+      // s B [R, 144], a block for each slice, and A [R, 72].
+      std::vector<double> sb, a;
+      for (const AdapterSlice& s : layer.slices)
+        for (const Adapter* adapter : {&s.general, &s.personal}) {
+          if (!adapter->present()) continue;
+          const size_t rank = size_t(adapter->rank()), row = sb.size();
+          sb.resize(row + rank * 144);
+          const auto b = adapter->b.value().to_vector(), more = adapter->a.value().to_vector();
+          for (size_t i = 0; i < b.size(); ++i)
+            sb[row + i % rank * 144 + size_t(s.begin) + i / rank] = adapter->scale * b[i];
+          a.insert(a.end(), more.begin(), more.end());
+        }
+      const size_t rank = a.size() / 72;
+      const auto du = product(dy.to_vector(), transposed(sb, 144), 144, false);  // [37, R]
+      const auto y_terms = product(tail.u, sb, rank, true), dx_terms = product(du, a, rank, true);
+      for (AdapterSlice& s : layer.slices) s.general.active = s.personal.active = false;
+      const Passes base = both_passes(layer, x, dy, 0);
+      // A rounding to bf16 errs by 2^-8 at most: here of s B (A) and of the sum, there of the
+      // product and of the sum. What is left are fp32's sums.
+      const auto agree = [](const std::vector<double>& got, const std::vector<double>& want,
+                            const std::vector<double>& frozen, const std::vector<double>& terms) {
+        ASSERT_EQ(got.size(), terms.size());
+        for (size_t i = 0; i < got.size(); ++i)
+          ASSERT_TRUE(
+              std::abs(got[i] - want[i]) <=
+              0x1p-8 * (terms[i] + std::abs(got[i]) + std::abs(frozen[i]) + std::abs(want[i])) +
+                  1e-4 * (1 + terms[i]))
+              << i << ": " << got[i] << " and " << want[i];
+      };
+      agree(tail.y, apart.y, base.y, y_terms);
+      agree(tail.dx, apart.dx, base.dx, dx_terms);
+
+      // The penalty's way through x, which is no rounding error.
+      const auto distance = [](const std::vector<double>& p, const std::vector<double>& q) {
+        double sum = 0;
+        for (size_t i = 0; i < p.size(); ++i) sum += (p[i] - q[i]) * (p[i] - q[i]);
+        return std::sqrt(sum);
+      };
+      EXPECT_LE(distance(pulled_tail.dx, pulled.dx), 0.1 * distance(pulled.dx, apart.dx));
+    }
+  }
+}
+
 TEST(Linear, InactiveAdapterIsAbsent) {
   Linear layer = adapted_linear();
   const Var x = leaf({4, 5}, 22);

@@ -264,6 +264,32 @@ TEST_F(WatchTest, FiniteCheckSeesPackedProducts) {
 }
 
 // Two steps after those that warm up: each with a layer, a call in it, a call outside, and a span.
+// Both operands of a tail have twins, in the product and with a fused step.
+TEST_F(WatchTest, ShadowFollowsTails) {
+  const OnDevice scope(Device::simt);
+  const auto numbers = [](const Shape& shape, DType dtype) {
+    std::vector<double> v;
+    for (int64_t i = 0; i < shape.size(); ++i) v.push_back(std::sin(double(i)));
+    return Tensor::of(v, shape).to(dtype);
+  };
+  Linear layer(Var(numbers({24, 16}, DType::f32), false, "fc1.weight"), Var(), DType::bf16);
+  const Adapter adapter{Var(numbers({3, 16}, DType::f32)), Var(numbers({24, 3}, DType::f32)), 2};
+  layer.slices.push_back({"fc1", 0, 24, adapter, {}});
+  layer.extend();
+  const Tensor x = numbers({5, 16}, DType::bf16), dy = numbers({5, 24}, DType::bf16);
+  const auto shadow = make_shadow(queue());
+  watch_calls(shadow.get());
+  const std::string stopped = message_of([&] {
+    Linear::Saved saved;
+    Tensor f;
+    layer.forward(x, nullptr);
+    layer.forward_gelu(x, GeluKind::erf, &saved, &f);
+    layer.backward(dy, saved, /*need_dx=*/true);
+  });
+  watch_calls(nullptr);
+  EXPECT_EQ(stopped, "");
+}
+
 TEST_F(WatchTest, ProfileRowsAddUpToTheStep) {
   const OnDevice scope(Device::simt);
   const Tensor x = Tensor::full({5}, DType::f32, 1), y = Tensor::full({8}, DType::f32, 7);

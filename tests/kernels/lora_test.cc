@@ -237,6 +237,23 @@ TYPED_TEST(Lora, MergeAgreesWithDenseProducts) {
   }
 }
 
+TYPED_TEST(Lora, ScaleGivesTheRoundedProduct) {
+  using T = TypeParam;
+  for (const Case& t : cases) {
+    const Operands<T> in(t);
+    for_each_device<T>([&](const Queue& queue) {
+      Buffer<T> v(t.out, t.rank, t.padding + 1);
+      of_on(queue, lora_scale, T)(in.b.data(), in.b.ld(), in.scale.data(), v.data(), v.ld(), t.out,
+                                  t.rank);
+      finish(queue);
+      std::vector<double> want;
+      for (int64_t i = 0; i < t.out; ++i)
+        for (int64_t r = 0; r < t.rank; ++r) want.push_back(T(in.scale(0, r) * in.b(i, r)));
+      EXPECT_TRUE(close(v, want, Budget{}));
+    });
+  }
+}
+
 TEST(LoraGradient, AgreesWithFiniteDifferences) {
   Operands<double> in({6, 5, 4, 3, 1});
   const Buffer<double> base = in.y;

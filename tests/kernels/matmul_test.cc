@@ -34,12 +34,18 @@ struct Case {
   Op op_a = Op::none, op_b = Op::none;
   bool bias = false, accumulate = false;
   int64_t padding = 0;  // of every row
+  int64_t rank = 0;     // of a tail
+  // Of V: the first third of its ranks counts in the first third of the columns, and so on, or in
+  // the middle third none; else it is zero.
+  enum { dense, thirds, outer_thirds } blocks = dense;
 
   std::string name() const {
     return std::to_string(m) + "x" + std::to_string(n) + "x" + std::to_string(k) +
            (op_a == Op::transpose ? " A^T" : "") + (op_b == Op::transpose ? " B^T" : "") +
            (bias ? " +bias" : "") + (accumulate ? " +C" : "") + " padding " +
-           std::to_string(padding);
+           std::to_string(padding) +
+           (rank > 0 ? " + rank " + std::to_string(rank) + (blocks == dense ? "" : " in blocks")
+                     : "");
   }
 };
 
@@ -105,24 +111,43 @@ struct Operands {
   Buffer<B> b;
   Buffer<Accum<T>> bias;
   Buffer<C> c;
+  Buffer<T> u, v;
   MatmulShape shape;
+  MatmulTail<T> tail;
 
   explicit Operands(const Case& t)
       : a(t.op_a == Op::none ? t.m : t.k, t.op_a == Op::none ? t.k : t.m, t.padding),
         b(t.op_b == Op::none ? t.k : t.n, t.op_b == Op::none ? t.n : t.k, t.padding),
         bias(1, t.n),
-        c(t.m, t.n, t.padding) {
+        c(t.m, t.n, t.padding),
+        u(t.m, t.rank, t.padding),
+        v(t.op_b == Op::none ? t.rank : t.n, t.op_b == Op::none ? t.n : t.rank, t.padding) {
     fill_normal(a, 1);
     fill_normal(b, 2);
     fill_normal(bias, 3);
     if (t.accumulate) fill_normal(c, 4);
     shape = {t.m, t.n, t.k, a.ld(), b.ld(), c.ld(), t.op_a, t.op_b};
+    fill_normal(u, 5);
+    fill_normal(v, 6);
+    tail = {u.data(), u.ld(), v.data(), v.ld(), t.rank};
+    if (t.blocks == Case::dense) return;
+    for (int64_t q = 0; q < 3; ++q)
+      if (q != 1 || t.blocks == Case::thirds)
+        tail.parts[size_t(q)] = {q * t.n / 3, (q + 1) * t.n / 3, q * t.rank / 3,
+                                 (q + 1) * t.rank / 3};
+    for (int64_t j = 0; j < t.n; ++j)
+      for (int64_t r = 0; r < t.rank; ++r) {
+        bool counts = false;
+        for (const MatmulTailPart& p : tail.parts)
+          counts |= p.begin <= j && j < p.end && p.first <= r && r < p.last;
+        if (!counts) (t.op_b == Op::none ? v(r, j) : v(j, r)) = T(0.0f);
+      }
   }
 };
 
-// The product in double, and the error that one in T may have: a sum of k products in any order
-// errs by at most k * eps/2 * sum |a b| (Higham, Accuracy and Stability, 3.1), and C is rounded
-// once.
+// The product in double, and the error that one in T may have: a sum of k products (and a tail's)
+// in any order errs by at most k * eps/2 * sum |a b| (Higham, Accuracy and Stability, 3.1), and C
+// is rounded once.
 struct Reference {
   std::vector<double> want, size;  // [m, n]; size: sum |a b|
 
@@ -140,6 +165,8 @@ struct Reference {
           const double y = t.op_b == Op::none ? in.b(p, j) : in.b(j, p);
           add(x * y);
         }
+        for (int64_t r = 0; r < t.rank; ++r)
+          add(double(in.u(i, r)) * double(t.op_b == Op::none ? in.v(r, j) : in.v(j, r)));
         if (t.bias) add(in.bias(0, j));
         if (t.accumulate) add(in.c(i, j));
         want.push_back(sum);
@@ -150,7 +177,7 @@ struct Reference {
 
   template <class T, class C>
   double budget(const Case& t, size_t at) const {
-    const double sums = 0.5 * epsilon<Accum<T>> * double(t.k + 2) * size[at];
+    const double sums = 0.5 * epsilon<Accum<T>> * double(t.k + t.rank + 2) * size[at];
     // The reference itself sums in double: twice the bound for T = double.
     return (std::is_same_v<T, double> ? 2 : 1) * sums +
            0.5 * epsilon<C> * (std::abs(want[at]) + sums);
@@ -374,11 +401,68 @@ void for_each_layer_device(F&& body) {
       });
 }
 
+// Ranks around steps of 16, 32 and 64, packed and not; blocks that tiles of 128 and 256 columns
+// cross, and a tile that needs no rank at all; nothing but the tail.
+std::vector<Case> tail_cases() {
+  std::vector<Case> list;
+  for (const Op op_b : {Op::none, Op::transpose}) {
+    for (const int64_t rank : {1, 8, 16, 48, 72})
+      list.push_back(
+          {24, 40, 41, Op::none, op_b, rank % 16 == 0, false, rank % 3 == 0 ? 0 : 7, rank});
+    list.push_back({24, 40, 40, Op::none, op_b, true, false, 8, 16});
+    list.push_back({24, 40, 40, Op::none, op_b, false, false, 8, 72});
+    list.push_back({20, 312, 40, Op::none, op_b, true, false, 8, 24, Case::thirds});
+    list.push_back({130, 387, 24, Op::none, op_b, false, false, 5, 48, Case::outer_thirds});
+    list.push_back({20, 768, 40, Op::none, op_b, false, false, 8, 48, Case::outer_thirds});
+    list.push_back({5, 3, 0, Op::none, op_b, true, false, 1, 9});
+    list.push_back({0, 3, 4, Op::none, op_b, true, false, 1, 9});
+  }
+  return list;
+}
+
 std::vector<Case> layer_cases() {
   std::vector<Case> list;
   for (const Case& t : gpu_cases())
     if (t.op_a == Op::none && !t.accumulate) list.push_back(t);
+  for (const Case& t : tail_cases()) list.push_back(t);
   return list;
+}
+
+// A GPU takes a tail in bf16.
+template <class T>
+bool refuses(const Queue& queue, const Case& t) {
+  return t.rank > 0 && queue.device != Device::cpu && !std::is_same_v<T, bf16>;
+}
+
+TYPED_TEST(MatmulLayer, Extended) {
+  using T = TypeParam;
+  for (const Case& t : layer_cases()) {
+    SCOPED_TRACE(t.name());
+    const Operands<T, T> in(t);
+    const Accum<T>* bias = t.bias ? in.bias.data() : nullptr;
+    const Reference reference(in, t);
+    SameBits<T> same;
+    for_each_layer_device<T>([&](const Queue& queue) {
+      for (int repeat = 0; repeat < runs(queue); ++repeat) {
+        Buffer<T> out = in.c;
+        const auto run = [&] {
+          of_on(queue, matmul_extended, T)(in.a.data(), in.b.data(), in.tail, out.data(), bias,
+                                           in.shape);
+        };
+        if (refuses<T>(queue, t)) {
+          EXPECT_THROW(run(), Error);
+          continue;
+        }
+        run();
+        finish(queue);
+        ASSERT_TRUE(check<T>(reference, t, out));
+        if (queue.device != Device::cpu) {
+          ASSERT_TRUE(same.check(queue, 0, out));
+        }
+      }
+    });
+    if (this->HasFatalFailure()) return;
+  }
 }
 
 constexpr GeluKind kGelus[] = {GeluKind::erf, GeluKind::tanh, GeluKind::quick};
@@ -415,8 +499,9 @@ TYPED_TEST(MatmulLayer, Gelu) {
     for_each_layer_device<T>([&](const Queue& queue) {
       for (int repeat = 0; repeat < runs(queue); ++repeat) {
         Buffer<T> h(t.m, t.n, t.padding + 1), y = in.c;
-        of_on(queue, matmul_gelu, T)(in.a.data(), in.b.data(), bias, h.data(), h.ld(), y.data(),
-                                     kind, in.shape);
+        if (refuses<T>(queue, t)) continue;
+        of_on(queue, matmul_gelu, T)(in.a.data(), in.b.data(), in.tail, bias, h.data(), h.ld(),
+                                     y.data(), kind, in.shape);
         finish(queue);
         ASSERT_TRUE(check<T>(reference, t, h));
         ASSERT_TRUE(close(y, want, [&](int64_t i, int64_t j) -> double {
@@ -455,8 +540,9 @@ TYPED_TEST(MatmulLayer, GeluBackward) {
     for_each_layer_device<T>([&](const Queue& queue) {
       for (int repeat = 0; repeat < runs(queue); ++repeat) {
         Buffer<T> dx = in.c;
-        of_on(queue, matmul_gelu_backward, T)(in.a.data(), in.b.data(), h.data(), h.ld(), dx.data(),
-                                              kind, in.shape);
+        if (refuses<T>(queue, t)) continue;
+        of_on(queue, matmul_gelu_backward, T)(in.a.data(), in.b.data(), in.tail, h.data(), h.ld(),
+                                              dx.data(), kind, in.shape);
         finish(queue);
         ASSERT_TRUE(close(dx, want, [&](int64_t i, int64_t j) -> double {
           const auto at = size_t(i * t.n + j);
@@ -496,7 +582,8 @@ TYPED_TEST(MatmulLayer, Residual) {
       for_each_layer_device<T>([&](const Queue& queue) {
         for (int repeat = 0; repeat < runs(queue); ++repeat) {
           Buffer<A> y = in.c;
-          of_on(queue, matmul_residual, T)(in.a.data(), in.b.data(), bias,
+          if (refuses<T>(queue, t)) continue;
+          of_on(queue, matmul_residual, T)(in.a.data(), in.b.data(), in.tail, bias,
                                            scaled ? gamma.data() : nullptr, x.data(), x.ld(),
                                            y.data(), in.shape);
           finish(queue);
@@ -522,7 +609,8 @@ TEST(MatmulLayerContract, RefusesATransposedA) {
   const MatmulShape shape{
       .m = 2, .n = 2, .k = 4, .lda = 2, .ldb = 2, .ldc = 2, .op_a = Op::transpose};
   for_each_device<float>([&](const Queue& queue) {
-    EXPECT_THROW(of_on(queue, matmul_gelu_backward, float)(x, x, x, 2, x, GeluKind::erf, shape),
+    EXPECT_THROW(of_on(queue, matmul_gelu_backward, float)(x, x, MatmulTail<float>(), x, 2, x,
+                                                           GeluKind::erf, shape),
                  Error);
   });
 }
@@ -532,7 +620,7 @@ TEST(MatmulVersions, Version6LeavesTheRestToOthers) {
   const MatmulShape shape{.m = 8, .n = 16, .k = 8, .lda = 8, .ldb = 16, .ldc = 16};
   const auto applies = [](const bf16* a, const MatmulShape& s, int capability) {
     const simt::Stream stream{simt::Schedule::forward, 0, {}, capability};
-    return gpu::Wgmma::applies(gpu::product(a, data, s), stream);
+    return gpu::Wgmma::applies(gpu::product(a, data, s), gpu::NoTail(), stream);
   };
   const auto with = [&](auto change) {
     MatmulShape changed = shape;
@@ -547,11 +635,42 @@ TEST(MatmulVersions, Version6LeavesTheRestToOthers) {
   EXPECT_FALSE(with([](MatmulShape& s) { s.m = 0; }));
   EXPECT_FALSE(with([](MatmulShape& s) { s.n = 0; }));
   EXPECT_FALSE(with([](MatmulShape& s) { s.k = 0; }));
+  const auto with_tail = [&](const MatmulTail<bf16>& tail) {
+    const simt::Stream stream{simt::Schedule::forward, 0, {}, 90};
+    const auto x = gpu::product(data, data, shape);
+    return gpu::Wgmma::applies(x, gpu::tail_of(x, tail), stream);
+  };
+  EXPECT_TRUE(with_tail({data, 8, data, 16, 4}));
+  EXPECT_FALSE(with_tail({data, 9, data, 16, 4}));
+  EXPECT_FALSE(with_tail({data, 8, data, 17, 4}));
+  EXPECT_FALSE(with_tail({data, 8, data + 1, 16, 4}));
+  EXPECT_THROW(with_tail({data, 3, data, 16, 4}), Error);
   // Called all the same, it refuses.
   const gpu::Store<float> nowhere{};
-  EXPECT_THROW(gpu::Wgmma::run(gpu::product(data + 1, data, shape), nowhere,
+  EXPECT_THROW(gpu::Wgmma::run(gpu::product(data + 1, data, shape), gpu::NoTail(), nowhere,
                                simt::Stream{simt::Schedule::forward, 0, {}, 90}),
                Error);
+}
+
+// A tile walks the ranks that its columns need, in steps of 16.
+TEST(MatmulTiles, TailsAreAsLongAsTheColumnsNeed) {
+  alignas(16) static bf16 data[8] = {};
+  const gpu::Product<bf16, bf16> x{gpu::operand(data, 4, 8, 8, true),
+                                   gpu::operand(data, 600, 8, 8, true)};
+  const MatmulTailPart q{0, 200, 0, 24}, v{400, 600, 24, 40};
+  const auto ranks = [&](std::array<MatmulTailPart, 3> parts, int64_t j, int width) {
+    const gpu::Tail tail = gpu::tail_of(x, {data, 40, data, 40, 40, parts});
+    const gpu::Ranks r = gpu::tail_ranks(tail, j, width);
+    return std::pair(r.begin, r.end);
+  };
+  using Ends = std::pair<int64_t, int64_t>;
+  EXPECT_EQ(ranks({q, v}, 0, 128), Ends(0, 32));
+  EXPECT_EQ(ranks({q, v}, 199, 1), Ends(0, 32));
+  const Ends none = ranks({q, v}, 200, 128);
+  EXPECT_EQ(none.first, none.second);
+  EXPECT_EQ(ranks({q, v}, 384, 128), Ends(16, 48));
+  EXPECT_EQ(ranks({q, v}, 128, 512), Ends(0, 48));
+  EXPECT_EQ(ranks({}, 384, 128), Ends(0, 48));
 }
 
 // Eight rows of one column of chunks, which ldmatrix reads at once, in 16-byte pieces of a line of
