@@ -6,6 +6,7 @@
 #include "kernels/matmul/matmul.h"
 
 #include "bench/support/bench.h"
+#include "kernels/core/parallel.h"
 #include "kernels/lora/lora.h"
 #include "kernels/residual/residual.h"
 #ifdef OF_HAVE_CUBLASLT
