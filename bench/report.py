@@ -287,7 +287,7 @@ def replaced(path, lines):
 
 
 # What the kernels of a step are for, by the beginnings of their names; the rest is "other".
-GROUPS = {"matrix products": ("packed_matmul", "matmul"), "attention": ("attention",),
+GROUPS = {"matrix products": ("packed_matmul", "matmul", "quantize_rows"), "attention": ("attention",),
           "LoRA": ("lora",), "GELU": ("gelu",),
           "norm, residual": ("layer_norm", "residual", "patch_embed", "bias"),
           "between kernels": ("between kernels",)}

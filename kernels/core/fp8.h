@@ -10,6 +10,8 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "kernels/core/types.h"
+
 namespace orthofed {
 
 template <int kExponentBits>
@@ -43,6 +45,16 @@ struct Fp8 {
   }
 
   static constexpr uint8_t round(float f) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+    if (!std::is_constant_evaluated()) {
+      uint16_t pair;  // of f in the lower half and zero
+      if constexpr (kExponentBits == 4)
+        asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(0.0f), "f"(f));
+      else
+        asm("cvt.rn.satfinite.e5m2x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(0.0f), "f"(f));
+      return static_cast<uint8_t>(pair);
+    }
+#endif
     const uint32_t u = std::bit_cast<uint32_t>(f);
     const uint32_t sign = (u >> 24) & 0x80u;
     const uint32_t magnitude = u & 0x7fffffffu;
@@ -67,5 +79,9 @@ struct Fp8 {
 
 using e4m3 = Fp8<4>;
 using e5m2 = Fp8<5>;
+
+// A tensor holds them as bytes.
+template <int kExponentBits>
+struct DTypeOf<Fp8<kExponentBits>> : DTypeOf<uint8_t> {};
 
 }  // namespace orthofed

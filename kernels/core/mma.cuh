@@ -2,6 +2,7 @@
 // instructions" and "cp.async").
 //
 //   mma_16x8x16     D [16, 8] += A [16, 16] B [16, 8], bf16 in, float sums, by a whole warp
+//   mma_16x8x32     D [16, 8] = A [16, 32] B [32, 8], e4m3 in (compute capability 8.9)
 //   ldmatrix_x4/x2  8 x 8 tiles of 16-bit elements from shared memory into those fragments
 //   cp_async_16     16 bytes from global to shared memory without a detour through registers
 //
@@ -11,8 +12,15 @@
 //      a[2]: row g, columns 2t+8, 2t+9    a[3]: row g+8, same columns
 //   B  b[0]: rows 2t, 2t+1 of column g    b[1]: rows 2t+8, 2t+9
 //   D  d[0], d[1]: row g, columns 2t, 2t+1    d[2], d[3]: row g+8, same columns
+//
+// For e4m3 read a neighbouring pair along k for each element of A and B: a register holds four. So
+// a matrix of e4m3 whose rows lie along k is copied and loaded as one of bf16, half as long.
 #pragma once
+#include "kernels/core/fp8.h"
 #include "kernels/core/gpu.cuh"
+#ifdef __CUDACC__
+#include "kernels/core/cuda_device.h"
+#endif
 
 namespace orthofed::gpu {
 namespace {
@@ -36,6 +44,26 @@ __device__ inline void mma_16x8x16(float (&d)[4], const uint32_t (&a)[4], const 
       "{%8, %9}, {%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// May a kernel with mma_16x8x32 be launched? On other devices it traps. (A build has code for it:
+// machine code for 9.0, PTX of 8.9 for the others, see kernels/CMakeLists.txt.)
+inline bool has_fp8(const cuda::Stream&) {
+  return cuda::capability() >= 89;
+}
+
+__device__ inline void mma_16x8x32([[maybe_unused]] float (&d)[4],
+                                   [[maybe_unused]] const uint32_t (&a)[4],
+                                   [[maybe_unused]] const uint32_t (&b)[2]) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 890
+  __trap();
+#else
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%10, %10, %10, %10};"
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(0.0f));
+#endif
 }
 
 // Lane l gives the address of row l % 8 of tile l / 8, 16 bytes aligned to 16; registers[i] is
@@ -98,21 +126,32 @@ inline float bf16_half(uint32_t pair, int half) {
   return std::bit_cast<float>(half == 0 ? pair << 16 : pair & 0xffff0000u);
 }
 
-OF_NO_TSAN inline void complete_mma(simt::Lane* lanes, uint32_t) {
-  float a[16][16], b[16][8];
+inline float e4m3_quarter(uint32_t four, int quarter) {
+  e4m3 x;
+  x.bits = uint8_t(four >> (8 * quarter));
+  return x;
+}
+
+// A register holds kEach neighbours, which element() tells apart.
+template <int kEach, float (*element)(uint32_t, int)>
+OF_NO_TSAN void complete_mma(simt::Lane* lanes, uint32_t) {
+  constexpr int kDepth = 8 * kEach;
+  float a[16][kDepth], b[kDepth][8];
   const auto operands = [&](int lane) { return static_cast<const MmaOperands*>(lanes[lane].in); };
   for (int lane = 0; lane < 32; ++lane) {
     const int g = lane / 4, t = lane % 4;
-    for (int i = 0; i < 8; ++i)  // register i / 2, its half i % 2
-      a[g + i / 2 % 2 * 8][2 * t + i % 2 + i / 4 * 8] = bf16_half(operands(lane)->a[i / 2], i % 2);
     for (int i = 0; i < 4; ++i)
-      b[2 * t + i % 2 + i / 2 * 8][g] = bf16_half(operands(lane)->b[i / 2], i % 2);
+      for (int e = 0; e < kEach; ++e)
+        a[g + i % 2 * 8][(t + i / 2 * 4) * kEach + e] = element(operands(lane)->a[i], e);
+    for (int i = 0; i < 2; ++i)
+      for (int e = 0; e < kEach; ++e)
+        b[(t + i * 4) * kEach + e][g] = element(operands(lane)->b[i], e);
   }
   for (int lane = 0; lane < 32; ++lane) {
     const int g = lane / 4, t = lane % 4;
     for (int i = 0; i < 4; ++i) {
       float sum = operands(lane)->d[i];
-      for (int k = 0; k < 16; ++k) sum += a[g + i / 2 * 8][k] * b[k][2 * t + i % 2];
+      for (int k = 0; k < kDepth; ++k) sum += a[g + i / 2 * 8][k] * b[k][2 * t + i % 2];
       operands(lane)->d[i] = sum;
     }
   }
@@ -121,7 +160,17 @@ OF_NO_TSAN inline void complete_mma(simt::Lane* lanes, uint32_t) {
 inline void mma_16x8x16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                         const simt::Site& site = simt::Site::current()) {
   const MmaOperands operands{d, a, b};
-  simt::rendezvous("mma", 0xffffffffu, &complete_mma, {&operands, nullptr, 0}, site);
+  simt::rendezvous("mma", 0xffffffffu, &complete_mma<2, bf16_half>, {&operands, nullptr, 0}, site);
+}
+inline bool has_fp8(const simt::Stream& stream) {
+  return stream.capability >= 89;
+}
+inline void mma_16x8x32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                        const simt::Site& site = simt::Site::current()) {
+  for (float& x : d) x = 0;
+  const MmaOperands operands{d, a, b};
+  simt::rendezvous("mma", 0xffffffffu, &complete_mma<4, e4m3_quarter>, {&operands, nullptr, 0},
+                   site);
 }
 
 template <int kTiles, bool kTranspose>

@@ -5,6 +5,9 @@
 //   wgmma_fence();                               the registers are the products' from here on
 //   wgmma<kTransposeA, kTransposeB>(d, a, b);    a, b: descriptors; any number of products
 //   wgmma<kTransposeB>(d, registers, b);         A [4] in registers, pairs of bf16
+//   wgmma_e4m3(d, a, b, add);                    N = 128: D = A B, or += if add; A [64, 32] and
+//                                                B [32, N] of e4m3, both with k along the row,
+//                                                where a pair takes a bf16's place
 //   wgmma_commit();                              closes a group of products
 //   wgmma_wait<kPending>(d);                     all but the kPending latest groups are done
 //
@@ -108,6 +111,14 @@ OF_WGMMA(64, 32, 32, 33, 34, 35, 36, 37)
 OF_WGMMA(128, 64, 64, 65, 66, 67, 68, 69)
 OF_WGMMA(256, 128, 128, 129, 130, 131, 132, 133)
 #undef OF_WGMMA
+__device__ inline void wgmma_e4m3(float (&d)[64], uint64_t a, uint64_t b, bool add) {
+  asm volatile(
+      "{\n.reg .pred add;\nsetp.ne.u32 add, %66, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3 {" OF_LIST_64
+      "}, %64, %65, add, 1, 1;\n}"
+      : OF_D64(0)
+      : "l"(a), "l"(b), "r"(int{add}));
+}
 #undef OF_D128
 #undef OF_D64
 #undef OF_D32
@@ -135,6 +146,10 @@ void wgmma(float (&d)[kRegisters], uint64_t a, uint64_t b,
            const simt::Site& site = simt::Site::current()) {
   static_assert(kRegisters == 32 || kRegisters == 64 || kRegisters == 128);
   simt::wgmma({d, nullptr, a, b, 2 * kRegisters, kTransposeA, kTransposeB}, site);
+}
+inline void wgmma_e4m3(float (&d)[64], uint64_t a, uint64_t b, bool add,
+                       const simt::Site& site = simt::Site::current()) {
+  simt::wgmma({d, nullptr, a, b, 128, false, false, /*e4m3=*/true, add}, site);
 }
 template <bool kTransposeB, int kRegisters>
 void wgmma(float (&d)[kRegisters], const uint32_t (&a)[4], uint64_t b,

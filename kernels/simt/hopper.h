@@ -49,13 +49,15 @@ void fence_async_proxy();
 bool elect_one(const Site& site);
 void change_registers();  // setmaxnreg: nothing, but only where Hopper is emulated
 
-// One thread's part in D [64, n] += A [64, 16] B [16, n].
+// One thread's part in D [64, n] += A [64, 16] B [16, n], or of e4m3, twice as deep.
 struct Wgmma {
   float* d;                   // [n / 2]
   const uint32_t* registers;  // [4], A; or null, and its descriptor counts
   uint64_t a, b;              // descriptors
   int n;
   bool transpose_a, transpose_b;
+  bool e4m3 = false;  // along k, from descriptors
+  bool add = true;    // else D = A B
 };
 void wgmma(const Wgmma& product, const Site& site);
 void wgmma_fence();

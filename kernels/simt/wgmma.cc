@@ -3,13 +3,14 @@
 // between the registers hold NaN.
 #include <array>
 
+#include "kernels/core/fp8.h"
 #include "kernels/simt/block.h"
 
 namespace orthofed::simt {
 namespace {
 
 constexpr unsigned kThreads = 128;
-constexpr int kRows = 64, kDepth = 16;  // D [64, n], A [64, 16], B [16, n]
+constexpr int kRows = 64, kDepth = 16;  // D [64, n], A [64, 16], B [16, n]; of e4m3, 32
 
 // The row and column of register `index` of a thread's part of D (PTX ISA, "Register Fragments and
 // Shared Memory Matrix Layouts" of wgmma.m64nNk16). Registers of A are the same with columns of
@@ -83,6 +84,13 @@ struct Descriptor {
   float operator()(int side, int depth) const {
     return bf16_at(in_async_view(address(side, depth), 2, "wgmma: a descriptor"));
   }
+  // In memory a pair of e4m3 takes a bf16's place.
+  float e4m3_at(int side, int depth) const {
+    e4m3 x;
+    std::memcpy(&x, in_async_view(address(side, depth / 2), 2, "wgmma: a descriptor") + depth % 2,
+                sizeof x);
+    return x;
+  }
 };
 
 }  // namespace
@@ -115,23 +123,28 @@ Warpgroup& warpgroup() {
 
 bool agree(const Wgmma& x, const Wgmma& y) {
   return (x.registers == nullptr) == (y.registers == nullptr) && x.a == y.a && x.b == y.b &&
-         x.n == y.n && x.transpose_a == y.transpose_a && x.transpose_b == y.transpose_b;
+         x.n == y.n && x.transpose_a == y.transpose_a && x.transpose_b == y.transpose_b &&
+         x.e4m3 == y.e4m3 && x.add == y.add;
 }
 
 void compute(const Product& p) {
-  const int n = p.of.n;
-  std::vector<float> a = p.a, b(size_t(kDepth * n));  // [64, 16], [16, n]
+  const int n = p.of.n, depth = p.of.e4m3 ? 2 * kDepth : kDepth;
+  const auto element = [&](const Descriptor& from, int side, int k) {
+    return p.of.e4m3 ? from.e4m3_at(side, k) : from(side, k);
+  };
+  std::vector<float> a = p.a, b(size_t(depth * n));  // [64, depth], [depth, n]
   if (a.empty()) {
     const Descriptor from(p.of.a, p.of.transpose_a);
     for (int i = 0; i < kRows; ++i)
-      for (int k = 0; k < kDepth; ++k) a.push_back(from(i, k));
+      for (int k = 0; k < depth; ++k) a.push_back(element(from, i, k));
   }
   const Descriptor from(p.of.b, p.of.transpose_b);
-  for (int k = 0; k < kDepth; ++k)
-    for (int j = 0; j < n; ++j) b[size_t(k * n + j)] = from(j, k);
+  for (int k = 0; k < depth; ++k)
+    for (int j = 0; j < n; ++j) b[size_t(k * n + j)] = element(from, j, k);
+  if (!p.of.add) std::fill(p.sums->values.begin(), p.sums->values.end(), 0.0f);
   for (int i = 0; i < kRows; ++i)
-    for (int k = 0; k < kDepth; ++k) {
-      const float factor = a[size_t(i * kDepth + k)];
+    for (int k = 0; k < depth; ++k) {
+      const float factor = a[size_t(i * depth + k)];
       const float* row = &b[size_t(k * n)];
       float* sum = &p.sums->values[size_t(i * n)];
       for (int j = 0; j < n; ++j) sum[j] += factor * row[j];

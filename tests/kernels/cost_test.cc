@@ -12,6 +12,7 @@
 #include "kernels/layer_norm/layer_norm.h"
 #include "kernels/lora/lora.h"
 #include "kernels/matmul/matmul.h"
+#include "kernels/matmul_fp8/matmul_fp8.h"
 #include "kernels/optimizer/optimizer.h"
 #include "kernels/orthogonality/orthogonality.h"
 #include "kernels/patch_embed/patch_embed.h"
@@ -127,6 +128,14 @@ TEST(Cost, Matmul) {  // [2, 5] [5, 3]
   tail.parts = {MatmulTailPart{0, 1, 0, 4}, MatmulTailPart{1, 3, 2, 4}};
   EXPECT_TRUE(is(cost::matmul_extended<bf16>(h, h, tail, h, f, s), 60 + 32, 74 + 16 + 16));
   EXPECT_TRUE(is(cost::matmul_residual<bf16>(h, h, tail, f, f, f, 3, f, s), 72 + 32, 122 + 32));
+}
+
+TEST(Cost, MatmulFp8) {  // [2, 5] [3, 5]^T
+  e4m3* const q = reinterpret_cast<e4m3*>(h);
+  const MatmulShape s{.m = 2, .n = 3, .k = 5, .op_b = Op::transpose};
+  EXPECT_TRUE(is(cost::quantize_rows<bf16>(h, 5, q, 16, f, 2, 5), 30, 20 + 10 + 8));
+  EXPECT_TRUE(is(cost::matmul_fp8<bf16>(q, f, q, f, h, f, s), 60, 10 + 8 + 15 + 12 + 12 + 12));
+  EXPECT_TRUE(is(cost::matmul_fp8<float>(q, f, q, f, f, nullptr, s), 60, 10 + 8 + 15 + 12 + 24));
 }
 
 TEST(Cost, ListsOfTensors) {
