@@ -262,6 +262,10 @@ void Parser::add(const Commands& c) {
                            "Of the computation; auto: bf16 where the processor has it")
                 ->type_name("NAME")
                 ->check(CLI::IsMember({"auto", "f32", "bf16"}));
+            app.add_option("--frozen-precision", o.frozen_precision,
+                           "Of the blocks' products; fp8: as train.frozen_precision, with bf16")
+                ->type_name("NAME")
+                ->check(CLI::IsMember({"same", "fp8"}));
             app.add_option("--device", o.device,
                            "What computes; auto: a GPU where there is one; simt: its kernels, "
                            "emulated")

@@ -59,6 +59,21 @@ void check_penalty(const RunConfig& config, const Fail& fail) {
         "\"raw2\" is defined for penalty.update and penalty.base only; set the other weights to 0");
 }
 
+void check_train(const RunConfig& config, const Fail& fail) {
+  const TrainConfig& train = config.train;
+  if (train.epochs == 0 && train.steps == 0)
+    fail("train.epochs", "train.epochs and train.steps are both 0; set one of them");
+  if (train.frozen_precision != "fp8") return;
+  if (config.precision == "f32")
+    fail("train.frozen_precision",
+         "\"fp8\" goes with activations in bf16; set precision = \"bf16\"");
+  if (config.lora.strategy != "unmerged")
+    fail("train.frozen_precision",
+         fmt::format("\"fp8\" does not go with lora.strategy = {}, which puts the adapters into "
+                     "the products with the weights; set lora.strategy = \"unmerged\"",
+                     string_literal(config.lora.strategy)));
+}
+
 void check_data(const DataConfig& data, const Fail& fail) {
   if (data.classes.empty() && data.format != "synthetic")
     fail("data.classes",
@@ -149,8 +164,7 @@ void check_config(const RunConfig& config, const ConfigOrigins& origins, const s
   };
   check_lora(config.lora, fail);
   check_penalty(config, fail);
-  if (config.train.epochs == 0 && config.train.steps == 0)
-    fail("train.epochs", "train.epochs and train.steps are both 0; set one of them");
+  check_train(config, fail);
   check_data(config.data, fail);
   check_federation(config, fail);
 }

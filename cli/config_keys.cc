@@ -171,6 +171,10 @@ const std::vector<ConfigKey>& config_keys() {
       {KEY(train.state), one_of("keep", "reset", "keep_personal"),
        "the optimiser's state across rounds"},
       {KEY(train.fine_tune_epochs), at_least(1), "local epochs after fedavg_ft's last round"},
+      {KEY(train.frozen_precision), one_of("same", "fp8"),
+       "of the products with the blocks' frozen weights; same: as precision; fp8: both factors "
+       "e4m3 with a scale a row, for GPUs of compute capability 8.9 on (on a CPU slower than "
+       "bf16); needs precision bf16 and lora.strategy unmerged"},
       {KEY(train.graph), one_of("auto", "on", "off"),
        "on: a GPU captures a step's kernels once and replays them, with the same results; auto: on "
        "for cuda, off for simt; a CPU has nothing to capture"},
@@ -330,7 +334,7 @@ std::string nearest_config_key(const std::string& name) {
 std::map<std::string, std::string> shared_settings(const RunConfig& config) {
   // What a machine allows, not what is trained.
   static const std::set<std::string> own = {"lora.strategy", "train.batch_size", "train.accumulate",
-                                            "train.graph"};
+                                            "train.frozen_precision", "train.graph"};
   static const std::set<std::string> others = {"seed", "model.head", "data.image_size"};
   RunConfig copy = config;
   std::map<std::string, std::string> settings;

@@ -22,8 +22,9 @@ int predict(const PredictOptions& o) {
   if (o.precision == "auto" && device == Device::cpu && !cpu::native_bf16())
     terminal.warning("this processor does not multiply bf16 natively: computing in fp32");
   const PredictImages images = open_images(o.input);
-  const Predictor predictor(load_base(o.weights, o.config, device, o.precision, o.image_size),
-                            o.adapters);
+  auto base = load_base(o.weights, o.config, device, o.precision, o.image_size);
+  if (o.frozen_precision == "fp8") base->quantize();
+  const Predictor predictor(std::move(base), o.adapters);
   say_left_aside(terminal, predictor.model());
   if (!o.csv.empty() && !predictor.has_head())
     throw UserError(

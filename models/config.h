@@ -60,7 +60,8 @@ struct TrainConfig {
   double personal_dropout = 0;
   std::string state = "keep";    // keep | reset | keep_personal: optimiser state across rounds
   int64_t fine_tune_epochs = 2;  // fedavg_ft
-  std::string graph = "auto";    // auto | on | off: capture steps and replay them (graph.h)
+  std::string frozen_precision = "same";  // same | fp8: of the products with frozen weights
+  std::string graph = "auto";  // auto | on | off: capture steps and replay them (graph.h)
 };
 
 // [data.augment]

@@ -83,6 +83,17 @@ FineTuner::FineTuner(std::unique_ptr<Vit> model, const FineTuneOptions& options)
   if (strategy != "unmerged" && strategy != "extended" && strategy != "merged")
     throw UserError(
         fmt::format("lora.strategy: '{}' is not one of unmerged, extended, merged", strategy));
+  const std::string& frozen = options.train.frozen_precision;
+  if (frozen != "same" && frozen != "fp8")
+    throw UserError(fmt::format("train.frozen_precision: '{}' is not one of same, fp8", frozen));
+  if (frozen == "fp8") {
+    if (strategy != "unmerged")
+      throw UserError(fmt::format(
+          "train.frozen_precision = \"fp8\" does not go with lora.strategy = \"{}\", which puts "
+          "the adapters into the products with the weights: set lora.strategy = \"unmerged\"",
+          strategy));
+    model_->quantize();
+  }
   if (strategy == "extended")
     for (AdapterSlice* s : adapter_slices(*model_)) layer_of(*model_, *s)->extend();
   if (strategy == "merged") {

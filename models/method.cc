@@ -53,8 +53,10 @@ std::unique_ptr<Vit> load_base(const std::string& weights, const std::string& co
 std::unique_ptr<Vit> load_base(const RunConfig& config) {
   if (config.model.weights.empty())
     throw UserError("model.weights: name the base model's safetensors file");
-  return load_base(config.model.weights, config.model.config, device_named(config.device),
-                   config.precision, config.data.image_size);
+  auto base = load_base(config.model.weights, config.model.config, device_named(config.device),
+                        config.precision, config.data.image_size);
+  if (config.train.frozen_precision == "fp8") base->quantize();  // now, so that copies share it
+  return base;
 }
 
 std::unique_ptr<FineTuner> make_fine_tuner(const RunConfig& config, const std::string& client,

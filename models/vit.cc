@@ -421,6 +421,22 @@ std::vector<Var> Vit::parameters() const {
   return all;
 }
 
+void Vit::quantize() {
+  if (compute != DType::bf16)
+    throw UserError(
+        fmt::format("frozen_precision fp8 goes with activations in bf16, and precision is {}: set "
+                    "precision = \"bf16\"",
+                    name_of(compute)));
+  const OnDevice scope(device());
+  if (!multiplies_fp8())
+    throw UserError(
+        fmt::format("frozen_precision fp8 needs compute capability 8.9 (Ada, Hopper) or later, "
+                    "which this {} device has not: set train.frozen_precision = \"same\"",
+                    name_of(device())));
+  for (Block& block : blocks)
+    for (Linear* layer : {&block.qkv, &block.proj, &block.fc1, &block.fc2}) layer->quantize();
+}
+
 TensorMap Vit::tensors() const {
   TensorMap t;
   for (const Var& v : parameters()) {

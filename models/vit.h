@@ -42,6 +42,11 @@ class Vit {
   // CLIP's image embedding: features times its projection, [batch, projection].
   Var embedding(Tape& tape, const Var& features) const;
 
+  // From here on the blocks' frozen matrices multiply in FP8 (Linear::quantize); what is before and
+  // behind the blocks, a fraction of a per cent of the work, stays as it is. Once is enough. Throws
+  // UserError where activations are not bf16 or the device has no FP8 products.
+  void quantize();
+
   TensorMap tensors() const;              // of a created model, by timm name, to save
   std::vector<Var> parameters() const;    // every base parameter
   Linear* find(const std::string& name);  // "blocks.3.attn.qkv"; null if there is none

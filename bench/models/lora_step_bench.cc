@@ -83,6 +83,7 @@ std::string parts(DType compute, const F& step) {
 struct Options {
   std::string model = "tiny", precision = cpu::native_bf16() ? "bf16" : "f32", job;
   std::string strategy = "unmerged";  // lora.strategy
+  std::string frozen = "same";        // train.frozen_precision
   Device device = Device::cpu;
   int threads = 2, steps = 5;
   int64_t batch = 16;
@@ -98,6 +99,7 @@ struct Work {
 FineTuneOptions fine_tuning(const Options& o) {
   FineTuneOptions options;
   options.lora.strategy = o.strategy;
+  options.train.frozen_precision = o.frozen;
   options.classes = 5;
   options.train.warmup = 0;
   return options;
@@ -189,18 +191,19 @@ int run(const Options& o) {
   double load = 0;
   std::ifstream("/proc/loadavg") >> load;
   fmt::print(
-      "{{\"provider\": \"orthofed\", \"model\": \"vit_{}_patch16_224\", \"mode\": \"{}{}\", "
+      "{{\"provider\": \"orthofed\", \"model\": \"vit_{}_patch16_224\", \"mode\": \"{}{}{}\", "
       "\"batch\": {}, "
       "\"threads\": {}, \"isa\": \"{}\", \"matmul\": \"{}\", \"step_ms\": {:.1f}, \"step_ms_min\": "
       "{:.1f}, \"step_ms_max\": {:.1f}, \"images_per_second\": {:.2f}, "
       "\"inference_images_per_second\": {:.2f}, \"peak_rss_mb\": {:.0f}, "
       "\"warm_step_allocations\": {}, "
       "{}\"first_loss\": {:.8g}, \"first_gradient_norm\": {:.8g}, \"load_average\": {:.2f}{}}}\n",
-      o.model, o.precision, o.strategy == "unmerged" ? "" : "-" + o.strategy, batch, o.threads,
-      cpu::name_of(cpu::isa()), cpu::matmul_backend(), median(train),
-      *std::min_element(train.begin(), train.end()), *std::max_element(train.begin(), train.end()),
-      1e3 * double(batch) / median(train), 1e3 * double(batch) / median(infer), peak, allocations,
-      gpu, first.loss, first.norm, load, profiled);
+      o.model, o.precision, o.strategy == "unmerged" ? "" : "-" + o.strategy,
+      o.frozen == "same" ? "" : "-" + o.frozen, batch, o.threads, cpu::name_of(cpu::isa()),
+      cpu::matmul_backend(), median(train), *std::min_element(train.begin(), train.end()),
+      *std::max_element(train.begin(), train.end()), 1e3 * double(batch) / median(train),
+      1e3 * double(batch) / median(infer), peak, allocations, gpu, first.loss, first.norm, load,
+      profiled);
   return 0;
 }
 
@@ -216,7 +219,7 @@ int main(int argc, char** argv) {
         std::puts(
             "usage: lora_step_bench [--model tiny|small|base|large] [--precision f32|bf16]\n"
             "                       [--threads N] [--batch N] [--steps N] [--profile] [--job DIR]\n"
-            "                       [--strategy unmerged|extended|merged]\n"
+            "                       [--strategy unmerged|extended|merged] [--frozen same|fp8]\n"
             "                       [--device cpu|cuda|simt]\n"
             "--job: the model, adapters and images that bench/peers/lora_step.py --job left");
         return 0;
@@ -237,6 +240,8 @@ int main(int argc, char** argv) {
         o.device = orthofed::device_named(value);
       else if (option == "--strategy")
         o.strategy = value;
+      else if (option == "--frozen")
+        o.frozen = value;
       else if (option == "--threads")
         o.threads = std::atoi(value.c_str());
       else if (option == "--batch")

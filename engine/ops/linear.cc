@@ -51,6 +51,16 @@ void packed_matmul(const cpu::PackedMatrix<T>& w, const Tensor& x, const Tensor&
       MatmulShape{.m = x.rows(), .n = y.cols(), .k = x.cols()});
 }
 
+// On w's device; made on the host, which is once for each frozen layer.
+Tensor transposed(const Tensor& w) {
+  const Tensor from = w.host_copy();
+  const OnDevice host(Device::cpu);
+  const Tensor to = Tensor::empty({w.cols(), w.rows()}, DType::f32);
+  for (int64_t i = 0; i < w.rows(); ++i)
+    for (int64_t j = 0; j < w.cols(); ++j) to.row<float>(j)[i] = from.row<float>(i)[j];
+  return to.on(w.device());
+}
+
 }  // namespace
 
 Linear::Linear(Var weight_, Var bias_, DType compute)
@@ -77,6 +87,7 @@ const Tensor& Linear::computed_weight() const {
 }
 
 void Linear::product(const Tensor& x, const Tail& tail, const Tensor& y) const {
+  if (quantized()) return fp8_.forward.multiply(x, bias.defined() ? bias.value() : Tensor(), y);
   dispatch(compute_, [&]<class T>(Tag<T>) {
     const auto* b = data_or_null<Accum<T>>(bias);
     if (auto* p = packed<T>()) {
@@ -100,6 +111,7 @@ void Linear::product(const Tensor& x, const Tail& tail, const Tensor& y) const {
 }
 
 void Linear::product_transposed(const Tensor& dy, const Tail& tail, const Tensor& dx) const {
+  if (quantized()) return fp8_.backward.multiply(dy, Tensor(), dx);
   dispatch(compute_, [&]<class T>(Tag<T>) {
     if (auto* p = packed<T>()) {
       if constexpr (!std::is_same_v<T, double>) {
@@ -142,7 +154,7 @@ bool Linear::extended() const {
 
 bool Linear::fuses() const {
   const bool packs = dispatch(compute_, [&]<class T>(Tag<T>) { return packed<T>() != nullptr; });
-  return !packs && (!apart() || stack().empty());
+  return !packs && !quantized() && (!apart() || stack().empty());
 }
 
 template <class T>
@@ -427,6 +439,7 @@ bool Linear::trainable() const {
 }
 
 void Linear::extend() {
+  OF_CHECK(!quantized(), "adapters do not go into FP8 products");
   unmerge();
   extend_ = true;
 }
@@ -436,8 +449,18 @@ void Linear::unmerge() {
   extend_ = false;
 }
 
+void Linear::quantize() {
+  if (quantized()) return;
+  OF_CHECK(compute_ == DType::bf16 && !weight.requires_grad() && apart(),
+           "FP8 is for frozen weights beside bf16 activations, with the adapters apart");
+  fp8_.forward = Fp8Matrix(weight.value());
+  fp8_.backward = Fp8Matrix(transposed(weight.value()));
+  frozen_ = Tensor();  // nobody multiplies by it any more
+}
+
 void Linear::merge() {
   if (slices.empty()) return;
+  OF_CHECK(!quantized(), "adapters do not go into FP8 products");
   extend_ = false;
   if (!merged()) {
     const LastingMemory kept;

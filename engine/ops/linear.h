@@ -16,6 +16,8 @@
 // What follows a product (GELU, the residual sum) is done in the same kernel where nothing is left
 // to add to y. Extended rounds s B and A to bf16 once: y errs by another 2^-8 sum |u s B|, dx by
 // 2^-8 sum |du A|, and both are rounded once instead of twice.
+//
+// quantize() makes the products with W FP8, of an unmerged layer.
 #pragma once
 #include <array>
 #include <optional>
@@ -23,6 +25,7 @@
 #include <vector>
 
 #include "engine/autograd/tape.h"
+#include "engine/ops/fp8.h"
 #include "engine/tensor/bytes.h"
 #include "kernels/gelu/gelu.h"
 #include "kernels/matmul/matmul.h"
@@ -107,6 +110,12 @@ class Linear {
   void merge();
   bool merged() const { return merged_.defined(); }
 
+  // From here on y = x W^T and dx = dy W are FP8 products of x, dy and two copies of W, each
+  // quantised by rows along the sum (fp8.h); gradients are those of an exact W. A frozen W and bf16
+  // only, where multiplies_fp8(), and never merged. Copies of the layer share the quantised W.
+  void quantize();
+  bool quantized() const { return fp8_.forward.defined(); }
+
  private:
   struct Column {  // one adapter's place in the stack
     const Adapter* adapter;
@@ -147,6 +156,9 @@ class Linear {
     cpu::PackedMatrix<T> forward, backward;
   };
   const Tensor& computed_weight() const;  // W, or what it was merged to, in the compute type
+  struct {
+    Fp8Matrix forward, backward;  // of W, of W^T
+  } fp8_;
   mutable Tensor frozen_;
   mutable KeptLists scales_;  // of the stacks that there have been: adapters come and go
   mutable Packed<float> packed_f32_;

@@ -98,9 +98,26 @@ TEST(Arguments, OptionsReachTheirStructs) {
   EXPECT_EQ(Told<EvalOptions>::options.adapters, (Strings{"g", "p", "q"}));
   EXPECT_EQ(Told<EvalOptions>::options.client, "x");
 
-  ASSERT_EQ(call(c, {"predict", "--weights", "w", "--input", "a.png", "b.png", "--output", "y",
-                     "--adapter", "g", "--csv", "f.csv", "--config", "c.json", "--precision",
-                     "bf16", "--device", "cpu"})
+  ASSERT_EQ(call(c, {"predict",
+                     "--weights",
+                     "w",
+                     "--input",
+                     "a.png",
+                     "b.png",
+                     "--output",
+                     "y",
+                     "--adapter",
+                     "g",
+                     "--csv",
+                     "f.csv",
+                     "--config",
+                     "c.json",
+                     "--precision",
+                     "bf16",
+                     "--frozen-precision",
+                     "fp8",
+                     "--device",
+                     "cpu"})
                 .status,
             0);
   const PredictOptions& predict = Told<PredictOptions>::options;
@@ -111,6 +128,7 @@ TEST(Arguments, OptionsReachTheirStructs) {
   EXPECT_EQ(predict.csv, "f.csv");
   EXPECT_EQ(predict.config, "c.json");
   EXPECT_EQ(predict.precision, "bf16");
+  EXPECT_EQ(predict.frozen_precision, "fp8");
   EXPECT_EQ(predict.device, "cpu");
 
   ASSERT_EQ(call(c, {"check", "a.toml"}).status, 0);

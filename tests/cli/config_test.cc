@@ -200,15 +200,26 @@ TEST(Config, WordsAndRanges) {
       refusal("method = \"opall\""),
       "run.toml:2: method: \"opall\" is not one of opal | dual | fedavg | fedavg_ft | local | "
       "pooled; did you mean 'opal'?");
-  for (const char* text :
-       {"model.head = \"none\"", "device = \"tpu\"", "precision = \"fp16\"",
-        "train.schedule = \"linear\"", "train.optimizer = \"adam2\"",
-        "train.alternation = \"both\"", "train.state = \"forget\"",
-        "train.class_weights = \"balanced\"", "penalty.form = \"cos\"",
-        "penalty.detach = \"personal\"", "lora.init = \"zeros\"", "lora.targets = [\"fc3\"]",
-        "lora.strategy = \"extend\"", "data.format = \"csv\"", "data.interpolation = \"nearest\"",
-        "data.on_bad_image = \"ignore\"", "data.partition.kind = \"iid\"",
-        "federation.weights = \"size\"", "federation.share_metrics = \"all\""})
+  for (const char* text : {"model.head = \"none\"",
+                           "device = \"tpu\"",
+                           "precision = \"fp16\"",
+                           "train.schedule = \"linear\"",
+                           "train.optimizer = \"adam2\"",
+                           "train.alternation = \"both\"",
+                           "train.frozen_precision = \"fp4\"",
+                           "train.state = \"forget\"",
+                           "train.class_weights = \"balanced\"",
+                           "penalty.form = \"cos\"",
+                           "penalty.detach = \"personal\"",
+                           "lora.init = \"zeros\"",
+                           "lora.targets = [\"fc3\"]",
+                           "lora.strategy = \"extend\"",
+                           "data.format = \"csv\"",
+                           "data.interpolation = \"nearest\"",
+                           "data.on_bad_image = \"ignore\"",
+                           "data.partition.kind = \"iid\"",
+                           "federation.weights = \"size\"",
+                           "federation.share_metrics = \"all\""})
     EXPECT_NE(refusal(text).find("is not one of"), std::string::npos)
         << text << ": " << refusal(text);
 
@@ -268,6 +279,18 @@ TEST(Config, WhatMustHoldBetweenKeys) {
       std::string::npos);
   EXPECT_EQ(refusal("penalty.form = \"raw2\"\npenalty.base = 1\npenalty.update = 1"), "accepted");
   EXPECT_NE(refusal("penalty.update = 0").find("which is method = \"dual\""), std::string::npos);
+
+  const std::string fp8 = "train.frozen_precision = \"fp8\"";
+  EXPECT_EQ(refusal(fp8), "accepted");
+  EXPECT_EQ(refusal(fp8 + "\nprecision = \"bf16\""), "accepted");
+  EXPECT_EQ(refusal(fp8 + "\nprecision = \"f32\""),
+            "run.toml:2: train.frozen_precision: \"fp8\" goes with activations in bf16; set "
+            "precision = \"bf16\"");
+  EXPECT_EQ(
+      refusal(fp8 + "\nlora.strategy = \"merged\""),
+      "run.toml:2: train.frozen_precision: \"fp8\" does not go with lora.strategy = "
+      "\"merged\", which puts the adapters into the products with the weights; set lora.strategy = "
+      "\"unmerged\"");
 
   EXPECT_EQ(
       refusal("data.labels = {x = \"bb\"}"),
@@ -408,6 +431,7 @@ TEST(Config, WrittenAndReadBackItIsTheSame) {
   // Where all keys at once contradict each other.
   config.method = "opal";
   config.train.steps = 0;
+  config.train.frozen_precision = "same";
   config.penalty.form = "cosine2";
   config.data.format = "npz";
   config.data.partition.clients = 2;

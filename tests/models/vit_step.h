@@ -26,7 +26,7 @@ struct Where {
   Device device;
 };
 // Device cuda as well, where a GPU is.
-std::vector<Where> places(std::initializer_list<Where> wanted) {
+[[maybe_unused]] std::vector<Where> places(std::initializer_list<Where> wanted) {
   std::vector<Where> all;
   for (const Where& w : wanted)
     if (available(w.device)) all.push_back(w);
@@ -67,8 +67,9 @@ Vit make_vit(bool with_head, DType compute, bool trainable) {
   return Vit::from_tensors(recognise(shapes_of(tensors), files), tensors, compute, trainable);
 }
 
-std::unique_ptr<FineTuner> make_tuner(DType compute, Device device = Device::cpu, bool adamw = true,
-                                      const std::string& strategy = "unmerged") {
+[[maybe_unused]] std::unique_ptr<FineTuner> make_tuner(DType compute, Device device = Device::cpu,
+                                                       bool adamw = true,
+                                                       const std::string& strategy = "unmerged") {
   const OnDevice scope(device);
   auto vit = std::make_unique<Vit>(make_vit(false, compute, false));
   FineTuneOptions o;
