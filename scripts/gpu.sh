@@ -278,6 +278,8 @@ stage_peers() {
       peers_run "lora_step_bench $model $strategy" "$bin/lora_step_bench" --device cuda --model "$model" \
         --job "$work/job/$model" --precision bf16 --strategy "$strategy" --steps 20 --profile
     done
+    peers_run "lora_step_bench $model fp8" "$bin/lora_step_bench" --device cuda --model "$model" \
+      --job "$work/job/$model" --precision bf16 --frozen fp8 --steps 20 --profile
   done
   end_stage
 }
