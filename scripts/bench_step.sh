@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 
 usage() {
   cat <<'HELP'
-usage: scripts/bench_step.sh [--models LIST] [--batches LIST] [--threads N] [--all-modes] [--out FILE]
+usage: scripts/bench_step.sh [--models LIST] [--batches LIST] [--threads N] [--compile | --all-modes] [--out FILE]
 
   scripts/bench_step.sh                              ViT-Tiny, -Small and -Base at batch 16
   scripts/bench_step.sh --models base --all-modes    PyTorch also compiled, and with each attention backend
@@ -15,7 +15,8 @@ usage: scripts/bench_step.sh [--models LIST] [--batches LIST] [--threads N] [--a
   --models LIST   of tiny, small, base, large (default: 'tiny small base')
   --batches LIST  images a step (default: 16)
   --threads N     of both (default: 2)
-  --all-modes     of PyTorch (bench/peers/README.md); otherwise fp32, and bf16 where the CPU has it
+  --compile       PyTorch also compiled; otherwise eager in fp32, and in bf16 where the CPU has it
+  --all-modes     compiled and with each attention backend forced (bench/peers/README.md)
   --out FILE      where the records go (default: build/bench_step.jsonl); ours with what each kernel took
 
 PyTorch makes model, adapters and images and leaves them under build/; both compute the loss and the
@@ -29,6 +30,7 @@ models='tiny small base' batches=16 threads=2 out=build/bench_step.jsonl modes=(
 while (($# > 0)); do
   case "$1" in
     -h | --help) usage; exit 0 ;;
+    --compile) modes=(--compile) ;;
     --all-modes) modes=(--compile --attention) ;;
     --models | --batches | --threads | --out)
       (($# > 1)) || { echo "bench_step: $1 needs a value (see scripts/bench_step.sh --help)" >&2; exit 2; }
