@@ -95,11 +95,12 @@ struct WgmmaMaps<Tail> {
 };
 
 // Where a warpgroup is in the ring: the stage, and the parity of its present round.
+template <int kStages>
 struct WgmmaRing {
   int stage = 0;
   uint32_t parity = 0;
   __device__ void next() {
-    if (++stage == Wgmma::kStages) {
+    if (++stage == kStages) {
       stage = 0;
       parity ^= 1;
     }
@@ -117,7 +118,7 @@ template <class TileA, class TileB, class AnyTail>
 __device__ void wgmma_produce(Wgmma::Shared& shared, const WgmmaMaps<AnyTail>& maps,
                               const WgmmaWork& work, const AnyTail& tail) {
   using R = Wgmma;
-  WgmmaRing ring;
+  WgmmaRing<R::kStages> ring;
   const unsigned steps = work.steps();
   for (unsigned tile = blockIdx.x; tile < work.tiles; tile += gridDim.x) {
     const Corner corner = tile_corner<R::kTileM, R::kTileN>(work.n, tile);
@@ -154,7 +155,7 @@ __device__ void wgmma_consume(Wgmma::Shared& shared, const WgmmaWork& work, cons
     met ^= 1;
   };
 
-  WgmmaRing ring;
+  WgmmaRing<R::kStages> ring;
   const unsigned steps = work.steps();
   for (unsigned tile = blockIdx.x; tile < work.tiles; tile += gridDim.x) {
     const Corner corner = tile_corner<R::kTileM, R::kTileN>(work.n, tile);

@@ -6,7 +6,7 @@
 // its sums to those in float (DeepSeek-V3, arXiv 2412.19437, section 3.3.2, has the interval),
 // while the other one multiplies. Both sets of sums are why a tile is 128 wide and not 256.
 //
-// Barriers and the epilogue are those of version 6, to which kernels/matmul/06_wgmma.cuh is the
+// Ring, barriers and epilogue are those of version 6, to which kernels/matmul/06_wgmma.cuh is the
 // introduction.
 #pragma once
 #include <algorithm>
@@ -42,21 +42,10 @@ struct Fp8Wgmma {
   static void run(const Product<bf16, bf16>& pairs, const Epilogue& epilogue, const Stream& stream);
 };
 
-struct Fp8Ring {  // as WgmmaRing
-  int stage = 0;
-  uint32_t parity = 0;
-  __device__ void next() {
-    if (++stage == Fp8Wgmma::kStages) {
-      stage = 0;
-      parity ^= 1;
-    }
-  }
-};
-
 __device__ inline void fp8_produce(Fp8Wgmma::Shared& shared, const TensorMap& map_a,
                                    const TensorMap& map_b, const WgmmaWork& work) {
   using R = Fp8Wgmma;
-  Fp8Ring ring;
+  WgmmaRing<R::kStages> ring;
   const unsigned steps = work.steps();
   for (unsigned tile = blockIdx.x; tile < work.tiles; tile += gridDim.x) {
     const Corner corner = tile_corner<R::kTile, R::kTile>(work.n, tile);
@@ -82,7 +71,7 @@ __device__ void fp8_consume(Fp8Wgmma::Shared& shared, const WgmmaWork& work,
     met ^= 1;
   };
 
-  Fp8Ring ring;
+  WgmmaRing<R::kStages> ring;
   const unsigned steps = work.steps();
   for (unsigned tile = blockIdx.x; tile < work.tiles; tile += gridDim.x) {
     float sum[64] = {}, of_128[64] = {};  // of rows 64 group to 64 group + 63
