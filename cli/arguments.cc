@@ -12,9 +12,9 @@
 #include <string>
 #include <vector>
 
-#include "cli/text.h"
 #include "cli/version.h"
 #include "engine/io/nearest.h"
+#include "engine/io/text.h"
 #include "kernels/core/check.h"
 
 namespace orthofed::cli {

@@ -5,11 +5,12 @@
 
 #include "cli/commands.h"
 #include "cli/session.h"
-#include "cli/table.h"
-#include "cli/text.h"
+#include "cli/terminal/table.h"
+#include "cli/terminal/units.h"
 #include "engine/data/checks.h"
-#include "models/dry_run.h"
-#include "models/site_data.h"
+#include "engine/io/text.h"
+#include "models/training/dry_run.h"
+#include "models/training/site_data.h"
 
 namespace orthofed::cli {
 namespace {

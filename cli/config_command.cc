@@ -2,7 +2,7 @@
 #include <iostream>
 
 #include "cli/commands.h"
-#include "cli/config_keys.h"
+#include "models/config/keys.h"
 
 namespace orthofed::cli {
 

@@ -7,18 +7,19 @@
 #include <map>
 
 #include "cli/commands.h"
-#include "cli/config.h"
-#include "cli/federation_view.h"
 #include "cli/local_run.h"
-#include "cli/table.h"
-#include "cli/text.h"
+#include "cli/terminal/federation_view.h"
+#include "cli/terminal/table.h"
+#include "cli/terminal/units.h"
 #include "engine/data/synthetic.h"
 #include "engine/io/files.h"
 #include "engine/io/png.h"
-#include "federation/vit_site.h"
+#include "engine/io/text.h"
+#include "federation/client/vit_site.h"
 #include "kernels/core/parallel.h"
-#include "models/demo_base.h"
-#include "models/site_data.h"
+#include "models/config/toml.h"
+#include "models/training/demo_base.h"
+#include "models/training/site_data.h"
 
 namespace orthofed::cli {
 namespace {

@@ -16,12 +16,13 @@
 #include <vector>
 
 #include "cli/commands.h"
-#include "cli/text.h"
+#include "cli/terminal/units.h"
 #include "cli/version.h"
+#include "engine/io/text.h"
 #include "kernels/core/cuda_device.h"
 #include "kernels/core/parallel.h"
 #include "kernels/matmul/matmul.h"
-#include "models/method.h"
+#include "models/methods/method.h"
 
 namespace orthofed::cli {
 

@@ -4,9 +4,9 @@
 
 #include "cli/commands.h"
 #include "cli/session.h"
-#include "cli/text.h"
-#include "federation/vit_site.h"
-#include "models/site_data.h"
+#include "engine/io/text.h"
+#include "federation/client/vit_site.h"
+#include "models/training/site_data.h"
 
 namespace orthofed::cli {
 

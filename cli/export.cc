@@ -6,12 +6,12 @@
 #include <optional>
 
 #include "cli/commands.h"
-#include "cli/config.h"
-#include "cli/text.h"
 #include "engine/io/files.h"
-#include "federation/model_card.h"
-#include "models/bundle.h"
-#include "models/peft.h"
+#include "engine/io/text.h"
+#include "federation/report/model_card.h"
+#include "models/adapters/bundle.h"
+#include "models/adapters/peft.h"
+#include "models/config/toml.h"
 
 namespace orthofed::cli {
 namespace {

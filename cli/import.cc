@@ -4,10 +4,10 @@
 #include <iostream>
 
 #include "cli/commands.h"
-#include "cli/terminal.h"
-#include "cli/text.h"
+#include "cli/terminal/terminal.h"
 #include "engine/io/files.h"
-#include "models/peft.h"
+#include "engine/io/text.h"
+#include "models/adapters/peft.h"
 
 namespace orthofed::cli {
 

@@ -7,11 +7,12 @@
 #include <set>
 
 #include "cli/commands.h"
-#include "cli/text.h"
+#include "cli/terminal/units.h"
 #include "engine/io/checkpoint.h"
 #include "engine/io/files.h"
-#include "models/architecture.h"
-#include "models/bundle.h"
+#include "engine/io/text.h"
+#include "models/adapters/bundle.h"
+#include "models/vit/architecture.h"
 
 namespace orthofed::cli {
 namespace {

@@ -6,15 +6,15 @@
 #include <iostream>
 
 #include "cli/commands.h"
-#include "cli/config_keys.h"
 #include "cli/profiling.h"
 #include "cli/session.h"
-#include "cli/text.h"
-#include "cli/time_table.h"
+#include "cli/terminal/time_table.h"
 #include "engine/io/files.h"
-#include "federation/client.h"
-#include "federation/summary.h"
-#include "federation/vit_site.h"
+#include "engine/io/text.h"
+#include "federation/client/client.h"
+#include "federation/client/vit_site.h"
+#include "federation/report/summary.h"
+#include "models/config/keys.h"
 
 namespace orthofed::cli {
 namespace {

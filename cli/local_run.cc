@@ -7,14 +7,14 @@
 #include <memory>
 #include <sstream>
 
-#include "cli/config.h"
 #include "cli/profiling.h"
 #include "engine/io/files.h"
-#include "federation/alone.h"
-#include "federation/in_process.h"
-#include "federation/processes.h"
-#include "federation/vit_site.h"
-#include "models/site_data.h"
+#include "federation/client/vit_site.h"
+#include "federation/local/alone.h"
+#include "federation/local/in_process.h"
+#include "federation/local/processes.h"
+#include "models/config/toml.h"
+#include "models/training/site_data.h"
 
 namespace orthofed::cli {
 namespace {

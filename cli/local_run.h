@@ -2,7 +2,7 @@
 #pragma once
 #include <string>
 
-#include "cli/federation_view.h"
+#include "cli/terminal/federation_view.h"
 
 namespace orthofed::cli {
 

@@ -5,8 +5,8 @@
 #include <iostream>
 
 #include "cli/arguments.h"
-#include "cli/terminal.h"
-#include "federation/processes.h"
+#include "cli/terminal/terminal.h"
+#include "federation/local/processes.h"
 
 namespace {
 

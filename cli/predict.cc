@@ -5,14 +5,14 @@
 
 #include "cli/commands.h"
 #include "cli/session.h"
-#include "cli/terminal.h"
-#include "cli/text.h"
+#include "cli/terminal/terminal.h"
 #include "engine/io/files.h"
 #include "engine/io/safetensors.h"
+#include "engine/io/text.h"
 #include "kernels/core/parallel.h"
-#include "models/bundle.h"
-#include "models/method.h"
-#include "models/predict.h"
+#include "models/adapters/bundle.h"
+#include "models/methods/method.h"
+#include "models/scoring/predict.h"
 
 namespace orthofed::cli {
 

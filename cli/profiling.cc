@@ -5,7 +5,7 @@
 #include "engine/io/files.h"
 #include "engine/tensor/device.h"
 #include "kernels/core/parallel.h"
-#include "models/method.h"
+#include "models/methods/method.h"
 
 namespace orthofed::cli {
 

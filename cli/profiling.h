@@ -5,9 +5,9 @@
 #include <string>
 
 #include "cli/commands.h"
-#include "cli/terminal.h"
+#include "cli/terminal/terminal.h"
 #include "engine/tensor/profile.h"
-#include "models/config.h"
+#include "models/config/config.h"
 
 namespace orthofed::cli {
 

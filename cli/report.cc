@@ -9,10 +9,10 @@
 #include <sstream>
 
 #include "cli/commands.h"
-#include "cli/federation_view.h"
 #include "cli/session.h"
-#include "cli/table.h"
-#include "cli/time_table.h"
+#include "cli/terminal/federation_view.h"
+#include "cli/terminal/table.h"
+#include "cli/terminal/time_table.h"
 #include "engine/io/files.h"
 
 namespace orthofed::cli {

@@ -1,7 +1,7 @@
 #include "cli/commands.h"
-#include "cli/federation_view.h"
 #include "cli/local_run.h"
 #include "cli/profiling.h"
+#include "cli/terminal/federation_view.h"
 
 namespace orthofed::cli {
 

@@ -1,11 +1,11 @@
 #include <fmt/core.h>
 
 #include "cli/commands.h"
-#include "cli/config.h"
-#include "cli/config_keys.h"
-#include "cli/federation_view.h"
+#include "cli/terminal/federation_view.h"
 #include "engine/io/files.h"
-#include "federation/vit_site.h"
+#include "federation/client/vit_site.h"
+#include "models/config/keys.h"
+#include "models/config/toml.h"
 
 namespace orthofed::cli {
 

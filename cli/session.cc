@@ -6,14 +6,14 @@
 #include <filesystem>
 #include <regex>
 
-#include "cli/config.h"
-#include "cli/table.h"
-#include "cli/text.h"
+#include "cli/terminal/table.h"
 #include "engine/io/files.h"
+#include "engine/io/text.h"
 #include "kernels/core/parallel.h"
-#include "models/method.h"
-#include "models/metrics.h"
-#include "models/site_data.h"
+#include "models/config/toml.h"
+#include "models/methods/method.h"
+#include "models/scoring/metrics.h"
+#include "models/training/site_data.h"
 
 namespace orthofed::cli {
 

@@ -5,10 +5,10 @@
 #include <vector>
 
 #include "cli/commands.h"
-#include "cli/terminal.h"
+#include "cli/terminal/terminal.h"
 #include "federation/site.h"
-#include "models/config.h"
-#include "models/site_trainer.h"
+#include "models/config/config.h"
+#include "models/training/site_trainer.h"
 
 namespace orthofed::cli {
 

@@ -1,8 +1,8 @@
 #include "cli/commands.h"
-#include "cli/config.h"
-#include "cli/federation_view.h"
 #include "cli/local_run.h"
 #include "cli/profiling.h"
+#include "cli/terminal/federation_view.h"
+#include "models/config/toml.h"
 
 namespace orthofed::cli {
 

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "engine/tensor/tensor_map.h"
-#include "models/stopwatch.h"
+#include "engine/time/stopwatch.h"
 
 namespace orthofed {
 

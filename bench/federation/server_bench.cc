@@ -18,7 +18,7 @@
 
 #include "bench/support/process.h"
 #include "engine/io/sha256.h"
-#include "federation/server.h"
+#include "federation/server/server.h"
 
 namespace orthofed {
 namespace {

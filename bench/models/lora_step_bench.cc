@@ -25,8 +25,8 @@
 #include "kernels/core/parallel.h"
 #include "kernels/core/philox.h"
 #include "kernels/matmul/matmul.h"
-#include "models/fine_tune.h"
-#include "models/method.h"
+#include "models/methods/method.h"
+#include "models/training/fine_tune.h"
 
 namespace orthofed {
 namespace {

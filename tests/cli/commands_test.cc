@@ -16,7 +16,7 @@
 #include "engine/io/png.h"
 #include "engine/io/safetensors.h"
 #include "kernels/core/philox.h"
-#include "models/demo_base.h"
+#include "models/training/demo_base.h"
 #include "tests/support/files.h"
 #include "tests/support/graph.h"
 #include "tests/support/process.h"

@@ -2,12 +2,12 @@
 // the task anything, and what the sites learn together carries to a laboratory that took no part.
 #include <gtest/gtest.h>
 
-#include "cli/config.h"
-#include "federation/in_process.h"
-#include "federation/vit_site.h"
-#include "models/demo_base.h"
-#include "models/metrics.h"
-#include "models/site_data.h"
+#include "federation/client/vit_site.h"
+#include "federation/local/in_process.h"
+#include "models/config/toml.h"
+#include "models/scoring/metrics.h"
+#include "models/training/demo_base.h"
+#include "models/training/site_data.h"
 #include "tests/support/files.h"
 
 namespace orthofed {

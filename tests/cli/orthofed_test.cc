@@ -12,8 +12,8 @@
 #include <sstream>
 #include <string>
 
-#include "cli/config_keys.h"
 #include "cli/version.h"
+#include "models/config/keys.h"
 
 namespace orthofed {
 namespace {

@@ -1,7 +1,7 @@
 // Whole federations over loopback sockets, with sites whose averages can be computed by hand.
 #include <algorithm>
 
-#include "federation/aggregate.h"
+#include "federation/combine/average.h"
 #include "tests/federation/support.h"
 
 namespace orthofed::test {

@@ -21,7 +21,7 @@
 
 #include "engine/io/files.h"
 #include "engine/io/sha256.h"
-#include "federation/in_process.h"
+#include "federation/local/in_process.h"
 
 namespace orthofed::test {
 

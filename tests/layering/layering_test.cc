@@ -195,9 +195,9 @@ class PlantedTree : public ::testing::Test {
     write("kernels/gelu/gelu.h", "#include \"kernels/core/types.h\"\n");
     write("kernels/gelu/gelu_cpu.cc", "#include \"kernels/gelu/gelu.h\"\n");
     write("engine/gelu.h", "#include <vector>\n#include \"kernels/gelu/gelu.h\"\n");
-    write("models/vit.h", "#include \"engine/gelu.h\"\n#include \"kernels/core/types.h\"\n");
-    write("federation/server.h", "#include \"models/vit.h\"\n");
-    write("cli/main.cc", "#include \"federation/server.h\"\n");
+    write("models/vit/vit.h", "#include \"engine/gelu.h\"\n#include \"kernels/core/types.h\"\n");
+    write("federation/server/server.h", "#include \"models/vit/vit.h\"\n");
+    write("cli/main.cc", "#include \"federation/server/server.h\"\n");
     write("tests/support/near.h", "");
     write("tests/kernels/gelu_test.cc",
           "#include \"kernels/gelu/gelu.h\"\n#include \"tests/support/near.h\"\n");
@@ -236,7 +236,7 @@ TEST_F(PlantedTree, CommentsAndStringsAreNoCode) {
 }
 
 TEST_F(PlantedTree, IncludeThatPointsUp) {
-  write("engine/a.h", "#include \"models/vit.h\"\n");
+  write("engine/a.h", "#include \"models/vit/vit.h\"\n");
   expect_one("engine must not know models");
 }
 

@@ -22,7 +22,7 @@ class KernelsTable : public testing::Test {
         "other(int);\n}\n");
     write_file(root_ / "tests/kernels/sum_test.cc",
                "#include \"kernels/sum/sum.h\"\nfor_each_device<T>();\n");
-    write_file(root_ / "tests/models/block_test.cc", "#include \"kernels/sum/sum.h\"\n");
+    write_file(root_ / "tests/models/vit/block_test.cc", "#include \"kernels/sum/sum.h\"\n");
   }
   std::string page() {
     const Outcome outcome = shell(root_ / "scripts/kernels_table.sh");

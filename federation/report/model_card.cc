@@ -1,0 +1,101 @@
+#include "federation/report/model_card.h"
+
+#include <fmt/core.h>
+
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "engine/io/files.h"
+
+namespace orthofed {
+namespace {
+
+using nlohmann::json;
+
+std::string number(const json& j) {
+  return j.is_number() ? fmt::format("{:.3f}", j.get<double>()) : "-";
+}
+
+std::string count(const json& j) {
+  return j.is_number() ? j.dump() : "-";
+}
+
+// A table cell; names come from configurations.
+std::string cell(std::string text) {
+  for (char& c : text)
+    if (c == '|' || c == '\n' || c == '\r') c = ' ';
+  return text;
+}
+
+std::string kind_of(const AdapterFile& file) {
+  return file.kind == AdapterKind::general ? "general" : "personal";
+}
+
+// "general, rank 8, scale 2"
+std::string describe(const AdapterFile& file) {
+  std::set<int64_t> ranks;
+  for (const auto& [name, t] : file.tensors)
+    if (name.ends_with(".lora_A.weight")) ranks.insert(t.rows());
+  std::string list;
+  for (int64_t r : ranks) list += (list.empty() ? "" : ", ") + std::to_string(r);
+  return fmt::format("{}: rank {}, scale {:.6g}, after {} rounds", kind_of(file), list, file.scale,
+                     file.round);
+}
+
+std::string scores(const json& summary) {
+  std::string text =
+      "| site | training images | test images | accuracy | balanced accuracy | AUROC | balanced "
+      "accuracy, general adapter alone |\n|---|---|---|---|---|---|---|\n";
+  for (const json& c : summary.at("clients"))
+    text += fmt::format("| {} | {} | {} | {} | {} | {} | {} |\n", cell(c.at("name")),
+                        count(c.at("train")), count(c.at("test")), number(c.at("accuracy")),
+                        number(c.at("balanced_accuracy")), number(c.at("auroc")),
+                        number(c.at("general").at("balanced_accuracy")));
+  const json& mean = summary.at("mean");
+  return text + fmt::format("| mean | | | {} | {} | {} | |\n", number(mean.at("accuracy")),
+                            number(mean.at("balanced_accuracy")), number(mean.at("auroc")));
+}
+
+}  // namespace
+
+std::string to_markdown(const ModelCard& card, std::span<const AdapterFile> adapters) {
+  OF_CHECK(!adapters.empty(), "at least one adapter");
+  std::string list, classes;
+  for (const AdapterFile& file : adapters) {
+    list += fmt::format("| adapter | {} |\n", describe(file));
+    if (classes.empty())
+      for (const std::string& name : file.classes)
+        classes += (classes.empty() ? "" : ", ") + cell(name);
+  }
+  std::string text = fmt::format(
+      "---\nlibrary_name: {}\ntags:\n- image-classification\n- lora\n- orthofed\n---\n\n# {}\n\n"
+      "{}\n\n| | |\n|---|---|\n| base model | {}, sha256 `{}` |\n| method | {} |\n{}"
+      "| classes, in the order of the outputs | {} |\n",
+      card.hub_name, card.title, card.what, cell(card.base_name), adapters[0].base_sha256,
+      adapters[0].method.empty() ? "not recorded" : adapters[0].method, list,
+      classes.empty() ? "not named" : classes);
+  if (card.summary_path.empty()) {
+    text +=
+        "\n## Data and scores\n\nNot known: this was exported from adapter files, without the run "
+        "they are from.\n";
+  } else {
+    try {
+      const json summary = json::parse(read_text(card.summary_path));
+      text += fmt::format("| rounds, seed | {}, {} |\n| computed on | {}, {} |\n",
+                          count(summary.at("rounds")), count(summary.at("seed")),
+                          summary.at("device").get<std::string>(),
+                          summary.at("precision").get<std::string>());
+      text += "\n## Data and scores\n\n" + scores(summary) +
+              "\nOn each site's test images, after the last round, with the site's own personal "
+              "adapter where the method has one; `-`: not shared or not defined.\n";
+    } catch (const json::exception& e) {
+      throw UserError(fmt::format("{}: not a run's summary ({})", card.summary_path, e.what()));
+    }
+  }
+  return text + "\n## Use\n\n```\n" + card.use +
+         "\n```\n\n## Limits\n\nNothing is known about images of other sites than those above. An "
+         "adapter is computed from images and is not free of information about them. For research; "
+         "this is not a medical device. The base model's licence applies to it.\n";
+}
+
+}  // namespace orthofed

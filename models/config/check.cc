@@ -1,0 +1,170 @@
+#include "models/config/check.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <functional>
+#include <optional>
+
+#include "engine/io/nearest.h"
+#include "engine/io/text.h"
+#include "kernels/core/check.h"
+#include "models/config/keys.h"
+#include "models/config/names.h"
+#include "models/methods/method.h"
+
+namespace orthofed {
+
+namespace {
+
+using Strings = std::vector<std::string>;
+
+// Throws with the place where `key` was set, if it was.
+using Fail = std::function<void(const std::string& key, const std::string& message)>;
+
+template <class T>
+std::optional<T> duplicate(std::vector<T> list) {
+  std::sort(list.begin(), list.end());
+  const auto twice = std::adjacent_find(list.begin(), list.end());
+  return twice == list.end() ? std::nullopt : std::optional<T>(*twice);
+}
+
+bool has(const Strings& list, const std::string& word) {
+  return std::find(list.begin(), list.end(), word) != list.end();
+}
+
+void check_lora(const LoraConfig& lora, const Fail& fail) {
+  if (lora.targets.empty())
+    fail("lora.targets", "no weight is adapted; name at least one, as in [\"qkv\"]");
+  if (const auto twice = duplicate(lora.targets))
+    fail("lora.targets", string_literal(*twice) + " is named twice");
+  for (const char* part : {"q", "k", "v"})
+    if (has(lora.targets, "qkv") && has(lora.targets, part))
+      fail("lora.targets", fmt::format("\"qkv\" already adapts \"{}\"; name one of the two", part));
+  if (const auto twice = duplicate(lora.layers))
+    fail("lora.layers", fmt::format("{} is named twice", *twice));
+}
+
+void check_penalty(const RunConfig& config, const Fail& fail) {
+  const PenaltyConfig& p = config.penalty;
+  if (config.method == "opal" && !p.any())
+    fail("penalty.update",
+         "every penalty weight is 0, which is method = \"dual\"; set that or a weight");
+  if (p.form == "raw2" &&
+      (p.subspace > 0 || p.subspace_l1 > 0 || p.features > 0 || p.base_subspace > 0))
+    fail(
+        "penalty.form",
+        "\"raw2\" is defined for penalty.update and penalty.base only; set the other weights to 0");
+}
+
+void check_train(const RunConfig& config, const Fail& fail) {
+  const TrainConfig& train = config.train;
+  if (train.epochs == 0 && train.steps == 0)
+    fail("train.epochs", "train.epochs and train.steps are both 0; set one of them");
+  if (train.frozen_precision != "fp8") return;
+  if (config.precision == "f32")
+    fail("train.frozen_precision",
+         "\"fp8\" goes with activations in bf16; set precision = \"bf16\"");
+  if (config.lora.strategy != "unmerged")
+    fail("train.frozen_precision",
+         fmt::format("\"fp8\" does not go with lora.strategy = {}, which puts the adapters into "
+                     "the products with the weights; set lora.strategy = \"unmerged\"",
+                     string_literal(config.lora.strategy)));
+}
+
+void check_data(const DataConfig& data, const Fail& fail) {
+  if (data.classes.empty() && data.format != "synthetic")
+    fail("data.classes",
+         "not set; list the federation's classes, as in classes = [\"benign\", \"malignant\"]");
+  if (data.classes.size() == 1)
+    fail("data.classes", "one class alone leaves nothing to tell apart");
+  if (has(data.classes, "")) fail("data.classes", "a class has an empty name");
+  if (const auto twice = duplicate(data.classes))
+    fail("data.classes", string_literal(*twice) + " is named twice");
+  for (const auto& [name, label] : data.labels) {
+    if (has(data.classes, label)) continue;
+    const std::string near = nearest_name(label, data.classes);
+    fail("data.labels",
+         fmt::format("{} = {}: no such class in data.classes ({}){}", string_literal(name),
+                     string_literal(label), joined(data.classes),
+                     near.empty() ? "" : "; did you mean '" + near + "'?"));
+  }
+  if (data.format == "manifest" && data.manifest.empty())
+    fail("data.manifest", "not set, but data.format is \"manifest\"; name the CSV file");
+  if (data.column_path.empty())
+    fail("data.columns.path", "a manifest needs a column with the image files");
+  if (data.column_label.empty())
+    fail("data.columns.label", "a manifest needs a column with the labels");
+  if (!data.partition.kind.empty() && (data.format == "manifest" || data.format == "synthetic"))
+    fail("data.partition.kind",
+         fmt::format("data.format \"{}\" has clients of its own", data.format));
+}
+
+void check_federation(const RunConfig& config, const Fail& fail) {
+  const FederationConfig& federation = config.federation;
+  const size_t colon = federation.address.rfind(':');
+  const std::string port = colon == std::string::npos ? "" : federation.address.substr(colon + 1);
+  const bool digits = !port.empty() && port.size() <= 5 &&
+                      port.find_first_not_of("0123456789") == std::string::npos;
+  if (colon == 0 || !digits || std::stoi(port) > 65535)
+    fail("federation.address", fmt::format("expected host:port, as in \"127.0.0.1:7733\", found {}",
+                                           string_literal(federation.address)));
+  for (const std::string& name : federation.clients)
+    if (!is_client_name(name))
+      fail("federation.clients",
+           fmt::format("{}: a client's name is 1 to 64 of a-z A-Z 0-9 _ - . and starts with no dot",
+                       string_literal(name)));
+  if (const auto twice = duplicate(federation.clients))
+    fail("federation.clients", string_literal(*twice) + " is named twice");
+  const DataConfig& data = config.data;
+  const bool synthetic = data.format == "synthetic";
+  if (synthetic || !data.partition.kind.empty()) {
+    const std::string key = synthetic ? "data.synthetic.clients" : "data.partition.clients";
+    const int64_t split = synthetic ? data.synthetic.clients : data.partition.clients;
+    const auto named = static_cast<int64_t>(federation.clients.size());
+    if (named > 0 && named != split)
+      fail("federation.clients", fmt::format("names {} clients, but {} is {}", named, key, split));
+  }
+}
+
+constexpr const char* penalty_weights[] = {"penalty.update",   "penalty.base",
+                                           "penalty.subspace", "penalty.subspace_l1",
+                                           "penalty.features", "penalty.base_subspace"};
+
+}  // namespace
+
+Strings apply_method(const ConfigOrigins& origins, RunConfig& config) {
+  const bool weighted = std::any_of(std::begin(penalty_weights), std::end(penalty_weights),
+                                    [&](const char* key) { return origins.count(key) > 0; });
+  if (config.method == "opal") {
+    if (!weighted) config.penalty.update = 2;
+    return {};
+  }
+  Strings notes;
+  if (config.penalty.any())
+    notes.push_back("method " + config.method +
+                    " has no penalty: the weights in [penalty] are set to 0");
+  for (const char* key : penalty_weights)
+    *std::get<double*>(find_config_key(key)->field(config)) = 0;
+  const Method method = method_named(config.method);
+  if (!(method.general && method.personal)) {
+    config.lora.personal_rank = LoraConfig{}.personal_rank;
+    config.lora.personal_alpha = LoraConfig{}.personal_alpha;
+  }
+  return notes;
+}
+
+void check_config(const RunConfig& config, const ConfigOrigins& origins, const std::string& file) {
+  const Fail fail = [&](const std::string& key, const std::string& message) {
+    const auto origin = origins.find(key);
+    throw UserError(
+        fmt::format("{}: {}: {}", origin == origins.end() ? file : origin->second, key, message));
+  };
+  check_lora(config.lora, fail);
+  check_penalty(config, fail);
+  check_train(config, fail);
+  check_data(config.data, fail);
+  check_federation(config, fail);
+}
+
+}  // namespace orthofed

@@ -1,0 +1,224 @@
+#include "models/training/penalty.h"
+
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "engine/tensor/allocator.h"
+#include "engine/tensor/bytes.h"
+#include "kernels/orthogonality/orthogonality.h"
+
+namespace orthofed {
+namespace {
+
+constexpr const char* kKinds[] = {"update", "base", "subspace", "subspace_l1", "base_subspace"};
+
+PenaltyForm form_of(const PenaltyConfig& c) {
+  if (c.form == "cosine2") return PenaltyForm::cosine2;
+  if (c.form == "abs_cosine") return PenaltyForm::abs_cosine;
+  if (c.form != "raw2")
+    throw UserError(
+        fmt::format("penalty.form: '{}' is not one of cosine2, abs_cosine, raw2", c.form));
+  if (c.features > 0 || c.subspace > 0 || c.subspace_l1 > 0 || c.base_subspace > 0)
+    throw UserError("penalty.form: raw2 exists for update and base only");
+  return PenaltyForm::raw2;
+}
+
+}  // namespace
+
+Penalties::Penalties(Vit& model, const PenaltyConfig& config)
+    : config_(config), form_(form_of(config)) {
+  for (AdapterSlice* slice : adapter_slices(model)) {
+    if (!slice->general.present() || !slice->personal.present()) continue;
+    const Linear& linear = *layer_of(model, *slice);
+    Layer layer{.slice = slice,
+                .w0 = linear.weight.value().row_range(slice->begin, slice->begin + slice->rows)};
+    const Tensor w0 = layer.w0.on(Device::cpu);
+    dispatch_accum(w0.dtype(), [&]<class R>(Tag<R>) {
+      for (int64_t i = 0; i < w0.rows(); ++i)
+        for (int64_t j = 0; j < w0.cols(); ++j)
+          layer.w0_norm2 += double(w0.row<R>(i)[j]) * double(w0.row<R>(i)[j]);
+      if (config.base_subspace > 0) {
+        const int64_t k = std::min({config.base_subspace_k, layer.w0.rows(), layer.w0.cols()});
+        std::vector<R> v_k(size_t(k * w0.cols()));
+        cpu::top_right_singular_vectors<R>(w0.data<R>(), w0.pitch(), w0.rows(), w0.cols(), k,
+                                           v_k.data());
+        layer.v_k = Tensor::of(v_k, {k * w0.cols()}).reshape({k, w0.cols()});
+      }
+    });
+    layers_.push_back(std::move(layer));
+  }
+  for (const char* kind : kKinds)
+    if (lambda(kind) > 0) kinds_.emplace_back(kind);
+  if (config.any() && layers_.empty())
+    throw UserError("penalty: a penalty needs layers with a general and a personal adapter");
+}
+
+template <class R>
+Penalties::List Penalties::make_list(bool general, bool personal) const {
+  List list;
+  std::vector<OrthogonalityLayer<R>> entries;
+  for (const Layer& l : layers_) {
+    const Adapter &g = l.slice->general, &p = l.slice->personal;
+    OrthogonalityLayer<R> t;
+    const auto dense = [&](const Var& v) {
+      const Tensor& from = v.value();
+      if (from.dense()) return from.data<R>();
+      list.copies.push_back({from, Tensor::dense_zeros(from.shape(), from.dtype())});
+      return list.copies.back().dense.data<R>();
+    };
+    t.in = g.a.value().cols();
+    t.out = g.b.value().rows();
+    t.rank_g = g.rank();
+    t.rank_p = p.rank();
+    t.a_g = dense(g.a);
+    t.b_g = dense(g.b);
+    t.a_p = dense(p.a);
+    t.b_p = dense(p.b);
+    t.w0 = l.w0.data<R>();
+    t.ld_w0 = l.w0.pitch();
+    t.w0_norm2 = l.w0_norm2;
+    if (l.v_k.defined()) {
+      t.v_k = l.v_k.data<R>();
+      t.k = l.v_k.rows();
+    }
+    const auto wanted = [&](const Adapter& adapter, R*& da, R*& db) {
+      list.gradients.push_back({&adapter, Tensor::dense_zeros(adapter.a.shape(), l.w0.dtype()),
+                                Tensor::dense_zeros(adapter.b.shape(), l.w0.dtype())});
+      da = list.gradients.back().a.data<R>();
+      db = list.gradients.back().b.data<R>();
+    };
+    if (general) wanted(g, t.da_g, t.db_g);
+    if (personal) wanted(p, t.da_p, t.db_p);
+    entries.push_back(t);
+  }
+  list.entries = bytes_of(entries);
+  return list;
+}
+
+template <class R>
+const Penalties::List& Penalties::list(bool with_gradients) {
+  const AdapterSlice& any = *layers_.front().slice;  // all train alike
+  const bool general =
+      with_gradients && config_.detach != "general" && any.general.a.requires_grad();
+  const bool personal = with_gradients && any.personal.a.requires_grad();
+  auto found = lists_.find({general, personal});
+  const LastingMemory kept;
+  if (found == lists_.end())
+    found = lists_.emplace(std::pair(general, personal), make_list<R>(general, personal)).first;
+  for (const List::Copy& c : found->second.copies) c.dense.copy_from(c.from);
+  for (const List::Gradient& g : found->second.gradients)
+    for (const Tensor* t : {&g.a, &g.b}) t->fill(0);
+  return found->second;
+}
+
+namespace {
+
+// Writes the layers' values and adds *weight * gradient, all on the list's device.
+template <class R>
+void run_kind(const std::string& kind, const Tensor& list, int64_t count, PenaltyForm form,
+              const double* weight, double* values) {
+  const auto* layers = as<const OrthogonalityLayer<R>>(list);
+  if (kind == "update")
+    of_on(queue_of(list), orthogonality_update, R)(layers, count, form, weight, values);
+  else if (kind == "base")
+    of_on(queue_of(list, gpu::orthogonality_base_scratch(count)), orthogonality_base, R)(
+        layers, count, form, weight, values);
+  else if (kind == "subspace")
+    of_on(queue_of(list), orthogonality_subspace, R)(layers, count, weight, values);
+  else if (kind == "subspace_l1")
+    of_on(queue_of(list), orthogonality_subspace_l1, R)(layers, count, weight, values);
+  else
+    of_on(queue_of(list), orthogonality_base_subspace, R)(layers, count, weight, values);
+}
+
+double mean(const std::vector<double>& values) {
+  double sum = 0;
+  for (const double v : values) sum += v;
+  return values.empty() ? 0 : sum / double(values.size());
+}
+
+}  // namespace
+
+double Penalties::lambda(const std::string& kind) const {
+  return kind == "update"        ? config_.update
+         : kind == "base"        ? config_.base
+         : kind == "subspace"    ? config_.subspace
+         : kind == "subspace_l1" ? config_.subspace_l1
+                                 : config_.base_subspace;
+}
+
+void Penalties::apply(const double* weights, double* values) {
+  if (kinds_.empty()) return;
+  dispatch_accum(layers_.front().w0.dtype(), [&]<class R>(Tag<R>) {
+    const List& all = list<R>(true);
+    for (size_t k = 0; k < kinds_.size(); ++k)
+      run_kind<R>(kinds_[k], all.entries, layers(), form_, weights + k,
+                  values + int64_t(k) * layers());
+    for (const List::Gradient& g : all.gradients) {
+      g.adapter->a.add_grad(g.a);
+      g.adapter->b.add_grad(g.b);
+    }
+  });
+}
+
+std::vector<double> Penalties::weights(double factor) const {
+  std::vector<double> weights;
+  for (const std::string& kind : kinds_)
+    weights.push_back(factor * lambda(kind) / double(layers()));
+  return weights;
+}
+
+double Penalties::sum(const double* values) const {
+  double total = 0;
+  for (const std::string& kind : kinds_) {
+    total += lambda(kind) * mean({values, values + layers()});
+    values += layers();
+  }
+  return total;
+}
+
+FeaturesPenalty Penalties::features(int64_t valid_rows) const {
+  FeaturesPenalty f;
+  f.form = form_ == PenaltyForm::raw2 ? PenaltyForm::cosine2 : form_;
+  f.detach_general = config_.detach == "general";
+  f.rows = valid_rows;
+  return f;
+}
+
+double Penalties::features_weight(double factor) const {
+  return layers_.empty() ? 0 : factor * config_.features / double(layers());
+}
+
+PenaltyValues Penalties::measure() {
+  PenaltyValues v;
+  if (layers_.empty()) return v;
+  const int64_t count = int64_t(layers_.size());
+  dispatch_accum(layers_.front().w0.dtype(), [&]<class R>(Tag<R>) {
+    const List& all = list<R>(false);
+    const Tensor no_gradient = Tensor::dense_zeros({1}, DType::f64);
+    const Tensor values = Tensor::dense_zeros({count}, DType::f64);
+    for (const std::string kind : kKinds) {
+      if (kind == "base_subspace" && config_.base_subspace <= 0) continue;
+      // One form, whatever is trained: comparable across runs.
+      run_kind<R>(kind, all.entries, count, PenaltyForm::cosine2, no_gradient.data<double>(),
+                  values.data<double>());
+      v[kind] = mean(values.to_vector());
+    }
+    const Tensor norms2 = Tensor::dense_zeros({count, 2}, DType::f64);
+    of_on(queue_of(norms2), delta_norm2, R)(as<const OrthogonalityLayer<R>>(all.entries), count,
+                                            norms2.data<double>());
+    for (const int personal : {0, 1}) {
+      std::vector<double> norms = norms2.columns(personal, personal + 1).to_vector();
+      for (double& n : norms) n = std::sqrt(n);
+      v[personal == 0 ? "delta_general" : "delta_personal"] = mean(norms);
+    }
+  });
+  double chance = 0;
+  for (const Layer& l : layers_) chance += 1.0 / (double(l.w0.rows()) * double(l.w0.cols()));
+  v["base_chance"] = chance / double(count);
+  return v;
+}
+
+}  // namespace orthofed

@@ -1,0 +1,62 @@
+// Which vision transformer a file of weights is: recognised by the names and shapes of its tensors
+// and by the configuration beside it. A family is a table of names (models/vit/families.cc), never
+// code.
+//
+// Inside, every model has timm's names ("blocks.3.attn.qkv.weight"); a family says from which
+// tensors of the file each of them is made.
+#pragma once
+#include <map>
+#include <string>
+#include <vector>
+
+#include "engine/tensor/tensor_map.h"
+#include "models/vit/vit_config.h"
+
+namespace orthofed {
+
+using TensorShapes = std::map<std::string, Shape>;
+TensorShapes shapes_of(const TensorMap& tensors);
+
+// A tensor of the file, and how many rows of ours it fills.
+struct Source {
+  std::string tensor;  // empty: the file has none here (an absent key bias), the rows are zero
+  int64_t rows = 0;
+};
+
+struct Remark {
+  std::string tensor, text;
+};
+
+// A classifier of ours beside weights that have no place for it: `weight` [C, features] and `bias`
+// [C], f32, which read the features of this model.
+inline constexpr const char* kHeadFile = "head.safetensors";
+
+struct Architecture {
+  std::string family;  // for people: "Hugging Face dinov2"
+  std::string naming;  // for programs: timm, dinov2, open_clip, open_clip_timm, hf_vit, hf_dinov2,
+                       // hf_dinov2_with_registers, hf_dinov3_vit, hf_clip, hf_siglip
+  std::string prefix;  // of the vision tower's names in the file
+  VitConfig config;
+  // Our name -> the file's tensors, stacked along their rows: one, or q, k and v of a fused qkv,
+  // or gate and up of a fused fc1.
+  std::map<std::string, std::vector<Source>> sources;
+  std::vector<Remark> unused;      // known to the family and left aside: "mask_token", "text tower"
+  std::vector<Remark> mismatches;  // why it cannot be loaded, in the names' order; empty: it can
+  // "blocks.3.attn.q" -> "encoder.layer.3.attention.attention.query"; a layer of ours -> its
+  // modules in the file, in the order they are stacked. Empty if there is no such layer.
+  std::vector<std::string> modules_of(const std::string& layer) const;
+};
+
+// The family that fits, or else the nearest one with what did not fit. Throws UserError only where
+// a configuration file cannot be read.
+Architecture examine(const TensorShapes& shapes, const ConfigFiles& files);
+
+// The same, throwing a UserError of one line that names the first tensor that does not fit and the
+// nearest family.
+Architecture recognise(const TensorShapes& shapes, const ConfigFiles& files);
+
+// What is left aside, in one line by reason: "left aside: 1 tensor: of masked pretraining alone
+// (mask_token); 149 tensors: of the text tower (text_projection, ...)". Empty: nothing is.
+std::string left_aside(const std::vector<Remark>& unused);
+
+}  // namespace orthofed

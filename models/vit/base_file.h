@@ -1,0 +1,55 @@
+// A base model as it lies in its files: names, shapes and bytes, without a model that computes.
+// Exchange with other programs speaks of modules ("encoder.layer.3.attention.attention.query"),
+// our adapters of layers with timm's names ("blocks.3.attn.qkv"); this is where the two meet.
+#pragma once
+#include <map>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "engine/io/checkpoint.h"
+#include "models/vit/architecture.h"
+
+namespace orthofed {
+
+// What calls the modules: the file its tensors, or the models of Hugging Face's transformers, which
+// since version 5 use other names than the files. The same for all other families.
+enum class ModuleNames { file, transformers4, transformers5 };
+
+// A module, and which rows of our layer it is: all of them, or those of q, k or v.
+struct ModuleRows {
+  std::string module;  // "blocks.3.attn.qkv"
+  std::string weight;  // its tensor, as a rule module + ".weight"
+  int64_t begin = 0, rows = 0;
+};
+
+struct BaseFile {
+  std::string path;    // as it was given
+  std::string sha256;  // sha256_of_checkpoint
+  Safetensors file;
+  ConfigFiles configs;  // beside it
+  Architecture architecture;
+
+  // Throws UserError where the file is no model that we read.
+  static BaseFile open(const std::string& weights, const std::string& config);
+
+  std::vector<std::string> layers() const;  // every layer that can be adapted, block by block
+  // The modules that make up a layer, by rows. Throws UserError if there is no such layer.
+  std::vector<ModuleRows> modules_of(const std::string& layer,
+                                     ModuleNames names = ModuleNames::file) const;
+  // Every name that a layer's module may have, of any version and in any model around this one
+  // ("vit.layers.0.mlp.fc1" for a file of Hugging Face's ViTModel), and its layer.
+  std::map<std::string, std::pair<std::string, ModuleRows>> known_modules() const;
+  int64_t inputs_of(const std::string& layer) const;  // columns of its weight
+
+  // The module of the classifier in the library that the names are from, where it reads the
+  // features that ours reads: timm's "head", "classifier" of Hugging Face's ViT. Nothing for towers
+  // without one, and for those whose classifier reads other features.
+  std::optional<std::string> head() const;
+  // What comes before a file's name in the model that has this classifier: "vit." for a file of
+  // Hugging Face's ViTModel, whose ViTForImageClassification holds it as `vit`.
+  std::string outer() const;
+};
+
+}  // namespace orthofed
