@@ -10,63 +10,13 @@
 
 #include "engine/data/loader.h"
 #include "engine/ops/cross_entropy.h"
-#include "engine/ops/residual.h"
 #include "engine/tensor/bytes.h"
 #include "engine/tensor/profile.h"
 #include "engine/tensor/watch.h"
 #include "kernels/core/philox.h"
+#include "models/training/memory_advice.h"
 
 namespace orthofed {
-namespace {
-
-Linear make_head(const Vit& model, int64_t classes, const std::string& prefix) {
-  const DType dtype = accum(model.compute);
-  return Linear(Var(Tensor::zeros({classes, model.config.feature_dim()}, dtype), true,
-                    prefix + "head.weight"),
-                Var(Tensor::zeros({classes}, dtype), true, prefix + "head.bias"), dtype);
-}
-
-// W ~ U(+-1/sqrt(D)), b = 0.
-void draw_head(const Linear& head, const Philox& rng) {
-  const Tensor& w = head.weight.value();
-  const double bound = 1 / std::sqrt(double(w.cols()));
-  std::vector<float> values(size_t(w.size()));
-  for (size_t i = 0; i < values.size(); ++i)
-    values[i] = float(bound * (2.0 * uniform01(rng(i)[0]) - 1.0));
-  w.copy_from(Tensor::of(values, w.shape()));
-  head.bias.value().fill(0);
-}
-
-void put_head(const Linear& head, TensorMap& to) {
-  to[head.weight.name()] = head.weight.value().host_copy();
-  to[head.bias.name()] = head.bias.value().host_copy();
-}
-
-void take_head(const Linear& head, const TensorMap& from) {
-  for (const Var* v : {&head.weight, &head.bias}) {
-    const auto it = from.find(v->name());
-    if (it == from.end()) throw UserError(fmt::format("adapter: '{}' is missing", v->name()));
-    if (!(it->second.shape() == v->shape()))
-      throw UserError(fmt::format("adapter: '{}' has shape {}, {} was expected", v->name(),
-                                  it->second.shape().str(), v->shape().str()));
-    v->value().copy_from(it->second);
-  }
-}
-
-std::string not_one_fits(const OutOfMemory& error) {
-  return fmt::format(
-      "not even one image fits: {}; free some of it, or take a smaller model or another device",
-      error.what());
-}
-
-void set_head_trainable(const Linear& head, bool on) {
-  if (!head.weight.defined()) return;
-  head.weight.set_requires_grad(on);
-  head.bias.set_requires_grad(on);
-}
-
-}  // namespace
-
 FineTuner::FineTuner(std::unique_ptr<Vit> model, const FineTuneOptions& options)
     : model_(std::move(model)),
       options_(options),
@@ -76,8 +26,7 @@ FineTuner::FineTuner(std::unique_ptr<Vit> model, const FineTuneOptions& options)
   const OnDevice scope(model_->device());
   if (options.general) attach_adapters(*model_, options.lora, AdapterKind::general);
   if (options.personal) attach_adapters(*model_, options.lora, AdapterKind::personal);
-  head_ = make_head(*model_, options.classes, "");
-  if (options.head == "both") personal_head_ = make_head(*model_, options.classes, "personal_");
+  heads_ = std::make_unique<Heads>(*model_, options.classes, options.head);
   penalties_ = std::make_unique<Penalties>(*model_, options.penalty);
   const std::string& strategy = options.lora.strategy;
   if (strategy != "unmerged" && strategy != "extended" && strategy != "merged")
@@ -124,54 +73,43 @@ FineTuner::FineTuner(std::unique_ptr<Vit> model, const FineTuneOptions& options)
   const Device device = scope.device();
   if (device == Device::cuda ? graph != "off" : device == Device::simt && graph == "on")
     graphs_ = std::make_unique<StepGraphs>(device);
-  ParameterGroup& head_group = options.head == "personal" ? personal_group_ : general_group_;
-  head_group.add(head_.weight, decay);
-  head_group.add(head_.bias, 0);
-  if (personal_head_.weight.defined()) {
-    personal_group_.add(personal_head_.weight, decay);
-    personal_group_.add(personal_head_.bias, 0);
-  }
+  heads_->add_to(general_group_, AdapterKind::general, decay);
+  heads_->add_to(personal_group_, AdapterKind::personal, decay);
 }
 
 void FineTuner::draw_general() {
   const OnDevice scope(model_->device());
   draw_adapters(*model_, options_.lora, AdapterKind::general, options_.seed, "");
-  // Every site starts from one head, also where it is never sent.
-  draw_head(head_, PhiloxKey(options_.seed).with("head"));
+  heads_->draw_first(options_.seed);
 }
 
 void FineTuner::draw_personal() {
   const OnDevice scope(model_->device());
   draw_adapters(*model_, options_.lora, AdapterKind::personal, options_.seed, options_.client);
   if (options_.lora.init_orthogonal) orthogonalise_personal(*model_);
-  if (personal_head_.weight.defined()) {
-    personal_head_.weight.value().fill(0);
-    personal_head_.bias.value().fill(0);
-  }
+  heads_->clear_second();
 }
 
 TensorMap FineTuner::general() const {
   TensorMap t = adapter_tensors(*model_, AdapterKind::general);
-  if (options_.head != "personal") put_head(head_, t);
+  heads_->put(AdapterKind::general, t);
   return t;
 }
 
 void FineTuner::load_general(const TensorMap& tensors) {
   load_adapters(*model_, AdapterKind::general, tensors);
-  if (options_.head != "personal") take_head(head_, tensors);
+  heads_->take(AdapterKind::general, tensors);
 }
 
 TensorMap FineTuner::personal() const {
   TensorMap t = adapter_tensors(*model_, AdapterKind::personal);
-  if (options_.head == "personal") put_head(head_, t);
-  if (personal_head_.weight.defined()) put_head(personal_head_, t);
+  heads_->put(AdapterKind::personal, t);
   return t;
 }
 
 void FineTuner::load_personal(const TensorMap& tensors) {
   load_adapters(*model_, AdapterKind::personal, tensors);
-  if (options_.head == "personal") take_head(head_, tensors);
-  if (personal_head_.weight.defined()) take_head(personal_head_, tensors);
+  heads_->take(AdapterKind::personal, tensors);
 }
 
 TensorMap FineTuner::optimizer_state() const {
@@ -223,19 +161,12 @@ void FineTuner::merge_adapters() {
   for (Linear* layer : merged_) layer->merge();
 }
 
-Var FineTuner::head_logits(Tape& tape, const Var& features, bool personal) const {
-  const Var z = linear(tape, head_, features);  // [B, C]
-  if (!personal || !personal_head_.weight.defined()) return z;
-  return residual(tape, z, linear(tape, personal_head_, features), Var());
-}
-
 void FineTuner::set_phase(Phase phase, bool personal_active) {
   set_active(*model_, AdapterKind::personal, personal_active);
   set_trainable(*model_, AdapterKind::general, phase != Phase::personal);
   set_trainable(*model_, AdapterKind::personal, phase != Phase::general && personal_active);
-  const bool head_is_personal = options_.head == "personal";
-  set_head_trainable(head_, head_is_personal ? phase != Phase::general : phase != Phase::personal);
-  set_head_trainable(personal_head_, phase != Phase::general);
+  heads_->set_trainable(AdapterKind::general, phase != Phase::personal);
+  heads_->set_trainable(AdapterKind::personal, phase != Phase::general);
 }
 
 bool FineTuner::dropped(uint64_t index) const {
@@ -366,7 +297,7 @@ void FineTuner::queue_gradients(Step& step) {
       const Span span("forward");
       const Var f = model_->features(tape, in.patches, in.labels.size(),
                                      step.kind.features ? &features : nullptr);
-      const Var z = head_logits(tape, f, step.kind.personal_active);
+      const Var z = heads_->logits(tape, f, step.kind.personal_active);
       loss = cross_entropy(tape, z, in.labels, in.weights, class_weights_, prior_, loss_options);
     }
     Tensor::view(nullptr, step.made_at(Step::kLosses + int64_t(j)), {1}, DType::f64, 0,
@@ -479,19 +410,21 @@ void FineTuner::start_step(const std::vector<const Batch*>& micro_batches, doubl
     }
     const Batch& batch = *micro_batches.front();
     const int64_t images = batch.labels.size();
-    const auto cut = [&](int64_t n, int64_t pieces) {
+    const auto try_part = [&](int64_t n, int64_t pieces) {
       const auto first = [n](const Tensor& t) {
         const OnDevice host(Device::cpu);
         std::vector<double> values = t.to_vector();
         values.resize(size_t(n));
         return Tensor::of(values, {n}).to(t.dtype());
       };
-      const int64_t rows = n * (batch.patches.rows() / images);
-      const Batch part{
-          batch.patches.row_range(0, rows), first(batch.labels), first(batch.weights), {}, n};
-      return std::vector<Batch>(size_t(pieces), part);
+      try_step([&] {
+        const int64_t rows = n * (batch.patches.rows() / images);
+        const Batch part{
+            batch.patches.row_range(0, rows), first(batch.labels), first(batch.weights), {}, n};
+        return std::vector<Batch>(size_t(pieces), part);
+      });
     };
-    throw UserError(what_fits(e, images, int64_t(micro_batches.size()), cut));
+    throw UserError(memory_advice(e, images, int64_t(micro_batches.size()), try_part));
   }
 }
 
@@ -505,40 +438,20 @@ StepResult FineTuner::finish_step() {
   return result;
 }
 
-std::string FineTuner::what_fits(const OutOfMemory& error, int64_t images, int64_t micro_batches,
-                                 const MicroBatches& make) {
+void FineTuner::try_step(const std::function<std::vector<Batch>()>& make) {
   const OnDevice scope(model_->device());
+  steps_.clear();
+  inputs_.clear();
   std::vector<uint64_t> indices = {0};  // of a step with the personal adapter, and one without
   while (options_.train.personal_dropout < 1 && dropped(indices[0])) ++indices[0];
   if (options_.train.personal_dropout > 0) {
     indices.push_back(0);
     while (!dropped(indices[1])) ++indices[1];
   }
-  for (int64_t n = images / 2; n > 0; n /= 2) {
-    const auto fits = [&](int64_t pieces) {
-      steps_.clear();
-      inputs_.clear();
-      try {
-        const std::vector<Batch> parts = make(n, pieces);
-        std::vector<const Batch*> step;
-        for (const Batch& part : parts) step.push_back(&part);
-        for (const uint64_t index : indices)
-          queue_step(prepare(step, 0, 1, Phase::joint, index, true));
-        return true;
-      } catch (const OutOfMemory&) {
-        return false;
-      }
-    };
-    if (!fits(1)) continue;
-    std::string advice =
-        fmt::format("train.batch_size: {} images do not fit: {}; {} do: set train.batch_size = {}",
-                    images, error.what(), n, n);
-    const int64_t pieces = (images * micro_batches + n - 1) / n;
-    if (fits(pieces))
-      advice += fmt::format(" and train.accumulate = {} for steps of as many images", pieces);
-    return advice;
-  }
-  return not_one_fits(error);
+  const std::vector<Batch> batches = make();
+  std::vector<const Batch*> step;
+  for (const Batch& batch : batches) step.push_back(&batch);
+  for (const uint64_t index : indices) queue_step(prepare(step, 0, 1, Phase::joint, index, true));
 }
 
 PenaltyValues FineTuner::penalties() {
@@ -552,7 +465,7 @@ Tensor FineTuner::logits(const Tensor& patches, int64_t batch, bool personal) {
   try {
     return logits_at_once(patches, batch, personal);
   } catch (const OutOfMemory& e) {
-    if (batch == 1) throw UserError(fmt::format("scoring: {}", not_one_fits(e)));
+    if (batch == 1) throw UserError(fmt::format("scoring: {}", not_one_image_fits(e)));
   }
   const int64_t half = batch / 2, middle = patches.rows() / batch * half;
   const Tensor first = logits(patches.row_range(0, middle), half, personal);
@@ -572,7 +485,7 @@ Tensor FineTuner::logits_at_once(const Tensor& patches, int64_t batch, bool pers
     merge_adapters();
     Tape tape(false);
     const Var features = model_->features(tape, patches.on(scope.device()), batch);
-    z = head_logits(tape, features, personal).value().on(Device::cpu);
+    z = heads_->logits(tape, features, personal).value().on(Device::cpu);
   };
   try {
     if (graphs_ != nullptr) {

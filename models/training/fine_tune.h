@@ -1,6 +1,5 @@
 // Fine-tuning of one client's adapters and head on a frozen ViT: what happens inside one step.
-// docs/method.md has the mathematics; the round around it is the caller's
-// (federation/client/vit_site.h, models/training.h).
+// docs/method.md has the mathematics; rounds and epochs are models/training/site_trainer.h's.
 #pragma once
 #include <functional>
 #include <map>
@@ -10,9 +9,9 @@
 #include <vector>
 
 #include "engine/optim/optimizer.h"
-#include "engine/tensor/allocator.h"
 #include "engine/tensor/graph.h"
 #include "models/config/config.h"
+#include "models/training/heads.h"
 #include "models/training/penalty.h"
 
 namespace orthofed {
@@ -78,10 +77,10 @@ class FineTuner {
   // whole run, which sets the learning rate; ramp in [0, 1] of the penalties; index numbers the
   // step for personal dropout. measure_features: also evaluate the features penalty (penalties()).
   // Nothing is read back from the device while a step runs. start_step returns as soon as a GPU has
-  // its work, with the batches free to be used again; finish_step waits for the step's numbers, and
-  // throws Error if the loss or the norm is not finite. Where the norm is not, the device has left
-  // parameters and moments as they were. start_step throws UserError naming the batch that fits
-  // where the device's memory does not do.
+  // its work, with the batches free to be used again; it throws UserError naming a batch that fits
+  // where the device runs out of memory. finish_step waits for the step's numbers, and throws Error
+  // if the loss or the norm is not finite. Where the norm is not, the device has left parameters
+  // and moments as they were.
   void start_step(const std::vector<const Batch*>& micro_batches, double progress, double ramp,
                   Phase phase, uint64_t index, bool measure_features = false);
   StepResult finish_step();
@@ -90,12 +89,11 @@ class FineTuner {
     start_step(micro_batches, progress, ramp, phase, index, measure_features);
     return finish_step();
   }
-  // What to tell the user where `images` a micro-batch do not fit, as `error` says: the batch that
-  // fits, if one does. Tries half of it, a quarter, ...: make(n, m) makes m micro-batches
-  // of n images the way the caller would. What these steps leave behind is of no use to anybody.
-  using MicroBatches = std::function<std::vector<Batch>(int64_t images, int64_t count)>;
-  std::string what_fits(const OutOfMemory& error, int64_t images, int64_t micro_batches,
-                        const MicroBatches& make);
+  // Runs a joint step on the micro-batches that make() returns, and another one without the
+  // personal adapter if steps may drop it, to see whether they fit: throws OutOfMemory where they
+  // do not. The memory of earlier steps is freed first. Parameters and gradients are worth nothing
+  // afterwards.
+  void try_step(const std::function<std::vector<Batch>()>& make);
 
   const ParameterGroup& parameters(AdapterKind kind) const {
     return kind == AdapterKind::general ? general_group_ : personal_group_;
@@ -108,8 +106,8 @@ class FineTuner {
   PenaltyValues penalties();
 
   // [batch, classes], on the CPU. personal off: the general model alone (METHOD.md's `general`
-  // metrics). Where the device's memory does not do, in halves; throws UserError where it does not
-  // do for one image.
+  // metrics). A batch that does not fit into the device's memory is scored in halves; throws
+  // UserError if not even one image fits.
   Tensor logits(const Tensor& patches, int64_t batch, bool personal = true);
 
  private:
@@ -138,15 +136,13 @@ class FineTuner {
 
   void merge_adapters();  // with lora.strategy = "merged": those that are active, as they are now
   Tensor logits_at_once(const Tensor& patches, int64_t batch, bool personal);
-  Var head_logits(Tape& tape, const Var& features, bool personal) const;
   void set_phase(Phase phase, bool personal_active);
   bool dropped(uint64_t index) const;  // is the personal adapter off in this step?
 
   std::unique_ptr<Vit> model_;
   FineTuneOptions options_;
   std::vector<Linear*> merged_;  // every layer with adapters, if they are merged
-  Linear head_;                  // shared, or personal with head = "personal"
-  Linear personal_head_;         // head = "both": its logits are added
+  std::unique_ptr<Heads> heads_;
   std::unique_ptr<Penalties> penalties_;
   ParameterGroup general_group_, personal_group_;
   Optimizer optimizer_;

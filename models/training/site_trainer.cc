@@ -12,6 +12,7 @@
 #include "engine/tensor/profile.h"
 #include "kernels/core/parallel.h"
 #include "kernels/softmax/softmax.h"
+#include "models/training/memory_advice.h"
 
 namespace orthofed {
 namespace {
@@ -169,20 +170,22 @@ RoundReport SiteTrainer::train_epochs(int64_t first_epoch, int64_t epochs, int64
   // The loader's memory, or that of copies of its batches: start_step speaks for its own.
   LoaderOptions options = loader_options(config_, tuner_->model(), true);
   std::unique_ptr<Loader> loader;
-  const auto load = [&](int64_t images, int64_t micro_batches) {
-    loader.reset();
-    options.batch_size = images;
-    loader = std::make_unique<Loader>(data_.cache, options, data_.train);
-    loader->start(0);
-    const Batch* const batch = loader->next();
-    OF_CHECK(batch != nullptr, "there is an image to train on");
-    if (micro_batches == 1) return std::vector<Batch>{*batch};
-    std::vector<Batch> copies;
-    for (int64_t i = 0; i < micro_batches; ++i) copies.push_back(copy_of(*batch));
-    return copies;
+  const auto try_step = [&](int64_t images, int64_t micro_batches) {
+    tuner_->try_step([&] {
+      loader.reset();
+      options.batch_size = images;
+      loader = std::make_unique<Loader>(data_.cache, options, data_.train);
+      loader->start(0);
+      const Batch* const batch = loader->next();
+      OF_CHECK(batch != nullptr, "there is an image to train on");
+      if (micro_batches == 1) return std::vector<Batch>{*batch};
+      std::vector<Batch> copies;
+      for (int64_t i = 0; i < micro_batches; ++i) copies.push_back(copy_of(*batch));
+      return copies;
+    });
   };
-  throw UserError(tuner_->what_fits(e, config_.train.batch_size,
-                                    std::max<int64_t>(1, config_.train.accumulate), load));
+  throw UserError(memory_advice(e, config_.train.batch_size,
+                                std::max<int64_t>(1, config_.train.accumulate), try_step));
 }
 
 Scores SiteTrainer::score(bool personal) {
