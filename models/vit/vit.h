@@ -70,7 +70,6 @@ class Vit {
   Device device() const { return patch_embed.weight.value().device(); }  // where it computes
 
  private:
-  void take_head_beside(const std::string& main);  // of a merged model: kHeadFile, if it is there
   BlockOptions block_options() const;
   Var pool(Tape& tape, const Var& x, int64_t batch) const;
 };
