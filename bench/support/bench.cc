@@ -22,9 +22,12 @@ bool failed = false;
 constexpr size_t kFewest = 5, kMost = 300;  // samples
 constexpr int64_t kElements = 64;           // checked of each result
 
-// Larger than any GPU's level-2 cache, so that twice of it is enough there, too.
 int64_t cache_of(Device device) {
-  return device == Device::cuda ? int64_t{64} << 20 : last_level_cache();
+#ifdef OF_HAVE_CUDA
+  if (device == Device::cuda) return cuda::level2_cache();
+#endif
+  (void)device;
+  return last_level_cache();
 }
 
 double quantile(const std::vector<double>& sorted, double q) {

@@ -25,7 +25,6 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
-#include <limits>
 #include <string>
 #include <utility>
 #include <vector>
@@ -41,12 +40,6 @@ namespace orthofed::bench {
 struct Expected {
   double value = 0, budget = 0;  // the element may differ from `value` by `budget`
 };
-
-// Spacing of T's values at 1.
-template <class T>
-inline constexpr double epsilon = std::numeric_limits<T>::epsilon();
-template <>
-inline constexpr double epsilon<bf16> = 0x1p-7;
 
 // An array as the harness sees it.
 class Rotating {

@@ -21,14 +21,14 @@ Tensor bytes_of(const std::vector<X>& values) {
   return Tensor::of(std::span(first, bytes), {int64_t(bytes)});
 }
 
-// The copy's address, on its device.
+// Returns the copy's address on its device.
 template <class X>
 X* as(const Tensor& bytes) {
   return reinterpret_cast<X*>(bytes.data<uint8_t>());
 }
 
-// Lists that are the same in most steps, uploaded when they are first seen: the same items give the
-// same tensor for as long as this lives. X has no padding between its members.
+// Keeps lists that are the same in most steps. A list is uploaded when it is first seen; the same
+// items give the same tensor for as long as this lives. X has no padding between its members.
 class KeptLists {
  public:
   template <class X>

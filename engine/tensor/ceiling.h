@@ -1,5 +1,5 @@
-// What this machine can do at best, measured: how many bytes a second a copy of memory that is in
-// no cache reads and writes, and how many operations a second a large matrix product does. A
+// The best that this machine can do is measured: how many bytes per second a copy of memory that is
+// in no cache reads and writes, and how many operations per second a large matrix product does. A
 // kernel's share of its ceiling is how near it comes to the nearer of the two (Williams, Waterman,
 // Patterson, "Roofline", doi 10.1145/1498765.1498785).
 #pragma once
@@ -12,15 +12,16 @@
 namespace orthofed {
 
 struct Ceilings {
-  double flops = 0, bytes = 0;  // a second
+  double flops = 0, bytes = 0;  // per second
 
   // The least seconds that so much work takes.
   double seconds(const Cost& c) const { return std::max(c.flops / flops, c.bytes / bytes); }
 };
 
-// The calling thread's current device with its threads, products in `compute` (f32 or bf16); takes
-// about a second. On the CPU a product with a packed matrix, as frozen weights are. The best of
-// several attempts: what else the machine does only lowers them. On device simt, the emulator's.
+// Measures the calling thread's current device with its threads, with products in `compute` (f32
+// or bf16); takes about a second. On the CPU one factor is packed, as frozen weights are. The best
+// of several attempts counts, because whatever else the machine does can only lower them. On device
+// simt the ceilings are the emulator's.
 Ceilings measure_ceilings(DType compute);
 
 }  // namespace orthofed

@@ -1,24 +1,24 @@
-// A training step, captured once and replayed: what the host does between two kernels (allocate,
-// choose a kernel, launch it) is done once, and a GPU gets the whole step in one call.
+// A training step is captured once and then replayed: what the host does between two kernels
+// (allocate, choose a kernel, launch it) is done once, and a GPU gets the whole step in one call.
 //
 //   StepGraphs graphs(Device::cuda);
 //   graphs.run(key, [&] { ... forward, backward, optimiser ... });
 //
-// The first run of a key is an ordinary one, and finds out what memory it takes. The second is
-// captured: its launches, copies and fills are kept, in order, and then run for the first time;
-// every later run of that key runs them again and calls nothing. On device cuda that is a CUDA
-// graph; on device simt a list of launches, so that capture has tests where no GPU is.
+// The first run of a key is an ordinary one, which finds out how much memory it takes. The second
+// is captured: its launches, copies and fills are kept, in order, and then run for the first time;
+// every later run of that key repeats them and calls nothing. On device cuda that is a CUDA graph;
+// on device simt it is a list of launches, so that capture has tests where there is no GPU.
 //
-// Kept are the arguments as they were, pointers included. So
+// The arguments are kept as they were, pointers included. So
 //   - what changes from step to step is in device memory that lives as long as this, and is written
 //     before a run; what is passed by value is the same for all runs of a key, or part of the key;
 //   - a captured step reads and waits for nothing on the host: copies between host and device
-//   throw,
-//     naming the layer (a GPU would copy at capture, once, or what is at that address by then);
-//   - temporary tensors come from a pool that nothing else is given memory from, and all are gone
-//     when the step ends, so that one pool does for all keys; what is made in a step and outlives
-//     it needs LastingMemory (allocator.h);
-//   - the host's own side effects happen in the first two runs alone: they belong outside.
+//     throw, naming the layer (a GPU would copy once, at capture, or copy whatever is at that
+//     address by then);
+//   - temporary tensors come from a pool that serves nothing else, and all are gone when the step
+//     ends, so that one pool is enough for all keys; what is made in a step and outlives it needs
+//     LastingMemory (allocator.h);
+//   - the host's own side effects happen in the first two runs alone, so they belong outside.
 // Whoever watches kernel calls (watch.h, profile.h) sees ordinary runs.
 #pragma once
 #include <functional>
@@ -42,11 +42,11 @@ class StepGraphs {
   explicit StepGraphs(Device device);  // cuda or simt
   ~StepGraphs();
 
-  // Runs the step, one way or the other, on the calling thread's queue of the device. What it
+  // Runs the step in one of the three ways on the calling thread's queue of the device. What it
   // throws comes through; the key is then captured another time.
   void run(const Key& key, const std::function<void()>& step);
-  // Runs something else in the pool's memory, which is idle between two steps: evaluation, which
-  // then needs none of its own. Nothing is captured.
+  // Runs other work, such as evaluation, in the pool's memory, which is idle between two steps; the
+  // work then needs no memory of its own. Nothing is captured.
   void lend(const std::function<void()>& work);
   const Counts& counts() const { return counts_; }
 
@@ -61,7 +61,7 @@ class StepGraphs {
   Counts counts_;
 };
 
-// Throws Error: `what` is of no use in a captured step, because its replay would not do it.
+// Throws Error, because a replay would not do `what` again: it has no place in a captured step.
 [[noreturn]] void refuse_while_capturing(Device device, const std::string& what);
 
 }  // namespace orthofed

@@ -2,9 +2,9 @@
 // few steps and adds up what each kind took, beside what its contract says it costs and what this
 // machine can do.
 //
-// Spans cover what is no kernel call: copies, waiting for images (Kind::work), and what encloses
-// all that: a step, its halves, a layer (Kind::part). Where nobody profiles a span costs one look
-// at a thread's variable.
+// Spans cover what is not a kernel call: copies and waiting for images (Kind::work), and what
+// encloses all that: a step, its halves, a layer (Kind::part). Where nobody profiles, a span costs
+// one look at a variable of the thread.
 //
 // Times are the host's; on device simt the emulator's. On device cuda they are the GPU's: events
 // mark where calls and spans begin and end in its stream and are read at the end of the step, so
@@ -39,10 +39,10 @@ class Profile : public Watch {
     int64_t within = -1;         // the event that encloses it; -1: none
     Cost cost;
   };
-  // All calls of one name in one kind of layer. Numbers are a step's.
+  // All calls of one name in one kind of layer. The numbers are per step.
   struct Row {
     std::string name, where;
-    double calls = 0, seconds = 0;  // seconds of its own, without what it encloses
+    double calls = 0, seconds = 0;  // seconds without those of what it encloses
     Cost cost;
   };
 
@@ -58,8 +58,9 @@ class Profile : public Watch {
 
   int64_t steps() const { return measured_; }  // measured so far
   const std::vector<Event>& events() const { return events_; }
-  double step_seconds() const;    // the mean
-  std::vector<Row> rows() const;  // by time; with the last one, "between kernels", they are a step
+  double step_seconds() const;  // the mean over the steps
+  std::vector<Row> rows()
+      const;  // by time; the last is "between kernels"; together they are a step
 
   std::string table() const;
   std::string trace_json() const;  // Chrome's trace event format, which Perfetto opens

@@ -1,4 +1,4 @@
-// The extents of a tensor: up to five, row-major.
+// A shape is the extents of a tensor: up to five, row-major.
 #pragma once
 #include <array>
 #include <cstdint>

@@ -1,12 +1,12 @@
-// A tensor: shape, row pitch, dtype, device, and shared storage.
+// A tensor has a shape, a row pitch, a dtype, a device, and shared storage.
 //
-// Row-major; the last dimension is contiguous, and consecutive rows (all leading dimensions
-// collapsed) are `pitch` elements apart. Rows start on 16 bytes (those of a mapped file where the
-// file has them), so pitch may exceed cols; padding columns are zero. Copying a Tensor copies the
-// handle, as a view; clone() copies the elements. Column views share storage: q, k and v are
-// columns of one packed qkv. New tensors go to the thread's device (engine/tensor/device.h); what
-// takes or gives host values copies. Elements are the kernels' to touch: host code reads data<T>()
-// on Device::cpu only.
+// It is row-major: the last dimension is contiguous, and consecutive rows (all leading dimensions
+// collapsed) are `pitch` elements apart. Rows start at multiples of 16 bytes (those of a mapped
+// file start where the file has them), so the pitch may exceed cols; padding columns are zero.
+// Copying a Tensor copies the handle, as a view; clone() copies the elements. Column views share
+// storage: q, k and v are columns of one packed qkv. New tensors go to the thread's device
+// (engine/tensor/device.h); functions that take or give host values copy them. Kernels work on the
+// elements; host code reads data<T>() on Device::cpu only.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -24,7 +24,7 @@ class Tensor {
  public:
   Tensor() = default;
 
-  // Elements uninitialised, padding zero.
+  // The elements are uninitialised, the padding is zero.
   static Tensor empty(const Shape& shape, DType dtype, Device device = queue().device);
   static Tensor zeros(const Shape& shape, DType dtype);
   static Tensor full(const Shape& shape, DType dtype, double value);
@@ -35,7 +35,7 @@ class Tensor {
   static Tensor of(const std::vector<T>& values, const Shape& shape) {
     return of(std::span<const T>(values), shape);
   }
-  // A view of memory that `owner` keeps alive (a mapped file). Dense unless pitch is given.
+  // A view of memory that `owner` keeps alive, such as a mapped file. Dense unless pitch is given.
   static Tensor view(std::shared_ptr<const void> owner, void* data, const Shape& shape, DType dtype,
                      int64_t pitch = 0, Device device = Device::cpu);
 
@@ -69,9 +69,9 @@ class Tensor {
 
   Tensor clone() const;
   Tensor host_copy() const;        // elements of its own on Device::cpu
-  Tensor contiguous() const;       // dense rows: this tensor itself where they are
-  Tensor to(DType dtype) const;    // this tensor itself where the dtype is already right
-  Tensor on(Device device) const;  // this tensor itself where it is there already
+  Tensor contiguous() const;       // with dense rows; this tensor itself if its rows are dense
+  Tensor to(DType dtype) const;    // this tensor itself if it has the dtype
+  Tensor on(Device device) const;  // this tensor itself if it is there
   void copy_from(const Tensor& source) const;  // same shape; converts; from any device
   void fill(double value) const;
   void add(const Tensor& other) const;  // this += other, same shape and floating dtype
@@ -105,7 +105,7 @@ struct Tag {
   using type = T;
 };
 
-// Calls f(Tag<T>{}) with T the compute type: double, float or bf16.
+// Calls f(Tag<T>{}), where T is the compute type: double, float or bf16.
 template <class F>
 decltype(auto) dispatch(DType dtype, F&& f) {
   switch (dtype) {

@@ -1,5 +1,5 @@
-// Tensors by name, in the names' order: an adapter, a checkpoint, an update. The order is what
-// makes files and sums over them deterministic.
+// Tensors by name, in the names' order: an adapter, a checkpoint, an update. This order makes
+// files, and sums over tensors, deterministic.
 #pragma once
 #include <map>
 #include <string>

@@ -1,14 +1,14 @@
 // Copies from host memory to a device, beside what the device computes:
 //
 //   const Tensor from = upload_buffer(bytes, device);  // pinned for cuda
-//   upload.start(to, from);   // behind what is queued so far; returns at once
+//   upload.start(to, from);   // comes after what is queued so far; returns at once
 //   ...                       // what is queued here runs during the copy
-//   upload.join();            // what is queued from here on finds it done
+//   upload.join();            // what is queued from here on finds the copy done
 //   upload.finish();          // `from` may be written again
 //
-// On cpu and simt nothing runs at the same time. There the copy is made as late as it may be, by
-// join() or finish(): a `from` that is overwritten too early, or a `to` that is read without
-// join(), shows in every test.
+// On cpu and simt nothing runs at the same time. There join() or finish() makes the copy, as late
+// as possible, so that every test notices a `from` that is overwritten too early and a `to` that is
+// read without join().
 #pragma once
 #include <memory>
 
@@ -17,10 +17,10 @@
 
 namespace orthofed {
 
-// u8 [bytes] on the host, uninitialised, that a device copies from fast.
+// Returns u8 [bytes] on the host, uninitialised, from which the device copies fast.
 Tensor upload_buffer(int64_t bytes, Device device);
 
-// All calls come from one thread, and their stream is that thread's.
+// All calls come from one thread and use that thread's stream.
 class Upload {
  public:
   explicit Upload(Device device);

@@ -1,5 +1,6 @@
-// Errors. Two kinds cross every layer: a UserError is the user's to mend (the command exits 2 and
-// prints its one line), any other Error is a fault of the machine or of this program (exit 1).
+// Two kinds of errors cross every layer: a UserError is one that the user can fix (the command
+// prints its one line and exits 2), any other Error is a fault of the machine or of this program
+// (exit 1).
 #pragma once
 #include <stdexcept>
 #include <string>
@@ -10,7 +11,7 @@ struct Error : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// Names the thing that is wrong and the remedy, in one line, without a stack of prefixes.
+// Its message names what is wrong and the remedy, in one line, without a stack of prefixes.
 struct UserError : Error {
   using Error::Error;
 };
@@ -20,7 +21,8 @@ struct UserError : Error {
 
 }  // namespace orthofed
 
-// A broken contract between two pieces of this program. The message is evaluated only on failure.
+// Throws Error where a contract between two parts of this program is broken. The message is
+// evaluated only on failure.
 #define OF_CHECK(condition, message)                                                     \
   do {                                                                                   \
     if (!(condition)) ::orthofed::check_failed(__FILE__, __LINE__, #condition, message); \

@@ -1,6 +1,7 @@
-// Many tensors in one call: each is cut into chunks of kChunk elements, and the chunks of all
-// tensors are numbered through, so that work is divided evenly however the sizes differ: a chunk is
-// a block's work on a GPU. The caller numbers them on the host, before a list goes to a device.
+// Some kernels take many tensors in one call. Each tensor is cut into chunks of kChunk elements,
+// and the chunks of all tensors are numbered in one sequence, so that work is divided evenly
+// however much the sizes differ: on a GPU a chunk is the work of one block. The caller numbers the
+// chunks on the host, before the list goes to a device.
 //
 // An Item has `int64_t size` and `int64_t first_chunk`.
 #pragma once

@@ -1,4 +1,4 @@
-// Scratch memory for sums over the rows of a matrix (column_sum.cuh).
+// How much scratch memory the sums over the rows of a matrix need (column_sum.cuh).
 #pragma once
 #include <cstddef>
 #include <cstdint>

@@ -1,11 +1,11 @@
-// What one call of a kernel costs at the least: floating-point operations, and bytes that must
-// cross the memory bus if each input is read once and each output written once. Beside cpu::f and
-// gpu::f every kernel has a third twin in its contract, with the same parameters:
+// The least that one call of a kernel costs: floating-point operations, and bytes that must cross
+// the memory bus if each input is read once and each output is written once. Beside cpu::f and
+// gpu::f every kernel's contract has a third twin with the same parameters:
 //
 //   cost::f<T>(x, ldx, ..., cols) -> Cost
 //
-// It looks at sizes and at which optional arguments are null, never at what a pointer to elements
-// points to; the items of a list (optimizer, grad_norm, orthogonality) it reads, in host memory.
+// It looks at sizes and at which optional arguments are null, never at the elements themselves.
+// It does read the items of a list (optimizer, grad_norm, orthogonality), in host memory.
 // Benches and `orthofed train --profile` divide it by the time a call took.
 #pragma once
 #include <algorithm>
@@ -21,12 +21,12 @@ struct Cost {
 
 namespace cost {
 
-// Bytes of `count` elements at p; an optional argument that is not given costs nothing.
+// The bytes of `count` elements at p; an optional argument that is not given costs nothing.
 template <class T>
 double moved(const T* p, double count) {
   return p == nullptr ? 0 : count * double(sizeof(T));
 }
-// Likewise of an output: what is accumulated into is read as well.
+// The same for an output, which is read as well if it is accumulated into.
 template <class T>
 double written(const T* p, double count, bool accumulate = false) {
   return moved(p, accumulate ? 2 * count : count);

@@ -52,6 +52,10 @@ int multiprocessors() {
   return attribute(cudaDevAttrMultiProcessorCount);
 }
 
+int64_t level2_cache() {
+  return attribute(cudaDevAttrL2CacheSize);
+}
+
 void* allocate(size_t bytes) {
   void* memory = nullptr;
   const cudaError_t error = cudaMalloc(&memory, bytes == 0 ? 1 : bytes);

@@ -1,5 +1,5 @@
-// Checked CUDA calls and handles that free themselves. Only for files that nvcc compiles and for
-// engine files in a build with CUDA.
+// Checked CUDA calls, and handles that free themselves. Only files that nvcc compiles, and engine
+// files in a build with CUDA, include this.
 #pragma once
 #include <cuda_runtime.h>
 

@@ -1,5 +1,6 @@
-// The few CUDA runtime calls that code outside .cu files makes, without CUDA's headers (which
-// nobody has who builds without nvcc). Defined only in a build with device cuda (OF_HAVE_CUDA).
+// The few CUDA runtime calls that code outside .cu files makes, declared without CUDA's headers,
+// because a build without nvcc has none. They are defined only in a build with device cuda
+// (OF_HAVE_CUDA).
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -12,26 +13,27 @@
 
 namespace orthofed::cuda {
 
-int device_count() noexcept;  // 0 without a driver, too
+int device_count() noexcept;  // also 0 without a driver
 
-// Of the current device. A capability of 90 is compute capability 9.0.
+// Both are the current device's. A capability of 90 is compute capability 9.0.
 int capability();
 int multiprocessors();
+int64_t level2_cache();  // bytes
 
-void* allocate(size_t bytes);          // device memory, aligned to 256; null where there is no more
-size_t free_memory();                  // of the current device, for everybody
-void* allocate_managed(size_t bytes);  // at the same address on host and device
-void release(void* memory) noexcept;   // what any of these three gave; null is fine
+void* allocate(size_t bytes);          // device memory, aligned to 256; null where none is left
+size_t free_memory();                  // bytes that the current device has left, for everybody
+void* allocate_managed(size_t bytes);  // memory at the same address on host and device
+void release(void* memory) noexcept;   // what either of the two allocated; null is fine
 
-void* allocate_pinned(size_t bytes);  // host memory that a GPU reads by itself; for release_pinned
+void* allocate_pinned(size_t bytes);  // host memory that a GPU reads by itself
 void release_pinned(void* memory) noexcept;
 
 void synchronize(const Stream& stream);  // throws Error if what was queued has failed
 
-// Seconds from the start to the end of what `work` queues, by the GPU's clock. Synchronises.
+// Returns the seconds that what `work` queues takes, by the GPU's clock. Waits for its end.
 double seconds_of(const Stream& stream, const std::function<void()>& work);
 
-// Points in a stream's time, by the GPU's clock, without waiting for it.
+// Marks points in a stream's time by the GPU's clock, without waiting for the GPU.
 class Timeline {
  public:
   explicit Timeline(const Stream& stream);
@@ -39,9 +41,9 @@ class Timeline {
   Timeline(const Timeline&) = delete;
   Timeline& operator=(const Timeline&) = delete;
 
-  int64_t mark();  // now, in the order of what is queued; numbered from 0
-  // Seconds of each mark since the first. Waits for the last one; marks are then numbered from 0
-  // again.
+  int64_t mark();  // marks the end of what is queued so far; returns the mark's number, from 0
+  // Returns the seconds from the first mark to each. Waits for the last one; the next marks are
+  // numbered from 0 again.
   std::vector<double> take();
 
  private:
@@ -49,8 +51,9 @@ class Timeline {
   std::unique_ptr<State> state_;
 };
 
-// What `work` queues on its stream, kept in a graph that runs it again as one. `work` neither waits
-// nor allocates, and all of its kernels have run before, so that the driver has nothing to load.
+// A graph keeps what `work` queues on its stream and runs it again in one call. `work` neither
+// waits nor allocates, and all of its kernels have run before, so that the driver has nothing to
+// load.
 // The stream is not the legacy one, which cannot be captured, and does not wait for it, which would
 // make other threads' use of the legacy stream an error (CUDA C++ Programming Guide, "Creating a
 // Graph Using Stream Capture"); other threads may allocate meanwhile.
@@ -65,23 +68,25 @@ class Graph {
   std::unique_ptr<State> state_;
 };
 
-// A named range of the calling thread on the time line of NVIDIA's profilers (NVTX); costs next to
-// nothing where none is attached. Built without the toolkit's nvtx3 headers they do nothing.
+// They begin and end a named range of the calling thread on the time line of NVIDIA's profilers
+// (NVTX), which costs next to nothing where no profiler is attached. Built without the toolkit's
+// nvtx3 headers they do nothing.
 void begin_range(const char* name) noexcept;
 void end_range() noexcept;
 
-// Rows of `width` bytes, `pitch` apart; host and device ends are told from the addresses. Done, as
-// far as the host can tell, when it returns; wait = false: queued, from device to device.
+// Copies rows of `width` bytes that are `pitch` bytes apart; the addresses tell host from device.
+// The copy is done, as far as the host can tell, when it returns. With wait = false it is queued
+// only, which is for copies from device to device.
 void copy_rows(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width,
                size_t rows, const Stream& stream, bool wait = true);
 void zero_rows(void* data, size_t pitch, size_t width, size_t rows, const Stream& stream);
 
-// Copies from pinned host memory to a device, on a stream of their own: they run beside the kernels
-// of another.
+// Copies from pinned host memory to a device on a stream of its own, beside the kernels of
+// another.
 class CopyStream {
  public:
   CopyStream();
-  ~CopyStream();  // when its copies are done
+  ~CopyStream();  // waits for the copies
   CopyStream(const CopyStream&) = delete;
   CopyStream& operator=(const CopyStream&) = delete;
 
@@ -96,22 +101,23 @@ class CopyStream {
   std::unique_ptr<Handles> handles_;
 };
 
-// What is here, for a person who asks. A version is 1000 major + 10 minor, as CUDA writes it.
+// What `orthofed doctor` tells about the GPUs of this machine.
 struct Gpu {
   std::string name;
   int capability = 0;           // 90: compute capability 9.0
-  size_t memory = 0, free = 0;  // bytes; free of what other programs use, too
+  size_t memory = 0, free = 0;  // bytes; other programs' use is not free
 };
-std::vector<Gpu> gpus();         // empty without a driver or a device
-std::string why_no_gpu();        // then, in CUDA's words
-int toolkit_version() noexcept;  // that this program was built with
+std::vector<Gpu> gpus();   // empty without a driver or a device
+std::string why_no_gpu();  // where gpus() is empty, in CUDA's words
+// A version is 1000 major + 10 minor, as CUDA writes it.
+int toolkit_version() noexcept;  // of the toolkit that this program was built with
 int driver_version() noexcept;   // the newest that the driver knows; 0 without a driver
 
 // A library that is opened when it is first needed and never linked, because it is larger than
-// everything else together: libcublasLt.so.13, libcudnn.so.9. Looked for in the file or folder that
-// the environment variable names, where the loader looks, in the CUDA toolkit, and among what
-// PyTorch brings in the Python environment that is active or that scripts/python.sh makes. It stays
-// open; the handle is null where there is none.
+// everything else together: libcublasLt.so.13, libcudnn.so.9. It is looked for in the file or
+// folder that the environment variable names, where the loader looks, in the CUDA toolkit, and
+// among what PyTorch brings in the Python environment that is active or that scripts/python.sh
+// makes. It stays open; the handle is null where no such library is found.
 struct Library {
   void* handle = nullptr;  // for dlsym
   std::string path;
@@ -125,8 +131,9 @@ void find_function(const Library& library, const char* name, F& function) {
 }
 
 // Does the environment ask for such a library's kernels instead of ours, as OF_MATMUL=cublaslt
-// does? Throws UserError where `choice` is neither "own" nor `peer`, and where it is `peer` and
-// found() is false: then `library` is not to be found, and `variable` may name its folder.
+// does? Throws UserError where `choice` is neither "own" nor `peer`, and where it is `peer` but
+// found() is false; the message says that `library` was not found and that `variable` may name its
+// folder.
 bool peer_asked(const char* choice, const std::string& peer, bool (*found)(),
                 const std::string& library, const std::string& variable);
 

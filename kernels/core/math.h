@@ -1,6 +1,6 @@
-// Elementary functions as branch-free polynomials: loops over them vectorise (libm calls do not,
-// without -ffast-math), and CPU and CUDA compute the same thing. In double they are libm's, for
-// gradient checks.
+// Elementary functions are branch-free polynomials here: loops over them vectorise (calls of libm
+// do not, without -ffast-math), and CPU and CUDA compute the same thing. In double they are libm's,
+// for gradient checks.
 #pragma once
 #include <bit>
 #include <cmath>

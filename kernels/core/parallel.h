@@ -16,9 +16,9 @@ namespace orthofed::cpu {
 
 enum class Isa { generic, v2, v3, v4 };
 
-Isa isa();                  // the best level of this processor, or the one OF_ISA=v2|v3|v4 asks for
-Isa best_isa();             // what the processor has
-void force_isa(Isa level);  // tests; throws UserError where the processor lacks the level
+Isa isa();       // the best level of this processor, or the one that OF_ISA=v2|v3|v4 asks for
+Isa best_isa();  // the best level of this processor
+void force_isa(Isa level);  // for tests; throws UserError where the processor lacks the level
 const char* name_of(Isa level);
 bool native_bf16();  // does this processor multiply bf16, and does isa() allow it (v4)?
 
@@ -59,7 +59,7 @@ void run_cloned(const F& body) {
 }
 #endif
 
-// body(begin, end) over [0, n) in chunks of `grain`. Exceptions must not leave the body.
+// Runs body(begin, end) over [0, n) in chunks of `grain`. Exceptions must not leave the body.
 template <class F>
 void parallel_for(int64_t n, int64_t grain, const F& body) {
   const int64_t chunks = n <= 0 ? 0 : (n + grain - 1) / grain;
@@ -72,7 +72,7 @@ void parallel_for(int64_t n, int64_t grain, const F& body) {
   for (int64_t c = 0; c < chunks; ++c) run_chunk(c);
 }
 
-int threads();            // OpenMP threads in use (1 without OpenMP)
-void set_threads(int n);  // a recorded setting of a run, never the machine's core count
+int threads();            // how many OpenMP threads are in use (1 without OpenMP)
+void set_threads(int n);  // n is a recorded setting of a run, never the machine's core count
 
 }  // namespace orthofed::cpu

@@ -7,11 +7,7 @@
 #include <cstdint>
 #include <string_view>
 
-#ifdef __CUDACC__
-#define OF_HOST_DEVICE __host__ __device__
-#else
-#define OF_HOST_DEVICE
-#endif
+#include "kernels/core/host_device.h"
 
 namespace orthofed {
 
@@ -36,13 +32,13 @@ struct Philox {
   }
 };
 
-// [0, 1) with 24 bits: every value is exact in float.
+// Maps 24 of the bits to [0, 1), where every value is exact in float.
 OF_HOST_DEVICE constexpr float uniform01(uint32_t bits) {
   return float(bits >> 8) * 0x1p-24f;
 }
 
-// Key of a stream: FNV-1a over the words, so that ("general", layer) and ("personal", client,
-// layer) are different streams whatever order they are drawn in.
+// The key of a stream is FNV-1a over its words, so that ("general", layer) and ("personal", client,
+// layer) are different streams in whatever order they are drawn.
 class PhiloxKey {
  public:
   explicit constexpr PhiloxKey(uint64_t seed) { mix(seed); }

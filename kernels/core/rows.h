@@ -1,6 +1,6 @@
-// Loops and sums over the rows and columns of a matrix, in an order that the shape alone fixes:
-// neither threads nor vector width change a result, and the sums vectorise without -ffast-math,
-// because their order is written down rather than left to the compiler.
+// Loops and sums over the rows and columns of a matrix. Their order depends on the shape alone:
+// neither the number of threads nor the vector width changes a result, and the sums vectorise
+// without -ffast-math, because their order is written down rather than left to the compiler.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -17,7 +17,7 @@ inline int64_t row_grain(int64_t cols) {
 
 inline constexpr int64_t kLanes = 16;  // two AVX2 registers of floats, one AVX-512 register
 
-// combine over j in [0, n) of term(j): lane l takes j = l, l + 16, l + 32, ...; the lanes are then
+// Combines term(j) over j in [0, n): lane l takes j = l, l + 16, l + 32, ...; the lanes are then
 // folded pairwise. As a sum it errs by at most (n/16 + 4) eps/2 sum |term|.
 template <class A, class Term, class Combine>
 A lane_fold(int64_t n, A start, Term term, Combine combine) {
@@ -38,15 +38,15 @@ A lane_sum(int64_t n, Term term) {
   return lane_fold(n, A(0), term, [](A a, A b) { return a + b; });
 }
 
-// The largest term; a NaN may or may not be passed over.
+// Returns the largest term; a NaN may or may not be passed over.
 template <class A, class Term>
 A lane_max(int64_t n, A start, Term term) {
   return lane_fold(n, start, term, [](A a, A b) { return a > b ? a : b; });
 }
 
-// out[j] = sum over i of term(i, j), added to what is there if accumulate. One task owns a block of
-// columns and walks all rows, so no partial sums are stored: within it rows are summed in A by
-// chunks of 128, chunks in double. Errs by at most 128 eps/2 sum |term| + eps/2 |out|.
+// Computes out[j] = sum over i of term(i, j), added to what is there if accumulate. One task owns a
+// block of columns and walks all rows, so no partial sums are stored: it sums the 128 rows of a
+// chunk in A, and the chunks in double. Errs by at most 128 eps/2 sum |term| + eps/2 |out|.
 template <class A, class Term>
 void column_sum(int64_t rows, int64_t cols, A* out, bool accumulate, Term term) {
   constexpr int64_t kColumns = 32, kRows = 128;

@@ -1,5 +1,5 @@
-// The inner product of matrix kernels: a small tile of C kept in registers while a column of A and
-// a row of B pass by (an outer product a step), as in Goto and van de Geijn, "Anatomy of
+// The inner loop of matrix kernels keeps a small tile of C in registers while the columns of A and
+// the rows of B pass by, an outer product at each step, as in Goto and van de Geijn, "Anatomy of
 // high-performance matrix multiplication", ACM TOMS 34(3), 2008. Everything around it (what is
 // copied where, which tile comes when) is the kernel's own.
 #pragma once

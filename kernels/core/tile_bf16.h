@@ -1,15 +1,14 @@
-// The inner product of matrix kernels (tile.h) where the processor multiplies bf16 (native_bf16()):
+// The inner loop of matrix kernels (tile.h) for processors that multiply bf16 (native_bf16()):
 // vdpbf16ps adds a0 b0 + a1 b1 to each float of a register, twice what a float multiply-add does.
 //
 // Operands are pairs of bf16 that are neighbours along the inner dimension, one in the lower, one
 // in the upper half of 32 bits. Along a row of bf16 that is how they lie in memory; where the inner
 // dimension runs down the rows, two rows are interleaved.
 //
-// Sums are in float, each product's addition rounded to nearest even; subnormals count as 0.
+// Sums are float. Each addition of a product rounds to nearest even; subnormals count as 0.
 #pragma once
 #if defined(__x86_64__)
-// GCC 12 takes the deliberately undefined registers of its own header for mistakes (GCC bug
-// 105593).
+// GCC 12 warns of registers that its own header leaves undefined on purpose (GCC bug 105593).
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
@@ -29,7 +28,7 @@ inline constexpr int lanes = 16;  // floats, or pairs, in a register
 // With three registers of columns: 24 sums, 3 of B and one of A, of 32 registers.
 inline constexpr int tile_rows = 8;
 
-// A float matrix that gets the result, or to which it is added.
+// A float matrix to which the result is written or added.
 struct Floats {
   float* at;
   int64_t ld;
@@ -108,8 +107,8 @@ OF_BF16 inline __m512i interleave(__m512i two_rows) {
   return _mm512_permutexvar_epi16(order, two_rows);
 }
 
-// Rows may be pages apart, where no prefetcher of the processor's follows: what is read some rows
-// later is asked for now. Past the end nothing happens.
+// Asks now for what is read some rows later: rows may be pages apart, where the processor's own
+// prefetchers do not follow. Past the end nothing happens.
 OF_BF16 inline void prefetch(const bf16* row, int64_t ld, int64_t j) {
   _mm_prefetch(reinterpret_cast<const char*>(row + 16 * ld + j), _MM_HINT_T1);
 }

@@ -3,6 +3,7 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <type_traits>
 
 namespace orthofed {
@@ -91,8 +92,7 @@ struct f16 {
     if (magnitude > 0x7f800000u) return 0x7fffu;                                 // NaN
     if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);  // to infinity
     if (magnitude < 0x38800000u) {
-      // Subnormal: adding 0.5 moves the value's bits to the bottom of the mantissa, rounded by the
-      // FPU.
+      // Subnormal: adding 0.5 moves the bits to the bottom of the mantissa, and the FPU rounds.
       const float shifted = std::bit_cast<float>(magnitude) + 0.5f;
       return static_cast<uint16_t>(sign | (std::bit_cast<uint32_t>(shifted) - 0x3f000000u));
     }
@@ -100,6 +100,14 @@ struct f16 {
     return static_cast<uint16_t>(sign | (rounded >> 13));
   }
 };
+
+// The spacing of T's values at 1. Rounding to T errs by at most half of it, relatively.
+template <class T>
+inline constexpr double epsilon = std::numeric_limits<T>::epsilon();
+template <>
+inline constexpr double epsilon<bf16> = 0x1p-7;
+template <>
+inline constexpr double epsilon<f16> = 0x1p-10;
 
 // The type a kernel computes and accumulates in, and the type of the residual stream.
 template <class T>

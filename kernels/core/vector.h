@@ -1,4 +1,4 @@
-// Vectors of the width of the instruction set a loop is cloned for.
+// Vectors as wide as the registers of the instruction set that a loop is cloned for.
 //
 // Most kernels leave vectorisation to the compiler (parallel.h). The few whose speed is the number
 // of registers they keep busy (matrix products, attention) write their inner tile with the
@@ -32,8 +32,8 @@ inline __attribute__((always_inline)) const V& as_vector(const T* p) {
   return *reinterpret_cast<const V*>(p);
 }
 
-// body(lanes, begin, end) like parallel_for, with lanes (a compile-time constant) the number of
-// elements of T in one register of the clone.
+// Runs body(lanes, begin, end) as parallel_for does; lanes, a compile-time constant, is the number
+// of elements of T in one register of the clone.
 template <class T, class F>
 void parallel_for_vector(int64_t n, int64_t grain, const F& body) {
   const int64_t chunks = n <= 0 ? 0 : (n + grain - 1) / grain;

@@ -1,6 +1,6 @@
-// A kernel that teaches is a ladder: numbered versions of one contract, kernels/x/NN_name.cuh, each
-// with one idea more than the last, which its first comment line tells. Tests walk the whole
-// ladder; x.cu picks the rung that production takes.
+// A kernel that teaches is a ladder of numbered versions of one contract, kernels/x/NN_name.cuh.
+// Each has one idea more than the last, and its first comment line tells which. Tests run the whole
+// ladder; x.cu picks the version that production takes.
 #pragma once
 
 namespace orthofed {

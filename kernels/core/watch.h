@@ -1,5 +1,5 @@
-// Somebody who looks at every kernel call of a queue: at what it was given and what it left
-// (engine/tensor/watch.h has the two that exist). of_on shows it each argument in turn.
+// A Watch sees every kernel call of a queue: what the call was given and what it left behind
+// (engine/tensor/watch.h has the two watches that exist). of_on shows it each argument in turn.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -16,13 +16,13 @@ class Watch {
  public:
   virtual ~Watch() = default;
   virtual void begin(const char* kernel) = 0;
-  // A pointer to elements of `dtype`; written through if `output`. Gives its twin in host memory,
-  // with the same contents.
+  // A pointer to elements of `dtype`; the kernel writes through it if `output`. Returns its twin in
+  // host memory, with the same contents.
   virtual void* pointer(const void* device, DType dtype, bool output) = 0;
-  // The type of the elements at the last pointer, where that is an argument itself.
+  // The type of the elements at the last pointer, where the type is an argument of its own.
   virtual void type(DType dtype) = 0;
-  // An array of items. Gives a copy in host memory of all that follows in its block of memory, for
-  // the twins of pointers within; empty where nobody knows the block.
+  // An array of items. Returns a copy in host memory of all that follows in its block of memory,
+  // in which pointers then become their twins; empty where the block is unknown.
   virtual std::span<std::byte> list(const void* device) = 0;
   virtual void number(int64_t value) = 0;  // sizes, pitches, flags; also a struct's numbers()
   virtual void opaque() = 0;               // an argument whose twin nobody can make
@@ -33,15 +33,15 @@ class Watch {
   virtual void end() = 0;
 };
 
-// What is an argument, or an item of a list, and has pointers inside shows them:
+// An argument, or an item of a list, that has pointers inside shows them:
 //   template <class F> void each_pointer(const F& f) { f(parameter); f(gradient); }
-// An item of a list without any says so by the same function, empty.
+// An item of a list without pointers says so with the same function, empty.
 template <class X>
 concept ShowsPointers = requires(X& x) {
   x.each_pointer([](auto&) {});
 };
 
-// The argument as the CPU's kernel gets it: pointers become their twins.
+// Returns the argument as the CPU's kernel gets it: pointers become their twins.
 template <class X>
 X shown(Watch& watch, const X& argument) {
   if constexpr (std::is_pointer_v<X>) {

@@ -196,9 +196,8 @@ TYPED_TEST(ImageTest, EqualsTheStepsOneByOne) {
     // slope of at most 8 a pixel in each direction.
     using A = Accum<T>;
     const double extent = double(std::max({k.height, k.width, k.size}));
-    test::Budget budget{0,
-                        12 * 8 * test::epsilon<A> / 2 + 2 * 8 * 4 * extent * test::epsilon<double>};
-    if (!std::is_same_v<T, A>) budget.relative = test::epsilon<T> / 2 * 1.001;
+    test::Budget budget{0, 12 * 8 * epsilon<A> / 2 + 2 * 8 * 4 * extent * epsilon<double>};
+    if (!std::is_same_v<T, A>) budget.relative = epsilon<T> / 2 * 1.001;
     const ImageShape shape{batch, k.height, k.width, k.size, k.patch};
     const Call<T> call(images, augment), last_alone({images.back()}, {augment.back()});
 
@@ -232,8 +231,7 @@ TYPED_TEST(ImageTest, NoAugmentMeansTheIdentity) {
   test::for_each_device<T>([&](const Queue& queue) {
     Buffer<T> got(1, 12);
     call.run(queue, got, {1, 2, 2, 2, 2});
-    EXPECT_TRUE(
-        test::close(got, want, test::Budget{test::epsilon<T>, 8 * test::epsilon<Accum<T>>}));
+    EXPECT_TRUE(test::close(got, want, test::Budget{epsilon<T>, 8 * epsilon<Accum<T>>}));
   });
 }
 

@@ -1,6 +1,7 @@
-// A matrix as kernels see it, set up to catch what they must not do: rows with a pitch, padding and
-// surroundings of all-ones bytes, which are NaN in every floating-point type here. Reading them
-// poisons a result, writing them shows in verify(), and an output that is not written stays NaN.
+// A Buffer is a matrix as kernels see it, set up to catch what they must not do: its rows have a
+// pitch, and padding and surroundings are filled with all-ones bytes, which are NaN in every
+// floating-point type here. Reading them poisons a result, writing them shows in verify(), and an
+// output that is not written stays NaN.
 #pragma once
 #include <gtest/gtest.h>
 

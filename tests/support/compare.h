@@ -1,5 +1,5 @@
-// Comparison with a reference in double, element by element. No norms: they hide one wrong element
-// in many right ones. NaN never passes.
+// Results are compared with a reference in double, element by element. There are no norms, because
+// a norm hides one wrong element among many right ones. NaN never passes.
 #pragma once
 #include <gtest/gtest.h>
 
@@ -15,20 +15,12 @@
 
 namespace orthofed::test {
 
-// Spacing of T's values at 1. Rounding to T errs by at most half of it, relatively.
-template <class T>
-inline constexpr double epsilon = std::numeric_limits<T>::epsilon();
-template <>
-inline constexpr double epsilon<bf16> = 0x1p-7;
-template <>
-inline constexpr double epsilon<f16> = 0x1p-10;
-
 // |got - want| <= relative * |want| + absolute
 struct Budget {
   double relative = 0, absolute = 0;
 };
 
-// got against want [rows * cols], with allowed(i, j) as the budget of each element.
+// Compares got with want [rows * cols]; element (i, j) may be off by allowed(i, j).
 template <class T, class F>
 requires std::is_invocable_r_v<double, F, int64_t, int64_t> testing::AssertionResult close(
     const Buffer<T>& got, const std::vector<double>& want, F allowed) {

@@ -5,8 +5,8 @@
 //     finish(queue);   // results are there
 //   });
 //
-// cpu at each instruction-set level, simt in its three schedules, cuda where a GPU is. On cuda a
-// Buffer's memory is managed, so that host and device see the same addresses.
+// These are cpu at each instruction-set level, simt in its three schedules, and cuda where there is
+// a GPU. On cuda a Buffer's memory is managed, so that host and device see the same addresses.
 #pragma once
 #include <gtest/gtest.h>
 
@@ -44,8 +44,8 @@ inline void finish([[maybe_unused]] const Queue& queue) {
 #endif
 }
 
-// OF_TEST_DEVICES=cuda leaves cpu and simt out, which what watches a GPU would slow down for
-// nothing.
+// OF_TEST_DEVICES=cuda leaves out cpu and simt, which a tool that watches the GPU would only slow
+// down.
 inline bool wanted(Device device) {
   const char* list = std::getenv("OF_TEST_DEVICES");
   return list == nullptr || std::strstr(list, name_of(device)) != nullptr;

@@ -1,4 +1,4 @@
-// A directory that goes with the test, and assertions about errors that users see.
+// A directory that is removed with the test, and assertions about errors that users see.
 #pragma once
 #include <gtest/gtest.h>
 #include <stdlib.h>
@@ -13,7 +13,7 @@
 
 namespace orthofed::test {
 
-// The checkout that the test was built from, or where OF_SOURCE_DIR says that a copy of it is.
+// The checkout that the test was built from, or the copy of it that OF_SOURCE_DIR names.
 inline std::string source_dir() {
   const char* moved = std::getenv("OF_SOURCE_DIR");
   return moved != nullptr ? moved : OF_SOURCE_DIR;

@@ -1,4 +1,4 @@
-// Gradients against central finite differences in double:
+// Gradients are checked against central finite differences in double:
 //   dL/dx = (L(x + h) - L(x - h)) / 2h + O(h^2) + O(eps L / h).
 // h = 1e-5 balances the two: about 1e-10 relative to the size of L and its third derivative.
 #pragma once

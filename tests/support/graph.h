@@ -1,4 +1,4 @@
-// Gradient checks of whole graphs: every input of an op in double, against finite differences.
+// Whole graphs are checked in double: the gradient of every input against finite differences.
 #pragma once
 #include <gtest/gtest.h>
 

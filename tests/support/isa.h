@@ -1,4 +1,4 @@
-// Runs a test body once for each instruction-set level the processor has.
+// Runs a test body once for each instruction-set level of the processor.
 #pragma once
 #include <gtest/gtest.h>
 

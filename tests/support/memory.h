@@ -1,5 +1,5 @@
-// Memory that every device of this build can read and write: managed by CUDA where a GPU is, from
-// the heap elsewhere (so that AddressSanitizer guards it).
+// Memory that every device of this build can read and write: managed by CUDA where there is a GPU,
+// from the heap elsewhere, so that AddressSanitizer guards it.
 #pragma once
 #include <gtest/gtest.h>
 
@@ -37,7 +37,7 @@ struct FreeShared {
 };
 using SharedMemory = std::unique_ptr<std::byte, FreeShared>;
 
-// Aligned to 256 bytes on a GPU; elsewhere exactly to `alignment` and no further by intent.
+// The memory is aligned to 256 bytes on a GPU, and elsewhere to `alignment`.
 inline SharedMemory allocate_shared(size_t bytes, size_t alignment = 64) {
 #ifdef OF_HAVE_CUDA
   if (have_gpu()) return {static_cast<std::byte*>(cuda::allocate_managed(bytes)), FreeShared{true}};

@@ -1,5 +1,5 @@
-// Programs that a test starts: argument lists without a shell, both streams, and no process that
-// outlives its object.
+// Tests start programs with a Process: from argument lists, without a shell, with both output
+// streams in files; no process outlives its object.
 #pragma once
 #include <fcntl.h>
 #include <signal.h>
@@ -41,7 +41,7 @@ inline bool eventually(const std::function<bool()>& condition, double seconds = 
 
 class Process {
  public:
-  // `streams`: where standard output and error go, as streams + ".out" and ".err".
+  // Standard output and error go to the files streams + ".out" and streams + ".err".
   Process(std::vector<std::string> words, const std::string& streams)
       : out_(streams + ".out"), err_(streams + ".err") {
     posix_spawn_file_actions_t files;
@@ -68,7 +68,7 @@ class Process {
   pid_t pid() const { return pid_; }
   void signal(int number) const { ::kill(pid_, number); }
 
-  // Its exit status, or 128 + the signal that ended it. It has 300 s.
+  // Waits, 300 s at most; returns the exit status, or 128 + the signal that ended the process.
   int status() {
     int raw = 0;
     const bool done = ended_ || eventually(

@@ -1,5 +1,5 @@
-// Random inputs: functions of (seed, stream, position), printed once so that a failure can be
-// rerun.
+// Random inputs are functions of (seed, stream, position). The seed is printed once, so that a
+// failure can be rerun.
 #pragma once
 #include <cstdint>
 #include <cstdio>
@@ -10,7 +10,7 @@
 
 namespace orthofed::test {
 
-// Fixed, unless OF_SEED asks for other numbers.
+// The seed is fixed unless OF_SEED gives another.
 inline uint64_t seed() {
   static const uint64_t value = [] {
     const char* wish = std::getenv("OF_SEED");

@@ -1,4 +1,4 @@
-// For tests of the emulator itself: its schedules, and the faults it finds.
+// What tests of the emulator itself share: its schedules, and the faults it finds.
 #pragma once
 #include <gtest/gtest.h>
 
