@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Writes the five files of a new kernel from a small elementwise example, and the line that builds it.
+# Writes the six files of a new kernel from a small elementwise example, and the line that builds it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -12,16 +12,18 @@ case "${1-}" in
   -h | --help)
     cat <<'HELP'
 usage: scripts/new_kernel.sh NAME
-Writes the contract, CPU reference, CUDA source, test and benchmark of the kernel NAME (snake_case), and
-adds of_add_kernel(NAME) to kernels/CMakeLists.txt and a row to docs/kernels.md. They compute y = x * x, forward
-and backward: they build and pass as they are, on cpu and simt. Replace the formula everywhere; docs/add_a_kernel.md goes through it.
+Writes the contract, CPU reference, CUDA source, reference in double, test and benchmark of the kernel NAME
+(snake_case), and adds of_add_kernel(NAME) to kernels/CMakeLists.txt and a row to docs/kernels.md. They compute
+y = x * x, forward and backward: they build and pass as they are, on cpu and simt. Replace the formula everywhere;
+docs/add_a_kernel.md goes through it.
 HELP
     exit 0 ;;
 esac
 (($# == 1)) || refuse "which name? For example: scripts/new_kernel.sh soft_plus"
 name=$1
 [[ $name =~ ^[a-z][a-z0-9]*(_[a-z0-9]+)*$ ]] || refuse "'$name' is no snake_case name, such as soft_plus"
-taken=$(find kernels tests bench -name "$name" -o -name "${name}_test.cc" -o -name "${name}_bench.cc" | sort)
+taken=$(find kernels tests bench -name "$name" -o -name "${name}_test.cc" -o -name "${name}_reference.h" \
+  -o -name "${name}_bench.cc" | sort)
 [[ -z $taken ]] || refuse "there is a ${taken%%$'\n'*} already"
 
 camel='' # SoftPlus
@@ -49,32 +51,52 @@ write "kernels/$name/$name.h" <<'EOF'
 #include "kernels/core/cost.h"
 #include "kernels/core/types.h"
 
+namespace orthofed {
+
+// y may be x.
+template <class T>
+struct SquareForward {
+  const T* x;  // [rows, cols] pitch ldx
+  int64_t ldx;
+  T* y;  // [rows, cols] pitch ldy
+  int64_t ldy;
+  int64_t rows, cols;
+};
+
+// dx = dy * 2 x. dx may be dy.
+template <class T>
+struct SquareBackward {
+  const T* dy;  // [rows, cols] pitch lddy
+  int64_t lddy;
+  const T* x;  // [rows, cols] pitch ldx
+  int64_t ldx;
+  T* dx;  // [rows, cols] pitch lddx
+  int64_t lddx;
+  int64_t rows, cols;
+};
+
+}  // namespace orthofed
+
 namespace orthofed::cpu {
 
-// x [rows, cols] pitch ldx, y [rows, cols] pitch ldy; y may be x.
 template <class T>
-void square_forward(const T* x, int64_t ldx, T* y, int64_t ldy, int64_t rows, int64_t cols);
-
-// dx = dy * 2 x; all [rows, cols]; dx may be dy.
+void square_forward(const SquareForward<T>& a);
 template <class T>
-void square_backward(const T* dy, int64_t lddy, const T* x, int64_t ldx, T* dx, int64_t lddx,
-                     int64_t rows, int64_t cols);
+void square_backward(const SquareBackward<T>& a);
 
 }  // namespace orthofed::cpu
 
 namespace orthofed::cost {
 
 template <class T>
-Cost square_forward(const T* x, int64_t, T* y, int64_t, int64_t rows, int64_t cols) {
-  const double n = double(rows) * cols;
-  return {n, moved(x, n) + written(y, n)};
+Cost square_forward(const SquareForward<T>& a) {
+  const double n = double(a.rows) * a.cols;
+  return {n, moved(a.x, n) + written(a.y, n)};
 }
-
 template <class T>
-Cost square_backward(const T* dy, int64_t, const T* x, int64_t, T* dx, int64_t, int64_t rows,
-                     int64_t cols) {
-  const double n = double(rows) * cols;
-  return {2 * n, moved(dy, n) + moved(x, n) + written(dx, n)};
+Cost square_backward(const SquareBackward<T>& a) {
+  const double n = double(a.rows) * a.cols;
+  return {2 * n, moved(a.dy, n) + moved(a.x, n) + written(a.dx, n)};
 }
 
 }  // namespace orthofed::cost
@@ -82,12 +104,9 @@ Cost square_backward(const T* dy, int64_t, const T* x, int64_t, T* dx, int64_t, 
 namespace orthofed::gpu {
 
 template <class T, class Stream>
-void square_forward(const T* x, int64_t ldx, T* y, int64_t ldy, int64_t rows, int64_t cols,
-                    const Stream& stream);
-
+void square_forward(const SquareForward<T>& a, const Stream& stream);
 template <class T, class Stream>
-void square_backward(const T* dy, int64_t lddy, const T* x, int64_t ldx, T* dx, int64_t lddx,
-                     int64_t rows, int64_t cols, const Stream& stream);
+void square_backward(const SquareBackward<T>& a, const Stream& stream);
 
 }  // namespace orthofed::gpu
 EOF
@@ -99,37 +118,35 @@ write "kernels/$name/${name}_cpu.cc" <<'EOF'
 namespace orthofed::cpu {
 
 template <class T>
-void square_forward(const T* x, int64_t ldx, T* y, int64_t ldy, int64_t rows, int64_t cols) {
+void square_forward(const SquareForward<T>& a) {
   using A = Accum<T>;
-  parallel_for(rows, row_grain(cols), [=](int64_t begin, int64_t end) {
+  parallel_for(a.rows, row_grain(a.cols), [=](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const T* xi = x + i * ldx;  // [cols]
-      T* yi = y + i * ldy;        // [cols]
+      const T* x = a.x + i * a.ldx;  // [cols]
+      T* y = a.y + i * a.ldy;        // [cols]
 #pragma GCC ivdep
-      for (int64_t j = 0; j < cols; ++j) yi[j] = T(A(xi[j]) * A(xi[j]));
+      for (int64_t j = 0; j < a.cols; ++j) y[j] = T(A(x[j]) * A(x[j]));
     }
   });
 }
 
 template <class T>
-void square_backward(const T* dy, int64_t lddy, const T* x, int64_t ldx, T* dx, int64_t lddx,
-                     int64_t rows, int64_t cols) {
+void square_backward(const SquareBackward<T>& a) {
   using A = Accum<T>;
-  parallel_for(rows, row_grain(cols), [=](int64_t begin, int64_t end) {
+  parallel_for(a.rows, row_grain(a.cols), [=](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const T* dyi = dy + i * lddy;  // [cols]
-      const T* xi = x + i * ldx;     // [cols]
-      T* dxi = dx + i * lddx;        // [cols]
+      const T* dy = a.dy + i * a.lddy;  // [cols]
+      const T* x = a.x + i * a.ldx;     // [cols]
+      T* dx = a.dx + i * a.lddx;        // [cols]
 #pragma GCC ivdep
-      for (int64_t j = 0; j < cols; ++j) dxi[j] = T(A(dyi[j]) * (A(2) * A(xi[j])));
+      for (int64_t j = 0; j < a.cols; ++j) dx[j] = T(A(dy[j]) * (A(2) * A(x[j])));
     }
   });
 }
 
-#define OF_INSTANTIATE(T)                                                                     \
-  template void square_forward<T>(const T*, int64_t, T*, int64_t, int64_t, int64_t);          \
-  template void square_backward<T>(const T*, int64_t, const T*, int64_t, T*, int64_t, int64_t, \
-                                   int64_t);
+#define OF_INSTANTIATE(T)                                 \
+  template void square_forward(const SquareForward<T>&); \
+  template void square_backward(const SquareBackward<T>&);
 OF_INSTANTIATE(double)
 OF_INSTANTIATE(float)
 OF_INSTANTIATE(bf16)
@@ -148,50 +165,43 @@ namespace orthofed::gpu {
 namespace {
 
 template <class T>
-__global__ void forward_kernel(const T* x, int64_t ldx, T* y, int64_t ldy, int64_t rows,
-                               int64_t cols) {
+__global__ void forward_kernel(SquareForward<T> a) {
   constexpr int N = kFullPack<T>;
-  for_each_pack<N>(rows, cols, [&](int64_t i, int64_t j) {
-    Pack<T, N> v = load_part<N>(x + i * ldx + j, cols - j);  // [N]
+  for_each_pack<N>(a.rows, a.cols, [&](int64_t i, int64_t j) {
+    Pack<T, N> v = load_part<N>(a.x + i * a.ldx + j, a.cols - j);  // [N]
 #pragma unroll
     for (int e = 0; e < N; ++e) v[e] = T(float(v[e]) * float(v[e]));
-    store_part(y + i * ldy + j, v, cols - j);
+    store_part(a.y + i * a.ldy + j, v, a.cols - j);
   });
 }
 
 template <class T>
-__global__ void backward_kernel(const T* dy, int64_t lddy, const T* x, int64_t ldx, T* dx,
-                                int64_t lddx, int64_t rows, int64_t cols) {
+__global__ void backward_kernel(SquareBackward<T> a) {
   constexpr int N = kFullPack<T>;
-  for_each_pack<N>(rows, cols, [&](int64_t i, int64_t j) {
-    Pack<T, N> d = load_part<N>(dy + i * lddy + j, cols - j);      // [N]
-    const Pack<T, N> v = load_part<N>(x + i * ldx + j, cols - j);  // [N]
+  for_each_pack<N>(a.rows, a.cols, [&](int64_t i, int64_t j) {
+    Pack<T, N> d = load_part<N>(a.dy + i * a.lddy + j, a.cols - j);      // [N]
+    const Pack<T, N> v = load_part<N>(a.x + i * a.ldx + j, a.cols - j);  // [N]
 #pragma unroll
     for (int e = 0; e < N; ++e) d[e] = T(float(d[e]) * (2.0f * float(v[e])));
-    store_part(dx + i * lddx + j, d, cols - j);
+    store_part(a.dx + i * a.lddx + j, d, a.cols - j);
   });
 }
 
 }  // namespace
 
 template <class T, class Stream>
-void square_forward(const T* x, int64_t ldx, T* y, int64_t ldy, int64_t rows, int64_t cols,
-                    const Stream& stream) {
-  launch(forward_kernel<T>, map_shape<kFullPack<T>>(rows, cols), stream, x, ldx, y, ldy, rows, cols);
+void square_forward(const SquareForward<T>& a, const Stream& stream) {
+  launch(forward_kernel<T>, map_shape<kFullPack<T>>(a.rows, a.cols), stream, a);
 }
 
 template <class T, class Stream>
-void square_backward(const T* dy, int64_t lddy, const T* x, int64_t ldx, T* dx, int64_t lddx,
-                     int64_t rows, int64_t cols, const Stream& stream) {
-  launch(backward_kernel<T>, map_shape<kFullPack<T>>(rows, cols), stream, dy, lddy, x, ldx, dx, lddx,
-         rows, cols);
+void square_backward(const SquareBackward<T>& a, const Stream& stream) {
+  launch(backward_kernel<T>, map_shape<kFullPack<T>>(a.rows, a.cols), stream, a);
 }
 
-#define OF_INSTANTIATE(T)                                                                      \
-  template void square_forward<T>(const T*, int64_t, T*, int64_t, int64_t, int64_t,            \
-                                  const OF_STREAM&);                                           \
-  template void square_backward<T>(const T*, int64_t, const T*, int64_t, T*, int64_t, int64_t, \
-                                   int64_t, const OF_STREAM&);
+#define OF_INSTANTIATE(T)                                                   \
+  template void square_forward(const SquareForward<T>&, const OF_STREAM&); \
+  template void square_backward(const SquareBackward<T>&, const OF_STREAM&);
 OF_INSTANTIATE(float)
 OF_INSTANTIATE(bf16)
 #undef OF_INSTANTIATE
@@ -199,9 +209,26 @@ OF_INSTANTIATE(bf16)
 }  // namespace orthofed::gpu
 EOF
 
+write "tests/kernels/${name}_reference.h" <<'EOF'
+// The formulas of square.h in double. Its test and its benchmark compare with them.
+#pragma once
+
+namespace orthofed::reference {
+
+inline double square(double x) {
+  return x * x;
+}
+inline double square_gradient(double dy, double x) {
+  return dy * 2 * x;
+}
+
+}  // namespace orthofed::reference
+EOF
+
 write "tests/kernels/${name}_test.cc" <<'EOF'
 #include "kernels/square/square.h"
 
+#include "tests/kernels/square_reference.h"
 #include "tests/support/compare.h"
 #include "tests/support/device.h"
 #include "tests/support/gradcheck.h"
@@ -216,6 +243,27 @@ struct Shape {
 // Pitches that 16-byte packs can use and others; rows that end within a pack.
 constexpr Shape kShapes[] = {{0, 4, 0},  {1, 1, 0},  {2, 15, 1},  {1, 16, 0},
                              {9, 13, 3}, {7, 21, 3}, {33, 96, 8}, {3, 1032, 0}};
+
+template <class T>
+SquareForward<T> forward_of(Buffer<T>& x, Buffer<T>& y) {
+  return {.x = x.data(),
+          .ldx = x.ld(),
+          .y = y.data(),
+          .ldy = y.ld(),
+          .rows = x.rows(),
+          .cols = x.cols()};
+}
+template <class T>
+SquareBackward<T> backward_of(Buffer<T>& dy, Buffer<T>& x, Buffer<T>& dx) {
+  return {.dy = dy.data(),
+          .lddy = dy.ld(),
+          .x = x.data(),
+          .ldx = x.ld(),
+          .dx = dx.data(),
+          .lddx = dx.ld(),
+          .rows = x.rows(),
+          .cols = x.cols()};
+}
 
 template <class T>
 class Square : public testing::Test {
@@ -234,11 +282,11 @@ TYPED_TEST(Square, ForwardAndInPlace) {
       Buffer<TypeParam> x(s.rows, s.cols, s.padding), y(s.rows, s.cols, s.padding + 1);
       fill_normal(x, 1);
       std::vector<double> want = x.to_double();
-      for (double& v : want) v *= v;
-      of_on(queue, square_forward, TypeParam)(x.data(), x.ld(), y.data(), y.ld(), s.rows, s.cols);
+      for (double& v : want) v = reference::square(v);
+      OF_RUN(queue, square_forward, forward_of(x, y));
       finish(queue);
       EXPECT_TRUE(close(y, want, TestFixture::kBudget));
-      of_on(queue, square_forward, TypeParam)(x.data(), x.ld(), x.data(), x.ld(), s.rows, s.cols);
+      OF_RUN(queue, square_forward, forward_of(x, x));
       finish(queue);
       EXPECT_TRUE(identical(x, y));
       EXPECT_TRUE(x.verify());
@@ -256,11 +304,11 @@ TYPED_TEST(Square, BackwardAndInPlace) {
       std::vector<double> want;
       for (int64_t i = 0; i < s.rows; ++i)
         for (int64_t j = 0; j < s.cols; ++j)
-          want.push_back(double(dy(i, j)) * 2 * double(x(i, j)));
-      of_on(queue, square_backward, TypeParam)(dy.data(), dy.ld(), x.data(), x.ld(), dx.data(), dx.ld(), s.rows, s.cols);
+          want.push_back(reference::square_gradient(double(dy(i, j)), double(x(i, j))));
+      OF_RUN(queue, square_backward, backward_of(dy, x, dx));
       finish(queue);
       EXPECT_TRUE(close(dx, want, TestFixture::kBudget));
-      of_on(queue, square_backward, TypeParam)(dy.data(), dy.ld(), x.data(), x.ld(), dy.data(), dy.ld(), s.rows, s.cols);
+      OF_RUN(queue, square_backward, backward_of(dy, x, dy));
       finish(queue);
       EXPECT_TRUE(identical(dx, dy));
       EXPECT_TRUE(dy.verify());
@@ -272,9 +320,9 @@ TEST(SquareGradient, AgreesWithFiniteDifferences) {
   Buffer<double> x(2, 9), y(2, 9), weight(2, 9), dx(2, 9);  // the loss is sum(weight * y)
   fill_normal(x, 1);
   fill_normal(weight, 2);
-  cpu::square_backward(weight.data(), 9, x.data(), 9, dx.data(), 9, 2, 9);
+  cpu::square_backward(backward_of(weight, x, dx));
   const auto loss = [&] {
-    cpu::square_forward(x.data(), 9, y.data(), 9, 2, 9);
+    cpu::square_forward(forward_of(x, y));
     return weighted_sum(y, weight);
   };
   EXPECT_TRUE(check_gradient(loss, x, dx));
@@ -289,6 +337,7 @@ write "bench/kernels/${name}_bench.cc" <<'EOF'
 #include "kernels/square/square.h"
 
 #include "bench/support/bench.h"
+#include "tests/kernels/square_reference.h"
 
 namespace orthofed::bench {
 namespace {
@@ -298,10 +347,14 @@ void forward(Bench& b, const Vit& v) {
   const int64_t rows = v.rows(), n = v.dim;
   Array<T> x(b, rows * n), y(b, rows * n, Fill::nan);
   b.shape({{"rows", rows}, {"cols", n}});
-  of_time(b, square_forward, T)([&](const auto& f) { f(x.data(), n, y.data(), n, rows, n); });
+  OF_TIME(b, square_forward, [&] {
+    return SquareForward<T>{
+        .x = x.data(), .ldx = n, .y = y.data(), .ldy = n, .rows = rows, .cols = n};
+  });
   b.memcpy_peer();
   b.expect(y, rows * n, [&](int64_t i) -> Expected {
-    return {x[i] * x[i], epsilon<T> * x[i] * x[i]};
+    const double want = reference::square(x[i]);
+    return {want, epsilon<T> * want};
   });
   b.measure();
 }
@@ -311,11 +364,19 @@ void backward(Bench& b, const Vit& v) {
   const int64_t rows = v.rows(), n = v.dim;
   Array<T> dy(b, rows * n), x(b, rows * n), dx(b, rows * n, Fill::nan);
   b.shape({{"rows", rows}, {"cols", n}});
-  of_time(b, square_backward, T)
-  ([&](const auto& f) { f(dy.data(), n, x.data(), n, dx.data(), n, rows, n); });
+  OF_TIME(b, square_backward, [&] {
+    return SquareBackward<T>{.dy = dy.data(),
+                             .lddy = n,
+                             .x = x.data(),
+                             .ldx = n,
+                             .dx = dx.data(),
+                             .lddx = n,
+                             .rows = rows,
+                             .cols = n};
+  });
   b.memcpy_peer();
   b.expect(dx, rows * n, [&](int64_t i) -> Expected {
-    const double want = dy[i] * 2 * x[i];
+    const double want = reference::square_gradient(dy[i], x[i]);
     return {want, 2 * epsilon<T> * std::abs(want)};
   });
   b.measure();

@@ -4,23 +4,17 @@
 
 #include "bench/support/bench.h"
 #include "bench/support/onednn.h"
+#include "tests/kernels/layer_norm_reference.h"
 
 namespace orthofed::bench {
 namespace {
 
 constexpr double kEps = 1e-6;
 
-// A row's statistics, by plain sums in double.
 template <class A>
-struct Row {
-  Row(const Array<A>& x, int64_t i, int64_t n) {
-    for (int64_t j = 0; j < n; ++j) mean += x[i * n + j] / double(n);
-    double variance = 0;
-    for (int64_t j = 0; j < n; ++j) variance += std::pow(x[i * n + j] - mean, 2) / double(n);
-    rstd = 1 / std::sqrt(variance + kEps);
-  }
-  double mean = 0, rstd = 0;
-};
+reference::LayerNormRow row_of(const Array<A>& x, int64_t i, int64_t n) {
+  return reference::layer_norm_row(n, kEps, [&](int64_t j) { return x[i * n + j]; });
+}
 
 template <class T>
 void forward(Bench& b, const Vit& v) {
@@ -29,18 +23,28 @@ void forward(Bench& b, const Vit& v) {
   Array<A> x(b, rows * n), gamma(b, n), beta(b, n), mean(b, rows, Fill::nan),
       rstd(b, rows, Fill::nan);
   Array<T> y(b, rows * n, Fill::nan);
-  const auto call = [&](const auto& f) {
-    f(x.data(), n, gamma.data(), beta.data(), y.data(), n, mean.data(), rstd.data(), rows, n, kEps);
+  const auto arguments = [&] {
+    return LayerNormForward<T>{.x = x.data(),
+                               .ldx = n,
+                               .gamma = gamma.data(),
+                               .beta = beta.data(),
+                               .y = y.data(),
+                               .ldy = n,
+                               .mean = mean.data(),
+                               .rstd = rstd.data(),
+                               .rows = rows,
+                               .cols = n,
+                               .eps = kEps};
   };
   b.shape({{"rows", rows}, {"cols", n}});
-  of_time(b, layer_norm_forward, T)(call);
-  of_time_versions(b, layer_norm_forward_versions, T)(call);
+  OF_TIME(b, layer_norm_forward, arguments);
+  OF_TIME_VERSIONS(b, layer_norm_forward_versions, arguments);
   if constexpr (std::is_same_v<T, A>)
     b.provider("oneDNN", onednn::layer_norm(b, x, gamma, beta, y, rows, n, kEps), 16);
   b.memcpy_peer();
   b.expect(y, rows * n, [&](int64_t i) -> Expected {
-    const Row row(x, i / n, n);
-    const double want = (x[i] - row.mean) * row.rstd * gamma[i % n] + beta[i % n];
+    const auto row = row_of(x, i / n, n);
+    const double want = row.h[size_t(i % n)] * gamma[i % n] + beta[i % n];
     return {want, epsilon<A> * double(n / 16 + 10) * (row.rstd + 1) + epsilon<T> * std::abs(want)};
   });
   b.measure();
@@ -50,14 +54,15 @@ void forward(Bench& b, const Vit& v) {
 template <class A>
 struct Statistics {
   Statistics(Bench& b, const Array<A>& x, int64_t rows, int64_t n)
-      : mean(b, of_rows(x, rows, n, &Row<A>::mean)), rstd(b, of_rows(x, rows, n, &Row<A>::rstd)) {}
+      : mean(b, of_rows(x, rows, n, &reference::LayerNormRow::mean)),
+        rstd(b, of_rows(x, rows, n, &reference::LayerNormRow::rstd)) {}
   Array<A> mean, rstd;
 
  private:
   static std::vector<A> of_rows(const Array<A>& x, int64_t rows, int64_t n,
-                                double Row<A>::*number) {
+                                double reference::LayerNormRow::*number) {
     std::vector<A> all;
-    for (int64_t i = 0; i < rows; ++i) all.push_back(A(Row<A>(x, i, n).*number));
+    for (int64_t i = 0; i < rows; ++i) all.push_back(A(row_of(x, i, n).*number));
     return all;
   }
 };
@@ -69,27 +74,33 @@ void backward(Bench& b, const Vit& v) {
   Array<T> dy(b, rows * n);
   Array<A> x(b, rows * n), gamma(b, n), residual(b, rows * n), dx(b, rows * n, Fill::nan);
   Statistics<A> of_x(b, x, rows, n);
-  const auto call = [&](const auto& f) {
-    f(dy.data(), n, x.data(), n, gamma.data(), of_x.mean.data(), of_x.rstd.data(), residual.data(),
-      n, dx.data(), n, rows, n);
+  const auto arguments = [&] {
+    return LayerNormBackward<T>{.dy = dy.data(),
+                                .lddy = n,
+                                .x = x.data(),
+                                .ldx = n,
+                                .gamma = gamma.data(),
+                                .mean = of_x.mean.data(),
+                                .rstd = of_x.rstd.data(),
+                                .residual = residual.data(),
+                                .ldr = n,
+                                .dx = dx.data(),
+                                .lddx = n,
+                                .rows = rows,
+                                .cols = n};
   };
   b.shape({{"rows", rows}, {"cols", n}});
-  of_time(b, layer_norm_backward, T)(call);
-  of_time_versions(b, layer_norm_backward_versions, T)(call);
+  OF_TIME(b, layer_norm_backward, arguments);
+  OF_TIME_VERSIONS(b, layer_norm_backward_versions, arguments);
   b.memcpy_peer();
   b.expect(dx, rows * n, [&](int64_t at) -> Expected {
     const int64_t i = at / n;
-    const Row row(x, i, n);
-    const auto g = [&](int64_t j) { return dy[i * n + j] * gamma[j]; };
-    const auto h = [&](int64_t j) { return (x[i * n + j] - row.mean) * row.rstd; };
-    double g_mean = 0, gh_mean = 0;
-    for (int64_t j = 0; j < n; ++j) {
-      g_mean += g(j) / double(n);
-      gh_mean += g(j) * h(j) / double(n);
-    }
-    const double gradient = row.rstd * (g(at % n) - g_mean - h(at % n) * gh_mean);
+    const auto row = row_of(x, i, n);
+    const auto dx_row =
+        reference::layer_norm_gradient(row, [&](int64_t j) { return dy[i * n + j] * gamma[j]; });
     const double size = row.rstd * (1 + row.rstd * row.rstd);
-    return {residual[at] + gradient, epsilon<A> * (4 * double(n / 16 + 8) * size + 1)};
+    return {residual[at] + dx_row[size_t(at % n)],
+            epsilon<A> * (4 * double(n / 16 + 8) * size + 1)};
   });
   b.measure();
 }
@@ -103,9 +114,18 @@ void backward_affine(Bench& b, const Vit& v) {
   Statistics<A> of_x(b, x, rows, n);
   b.scratch(gpu::layer_norm_backward_affine_scratch(rows, n));
   b.shape({{"rows", rows}, {"cols", n}});
-  of_time(b, layer_norm_backward_affine, T)([&](const auto& f) {
-    f(dy.data(), n, x.data(), n, of_x.mean.data(), of_x.rstd.data(), dgamma.data(), dbeta.data(),
-      false, rows, n);
+  OF_TIME(b, layer_norm_backward_affine, [&] {
+    return LayerNormBackwardAffine<T>{.dy = dy.data(),
+                                      .lddy = n,
+                                      .x = x.data(),
+                                      .ldx = n,
+                                      .mean = of_x.mean.data(),
+                                      .rstd = of_x.rstd.data(),
+                                      .dgamma = dgamma.data(),
+                                      .dbeta = dbeta.data(),
+                                      .accumulate = false,
+                                      .rows = rows,
+                                      .cols = n};
   });
   const auto sum = [&](int64_t j, const auto& factor) -> Expected {
     double total = 0, size = 0;

@@ -5,7 +5,9 @@
 //     const int64_t rows = v.rows(), n = v.dim;
 //     Array<T> x(b, rows * n), y(b, rows * n, Fill::nan);
 //     b.shape({{"rows", rows}, {"cols", n}});
-//     of_time(b, square_forward, T)([&](const auto& f) { f(x.data(), n, y.data(), n, rows, n); });
+//     OF_TIME(b, square_forward, [&] {
+//       return SquareForward<T>{.x = x.data(), .ldx = n, .y = y.data(), .ldy = n, ...};
+//     });
 //     b.expect(y, [&](int64_t i) -> Expected { return {x[i] * x[i], 1e-6 * x[i] * x[i]}; });
 //     b.measure();
 //   }
@@ -34,6 +36,7 @@
 #include "kernels/core/cuda_device.h"
 #include "kernels/core/device.h"
 #include "kernels/core/philox.h"
+#include "kernels/core/version.h"
 
 namespace orthofed::bench {
 
@@ -93,6 +96,15 @@ class Bench {
         applies = version.applies == nullptr || version.applies(a..., queue_.cuda);
       });
       if (applies) provider("version " + std::to_string(version.number) + ", " + version.name, run);
+    }
+  }
+  // The same for arguments() that give the contract's struct.
+  template <class Args, class Stream, class Arguments>
+  void ladder(Ladder<Args, Stream> versions, const Arguments& arguments) {
+    for (const auto& version : versions) {
+      if (version.applies != nullptr && !version.applies(arguments(), queue_.cuda)) continue;
+      provider("version " + std::to_string(version.number) + ", " + version.name,
+               [this, &version, arguments] { version.run(arguments(), queue_.cuda); });
     }
   }
   // As much traffic as the cost's bytes, by all threads' memcpy.
@@ -263,7 +275,45 @@ class Array final : public Rotating {
 using Body = void (*)(Bench&, const Vit&);
 bool on_every_vit(const std::string& name, Body f32, Body bf16 = nullptr, bool gpu_alone = false);
 
+// What the macros below expand to.
+template <class Run, class CostOf, class Arguments>
+void time_kernel(Bench& bench, const Run& run, const CostOf& cost_of, const Arguments& arguments) {
+  bench.provider("orthofed", [&bench, run, arguments] { run(bench.queue(), arguments()); });
+  bench.cost([cost_of, arguments] { return cost_of(arguments()); });
+}
+template <class VersionsOf, template <class...> class Args, class... T>
+auto versions_for(const VersionsOf& versions_of, const Args<T...>&) {
+  return versions_of.template operator()<T...>();
+}
+template <class VersionsOf, class Arguments>
+void time_versions(Bench& bench, const VersionsOf& versions_of, const Arguments& arguments) {
+  if (bench.on_gpu()) bench.ladder(versions_for(versions_of, arguments()), arguments);
+}
+
 }  // namespace orthofed::bench
+
+// OF_TIME(bench, kernel, arguments) times `kernel` on the bench's device; its cost:: twin says what
+// that takes. arguments() gives the contract's struct anew for each run, on the arrays of its turn.
+#define OF_TIME(the_bench, kernel, ...)                    \
+  ::orthofed::bench::time_kernel(                          \
+      the_bench,                                           \
+      [](const auto& of_queue, const auto& of_arguments) { \
+        OF_RUN(of_queue, kernel, of_arguments);            \
+      },                                                   \
+      [](const auto& of_args) { return ::orthofed::cost::kernel(of_args); }, __VA_ARGS__)
+
+// OF_TIME_VERSIONS(bench, kernel_versions, arguments) times each version of it, on a GPU.
+#ifdef OF_HAVE_CUDA
+#define OF_TIME_VERSIONS(the_bench, kernel_versions, ...)                          \
+  ::orthofed::bench::time_versions(                                                \
+      the_bench,                                                                   \
+      []<class... T>() {                                                           \
+        return ::orthofed::gpu::kernel_versions<T..., ::orthofed::cuda::Stream>(); \
+      },                                                                           \
+      __VA_ARGS__)
+#else
+#define OF_TIME_VERSIONS(the_bench, kernel_versions, ...) static_cast<void>(__VA_ARGS__)
+#endif
 
 // of_time(bench, function, T)(call): `function` on the bench's device is timed, and its cost:: twin
 // says what that takes. call(f) passes the contract's arguments to f.

@@ -11,9 +11,18 @@ Tensor layer_norm_forward(const Tensor& x, const Var& gamma, const Var& beta, do
   LayerNormSaved s{x, Tensor::empty({x.rows()}, sums), Tensor::empty({x.rows()}, sums)};
   dispatch(compute, [&]<class T>(Tag<T>) {
     using R = Accum<T>;
-    of_on(queue_of(x), layer_norm_forward, T)(
-        x.data<R>(), x.pitch(), gamma.value().data<R>(), beta.value().data<R>(), y.data<T>(),
-        y.pitch(), s.mean.data<R>(), s.rstd.data<R>(), x.rows(), x.cols(), eps);
+    OF_RUN(queue_of(x), layer_norm_forward,
+           LayerNormForward<T>{.x = x.data<R>(),
+                               .ldx = x.pitch(),
+                               .gamma = gamma.value().data<R>(),
+                               .beta = beta.value().data<R>(),
+                               .y = y.data<T>(),
+                               .ldy = y.pitch(),
+                               .mean = s.mean.data<R>(),
+                               .rstd = s.rstd.data<R>(),
+                               .rows = x.rows(),
+                               .cols = x.cols(),
+                               .eps = eps});
   });
   if (saved != nullptr) *saved = std::move(s);
   return y;
@@ -28,19 +37,35 @@ void layer_norm_backward(const Tensor& dy, const LayerNormSaved& saved, const Va
     if (gamma.requires_grad() || beta.requires_grad()) {
       OF_CHECK(gamma.requires_grad() && beta.requires_grad(), "gamma and beta train together");
       const GradTarget dgamma = gamma.grad_target(), dbeta = beta.grad_target();
-      of_on(queue_of(x, gpu::layer_norm_backward_affine_scratch(x.rows(), x.cols())),
-            layer_norm_backward_affine, T)(dy.data<T>(), dy.pitch(), x.data<R>(), x.pitch(),
-                                           saved.mean.data<R>(), saved.rstd.data<R>(),
-                                           dgamma.buffer.data<R>(), dbeta.buffer.data<R>(),
-                                           dgamma.accumulate, x.rows(), x.cols());
+      OF_RUN(queue_of(x, gpu::layer_norm_backward_affine_scratch(x.rows(), x.cols())),
+             layer_norm_backward_affine,
+             LayerNormBackwardAffine<T>{.dy = dy.data<T>(),
+                                        .lddy = dy.pitch(),
+                                        .x = x.data<R>(),
+                                        .ldx = x.pitch(),
+                                        .mean = saved.mean.data<R>(),
+                                        .rstd = saved.rstd.data<R>(),
+                                        .dgamma = dgamma.buffer.data<R>(),
+                                        .dbeta = dbeta.buffer.data<R>(),
+                                        .accumulate = dgamma.accumulate,
+                                        .rows = x.rows(),
+                                        .cols = x.cols()});
     }
     if (dx != nullptr)
-      of_on(queue_of(x), layer_norm_backward, T)(
-          dy.data<T>(), dy.pitch(), x.data<R>(), x.pitch(), gamma.value().data<R>(),
-          saved.mean.data<R>(), saved.rstd.data<R>(),
-          residual != nullptr ? residual->data<R>() : nullptr,
-          residual != nullptr ? residual->pitch() : 0, dx->data<R>(), dx->pitch(), x.rows(),
-          x.cols());
+      OF_RUN(queue_of(x), layer_norm_backward,
+             LayerNormBackward<T>{.dy = dy.data<T>(),
+                                  .lddy = dy.pitch(),
+                                  .x = x.data<R>(),
+                                  .ldx = x.pitch(),
+                                  .gamma = gamma.value().data<R>(),
+                                  .mean = saved.mean.data<R>(),
+                                  .rstd = saved.rstd.data<R>(),
+                                  .residual = residual != nullptr ? residual->data<R>() : nullptr,
+                                  .ldr = residual != nullptr ? residual->pitch() : 0,
+                                  .dx = dx->data<R>(),
+                                  .lddx = dx->pitch(),
+                                  .rows = x.rows(),
+                                  .cols = x.cols()});
   });
 }
 

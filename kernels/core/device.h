@@ -1,15 +1,15 @@
 // Where kernels run, and how one call reaches all three places.
 //
-//   cpu   orthofed::cpu::f<T>(...)          the readable reference; returns when it is done
-//   cuda  orthofed::gpu::f<T>(..., stream)  x.cu compiled by nvcc, queued on a cuda::Stream
-//   simt  orthofed::gpu::f<T>(..., stream)  the same x.cu compiled by g++ and run by kernels/simt,
-//                                           thread by thread; returns when it is done
+//   cpu   orthofed::cpu::f(args)          the readable reference; returns when it is done
+//   cuda  orthofed::gpu::f(args, stream)  x.cu compiled by nvcc, queued on a cuda::Stream
+//   simt  orthofed::gpu::f(args, stream)  the same x.cu compiled by g++ and run by kernels/simt,
+//                                         thread by thread; returns when it is done
 //
-// A gpu:: function has its cpu:: twin's contract and parameters, and the stream as one more. It
-// computes in float and bf16. A third twin, cost::f<T>(...), says what the call costs (cost.h).
-// of_on picks the twin:
+// The three take the same struct, which is the kernel's contract. gpu:: computes in float and bf16.
+// One function more, cost::f(args), says what the call costs (cost.h). OF_RUN takes a function's
+// name and calls the one of them that the queue's device asks for:
 //
-//   of_on(queue, layer_norm_forward, T)(x, ldx, gamma, beta, y, ldy, mean, rstd, rows, cols, eps);
+//   OF_RUN(queue, layer_norm_forward, LayerNormForward<T>{.x = x, .ldx = ldx, ...});
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -90,6 +90,43 @@ inline constexpr bool cuda_built_in = false;
 template <class... T>
 inline constexpr bool gpu_computes = !(std::is_same_v<T, double> || ...);
 
+// LayerNormForward<double> asks for double.
+template <class Args>
+inline constexpr bool computes_in_double = false;
+template <template <class...> class Args, class... T>
+inline constexpr bool computes_in_double<Args<T...>> = !gpu_computes<T...>;
+
+// use(stream) with the stream of the queue's device, which is not cpu.
+template <class Use>
+void on_stream(const Queue& queue, const Use& use) {
+  if (queue.device == Device::simt) return use(queue.simt);
+#ifdef OF_HAVE_CUDA
+  return use(queue.cuda);
+#endif
+  throw Error(std::string("device ") + name_of(queue.device) + " is not in this build");
+}
+
+// What OF_RUN expands to: runs the kernel on the queue's device and shows the call to its watch.
+template <class Cpu, class Gpu, class CostOf, class Args>
+void run_kernel(const Queue& queue, const char* kernel, const Cpu& on_cpu, const Gpu& on_gpu,
+                const CostOf& cost_of, const Args& args) {
+  const auto run = [&] {
+    if (queue.device == Device::cpu) return on_cpu(args);
+    if constexpr (computes_in_double<Args>)
+      throw Error(std::string("device ") + name_of(queue.device) + " does not compute in double");
+    else
+      on_stream(queue, [&](const auto& stream) { on_gpu(args, stream); });
+  };
+  if (queue.watch == nullptr) return run();
+  queue.watch->begin(kernel);
+  const Args twins = shown(*queue.watch, args);
+  queue.watch->run(cost_of(twins));
+  run();
+  if (queue.watch->ran()) on_cpu(twins);
+  queue.watch->end();
+}
+
+// The same for kernels whose contract is a list of parameters (of_on).
 template <class... T, class Cpu, class Gpu, class CostOf, class... A>
 void on_device(const Queue& queue, const char* kernel, Cpu&& on_cpu, Gpu&& on_gpu, CostOf&& cost_of,
                const A&... args) {
@@ -114,6 +151,16 @@ void on_device(const Queue& queue, const char* kernel, Cpu&& on_cpu, Gpu&& on_gp
 }
 
 }  // namespace orthofed
+
+// Runs cpu::kernel or gpu::kernel with a struct of arguments. It is a macro because only a macro
+// finds three functions by one name.
+#define OF_RUN(queue, kernel, ...)                                                   \
+  ::orthofed::run_kernel(                                                            \
+      queue, #kernel, [](const auto& of_args) { ::orthofed::cpu::kernel(of_args); }, \
+      [](const auto& of_args, const auto& of_stream) {                               \
+        ::orthofed::gpu::kernel(of_args, of_stream);                                 \
+      },                                                                             \
+      [](const auto& of_args) { return ::orthofed::cost::kernel(of_args); }, __VA_ARGS__)
 
 #define of_on(queue, function, ...)                                                                \
   [&of_queue = (queue)](const auto&... of_args) {                                                  \

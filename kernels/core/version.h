@@ -2,19 +2,28 @@
 // Each has one idea more than the last, and its first comment line tells which. Tests run the whole
 // ladder; x.cu picks the version that production takes.
 #pragma once
+#include <span>
 
 namespace orthofed {
 
-// Run: the type of a function with the contract's parameters, the stream last.
-template <class Run>
-struct Version;
-
-template <class... P>
-struct Version<void(P...)> {
+template <class Args, class Stream = void>
+struct Version {
   int number = 0;         // 1 is the naive one
   const char* name = "";  // "shared-memory tiles"
-  void (*run)(P...) = nullptr;
+  void (*run)(const Args&, const Stream&) = nullptr;
   // May it run on this device, with operands like these? Null: anywhere, with any.
+  bool (*applies)(const Args&, const Stream&) = nullptr;
+};
+
+template <class Args, class Stream>
+using Ladder = std::span<const Version<Args, Stream>>;
+
+// Of a contract that is a list of parameters, the stream last.
+template <class... P>
+struct Version<void(P...)> {
+  int number = 0;
+  const char* name = "";
+  void (*run)(P...) = nullptr;
   bool (*applies)(P...) = nullptr;
 };
 

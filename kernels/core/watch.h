@@ -1,5 +1,5 @@
 // A Watch sees every kernel call of a queue: what the call was given and what it left behind
-// (engine/tensor/watch.h has the two watches that exist). of_on shows it each argument in turn.
+// (engine/tensor/watch.h has the two watches that exist). OF_RUN shows it each argument in turn.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "kernels/core/cost.h"
+#include "kernels/core/fields.h"
 #include "kernels/core/types.h"
 
 namespace orthofed {
@@ -24,8 +25,8 @@ class Watch {
   // An array of items. Returns a copy in host memory of all that follows in its block of memory,
   // in which pointers then become their twins; empty where the block is unknown.
   virtual std::span<std::byte> list(const void* device) = 0;
-  virtual void number(int64_t value) = 0;  // sizes, pitches, flags; also a struct's numbers()
-  virtual void opaque() = 0;               // an argument whose twin nobody can make
+  virtual void number(int64_t value) = 0;  // sizes, pitches, flags
+  virtual void opaque() = 0;               // a class that may hide a pointer: no twin can be made
   // All arguments have been shown and the kernel runs now.
   virtual void run(const Cost& cost) = 0;
   // The GPU's kernel has run. Shall the CPU's run on the twins?
@@ -33,48 +34,53 @@ class Watch {
   virtual void end() = 0;
 };
 
-// An argument, or an item of a list, that has pointers inside shows them:
-//   template <class F> void each_pointer(const F& f) { f(parameter); f(gradient); }
-// An item of a list without pointers says so with the same function, empty.
+// Being replaced by each_field: a struct that lists its pointers itself.
 template <class X>
 concept ShowsPointers = requires(X& x) {
   x.each_pointer([](auto&) {});
 };
 
-// Returns the argument as the CPU's kernel gets it: pointers become their twins.
+enum class Show : uint8_t { all, pointers };
+
+// Shows x, member by member where it is a struct, and replaces its pointers by their twins.
 template <class X>
-X shown(Watch& watch, const X& argument) {
+void show(Watch& watch, X& x, Show what) {
   if constexpr (std::is_pointer_v<X>) {
     using Element = std::remove_cv_t<std::remove_pointer_t<X>>;
     constexpr bool output = !std::is_const_v<std::remove_pointer_t<X>>;
-    if (argument == nullptr) return nullptr;
+    if (x == nullptr) return;
     if constexpr (requires { DTypeOf<Element>::value; }) {
-      return static_cast<X>(watch.pointer(argument, DTypeOf<Element>::value, output));
+      x = static_cast<X>(watch.pointer(x, DTypeOf<Element>::value, output));
     } else if constexpr (std::is_void_v<Element> || std::is_arithmetic_v<Element>) {
-      return static_cast<X>(watch.pointer(argument, DType::u8, output));
+      x = static_cast<X>(watch.pointer(x, DType::u8, output));
     } else {
-      const std::span<std::byte> bytes = watch.list(argument);
-      if (bytes.empty()) return argument;
+      const std::span<std::byte> bytes = watch.list(x);
+      if (bytes.empty()) return;
       auto* const items = reinterpret_cast<Element*>(bytes.data());
-      if constexpr (std::is_pointer_v<Element> || ShowsPointers<Element>) {
-        for (size_t i = 0; i < bytes.size() / sizeof(Element); ++i)
-          items[i] = shown(watch, items[i]);
-      } else {
-        watch.opaque();
-      }
-      return items;
+      for (size_t i = 0; i < bytes.size() / sizeof(Element); ++i)
+        show(watch, items[i], Show::pointers);
+      x = items;
     }
   } else if constexpr (ShowsPointers<X>) {
-    X twin = argument;
-    twin.each_pointer([&watch](auto& p) { p = shown(watch, p); });
-    return twin;
-  } else {
-    if constexpr (std::is_arithmetic_v<X>) watch.number(int64_t(argument));
-    if constexpr (std::is_same_v<X, DType>) watch.type(argument);
-    if constexpr (requires { argument.numbers(); })
-      for (const int64_t value : argument.numbers()) watch.number(value);
-    return argument;
+    x.each_pointer([&](auto& p) { show(watch, p, what); });
+  } else if constexpr (HasFields<X>) {
+    each_field(x, [&](auto& field) { show(watch, field, what); });
+  } else if constexpr (std::is_same_v<X, DType>) {
+    watch.type(x);
+  } else if constexpr (std::is_arithmetic_v<X>) {
+    if (what == Show::all) watch.number(int64_t(x));
+  } else if constexpr (std::is_class_v<X> && !std::is_aggregate_v<X> &&
+                       !requires { DTypeOf<X>::value; }) {
+    watch.opaque();
   }
+}
+
+// Returns the argument as the CPU's kernel gets it: pointers become their twins.
+template <class X>
+X shown(Watch& watch, const X& argument) {
+  X twin = argument;
+  show(watch, twin, Show::all);
+  return twin;
 }
 
 }  // namespace orthofed

@@ -1,7 +1,8 @@
 // 1, naive: one thread a row, as the formula says: mean, variance, result. The 32 threads of a warp
 // read 32 different rows at once, so that every element costs a memory transaction of its own.
 #pragma once
-#include "kernels/layer_norm/operands.cuh"
+#include "kernels/core/gpu.cuh"
+#include "kernels/layer_norm/layer_norm.h"
 
 namespace orthofed::gpu {
 namespace {
@@ -17,7 +18,7 @@ __global__ void naive_forward_kernel(LayerNormForward<T> a) {
   const float mean = sum / float(a.cols);
   float squares = 0;
   for (int64_t j = 0; j < a.cols; ++j) squares += (x[j] - mean) * (x[j] - mean);
-  const float rstd = 1.0f / sqrtf(squares / float(a.cols) + a.eps);
+  const float rstd = 1.0f / sqrtf(squares / float(a.cols) + float(a.eps));
   for (int64_t j = 0; j < a.cols; ++j) y[j] = T((x[j] - mean) * rstd * a.gamma[j] + a.beta[j]);
   a.mean[i] = mean;
   a.rstd[i] = rstd;

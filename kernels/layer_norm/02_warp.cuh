@@ -3,7 +3,7 @@
 // best.
 #pragma once
 #include "kernels/core/warp_row.cuh"
-#include "kernels/layer_norm/operands.cuh"
+#include "kernels/layer_norm/layer_norm.h"
 
 namespace orthofed::gpu {
 namespace {
@@ -20,7 +20,7 @@ __global__ void warp_forward_kernel(LayerNormForward<T> a) {
   const float mean = warp_sum(sum) / float(a.cols);
   float squares = 0;
   for (int64_t j = lane; j < a.cols; j += 32) squares += (x[j] - mean) * (x[j] - mean);
-  const float rstd = 1.0f / sqrtf(warp_sum(squares) / float(a.cols) + a.eps);
+  const float rstd = 1.0f / sqrtf(warp_sum(squares) / float(a.cols) + float(a.eps));
   for (int64_t j = lane; j < a.cols; j += 32)
     y[j] = T((x[j] - mean) * rstd * a.gamma[j] + a.beta[j]);
   if (lane == 0) {

@@ -3,7 +3,7 @@
 // needed. (Rows of more than 1,536 elements are read again in every pass: core/warp_row.cuh.)
 #pragma once
 #include "kernels/core/warp_row.cuh"
-#include "kernels/layer_norm/operands.cuh"
+#include "kernels/layer_norm/layer_norm.h"
 
 namespace orthofed::gpu {
 namespace {
@@ -30,7 +30,7 @@ __global__ void register_forward_kernel(LayerNormForward<T> a) {
     for (int e = 0; e < N; ++e)
       if (j + e < cols) squares += (xs[e] - mean) * (xs[e] - mean);
   });
-  const float rstd = 1.0f / sqrtf(warp_sum(squares) / float(cols) + a.eps);
+  const float rstd = 1.0f / sqrtf(warp_sum(squares) / float(cols) + float(a.eps));
   over_row<N, kItems>(cols, [&](int p, int64_t j) {
     const Pack<float, N> xs = x(p, j);                                 // [N]
     const Pack<float, N> gamma = load_part<N>(a.gamma + j, cols - j);  // [N]

@@ -1,7 +1,7 @@
 // Layer normalisation over the last dimension (Ba, Kiros, Hinton, arXiv 1607.06450).
 //
-//   y = (x - mean) * rstd * gamma + beta,   mean = sum(x)/n,  rstd = 1/sqrt(sum((x-mean)^2)/n +
-//   eps)
+//   y = (x - mean) * rstd * gamma + beta,
+//   mean = sum(x)/n,  rstd = 1/sqrt(sum((x-mean)^2)/n + eps)
 //
 // x lives in the residual stream (Accum<T>), y is the input of a matrix product (T).
 // Instantiated for double, float and bf16. cols >= 1. A NaN or infinity spoils its own row alone.
@@ -13,70 +13,96 @@
 //   backward_affine  2 e (min(rows, 128) + 1 + k) sum_rows |dy| (|h| + 1)
 //
 // Per element: forward reads Accum<T> and writes T (6 bytes in bf16), 8 flops; backward reads T and
-// twice Accum<T> and writes Accum<T> (14 bytes in bf16), 13 flops; backward_affine reads T
-// and Accum<T>, 5 flops. On the CPU a row is read again from cache.
+// twice Accum<T> and writes Accum<T> (14 bytes in bf16), 13 flops; backward_affine reads T and
+// Accum<T>, 5 flops. On the CPU a row is read again from cache.
 #pragma once
 #include <cstdint>
-#include <span>
 
 #include "kernels/core/column_sum.h"
 #include "kernels/core/cost.h"
 #include "kernels/core/types.h"
 #include "kernels/core/version.h"
 
-namespace orthofed::cpu {
+namespace orthofed {
 
-// x [rows, cols] pitch ldx; gamma, beta [cols]; y [rows, cols] pitch ldy; mean, rstd [rows], which
-// backward needs. y must not be x.
+// The formula above. y must not be x.
 template <class T>
-void layer_norm_forward(const Accum<T>* x, int64_t ldx, const Accum<T>* gamma, const Accum<T>* beta,
-                        T* y, int64_t ldy, Accum<T>* mean, Accum<T>* rstd, int64_t rows,
-                        int64_t cols, double eps);
+struct LayerNormForward {
+  const Accum<T>* x;  // [rows, cols] pitch ldx
+  int64_t ldx;
+  const Accum<T>*gamma, *beta;  // [cols]
+  T* y;                         // [rows, cols] pitch ldy
+  int64_t ldy;
+  Accum<T>*mean, *rstd;  // [rows], which backward needs
+  int64_t rows, cols;
+  double eps;
+};
 
 // dx = residual + d(loss)/dx, in one pass: with g = dy * gamma and h = (x - mean) * rstd,
 //   d(loss)/dx = rstd * (g - mean(g) - h * mean(g * h)).
-// residual [rows, cols] pitch ldr is the gradient that bypasses the norm (null: none; may be dx).
-// dy [rows, cols] pitch lddy, dx [rows, cols] pitch lddx; mean, rstd as forward wrote them.
+// residual is the gradient that bypasses the norm; it may be dx.
 template <class T>
-void layer_norm_backward(const T* dy, int64_t lddy, const Accum<T>* x, int64_t ldx,
-                         const Accum<T>* gamma, const Accum<T>* mean, const Accum<T>* rstd,
-                         const Accum<T>* residual, int64_t ldr, Accum<T>* dx, int64_t lddx,
-                         int64_t rows, int64_t cols);
+struct LayerNormBackward {
+  const T* dy;  // [rows, cols] pitch lddy
+  int64_t lddy;
+  const Accum<T>* x;  // [rows, cols] pitch ldx
+  int64_t ldx;
+  const Accum<T>* gamma;               // [cols]
+  const Accum<T>*mean, *rstd;          // [rows], as forward wrote them
+  const Accum<T>* residual = nullptr;  // [rows, cols] pitch ldr; null: none
+  int64_t ldr = 0;
+  Accum<T>* dx;  // [rows, cols] pitch lddx
+  int64_t lddx;
+  int64_t rows, cols;
+};
 
-// dgamma = sum_rows dy * h, dbeta = sum_rows dy (added to what is there if accumulate). Only for
-// training from scratch; a frozen affine never calls it.
+// dgamma = sum_rows dy * h, dbeta = sum_rows dy. Only for training from scratch; a frozen affine
+// never calls it. Scratch: layer_norm_backward_affine_scratch(rows, cols) bytes on a GPU.
 template <class T>
-void layer_norm_backward_affine(const T* dy, int64_t lddy, const Accum<T>* x, int64_t ldx,
-                                const Accum<T>* mean, const Accum<T>* rstd, Accum<T>* dgamma,
-                                Accum<T>* dbeta, bool accumulate, int64_t rows, int64_t cols);
+struct LayerNormBackwardAffine {
+  const T* dy;  // [rows, cols] pitch lddy
+  int64_t lddy;
+  const Accum<T>* x;  // [rows, cols] pitch ldx
+  int64_t ldx;
+  const Accum<T>*mean, *rstd;  // [rows], as forward wrote them
+  Accum<T>*dgamma, *dbeta;     // [cols]
+  bool accumulate;             // add to what is in dgamma and dbeta
+  int64_t rows, cols;
+};
+
+}  // namespace orthofed
+
+namespace orthofed::cpu {
+
+template <class T>
+void layer_norm_forward(const LayerNormForward<T>& a);
+template <class T>
+void layer_norm_backward(const LayerNormBackward<T>& a);
+template <class T>
+void layer_norm_backward_affine(const LayerNormBackwardAffine<T>& a);
 
 }  // namespace orthofed::cpu
 
 namespace orthofed::cost {
 
 template <class T>
-Cost layer_norm_forward(const Accum<T>* x, int64_t, const Accum<T>* gamma, const Accum<T>* beta,
-                        T* y, int64_t, Accum<T>* mean, Accum<T>* rstd, int64_t rows, int64_t cols,
-                        double) {
-  const double n = double(rows) * cols;
-  return {8 * n, moved(x, n) + moved(gamma, cols) + moved(beta, cols) + written(y, n) +
-                     written(mean, rows) + written(rstd, rows)};
+Cost layer_norm_forward(const LayerNormForward<T>& a) {
+  const double n = double(a.rows) * a.cols;
+  return {8 * n, moved(a.x, n) + moved(a.gamma, a.cols) + moved(a.beta, a.cols) + written(a.y, n) +
+                     written(a.mean, a.rows) + written(a.rstd, a.rows)};
 }
 template <class T>
-Cost layer_norm_backward(const T* dy, int64_t, const Accum<T>* x, int64_t, const Accum<T>* gamma,
-                         const Accum<T>* mean, const Accum<T>* rstd, const Accum<T>* residual,
-                         int64_t, Accum<T>* dx, int64_t, int64_t rows, int64_t cols) {
-  const double n = double(rows) * cols;
-  return {13 * n, moved(dy, n) + moved(x, n) + moved(gamma, cols) + moved(mean, rows) +
-                      moved(rstd, rows) + moved(residual, n) + written(dx, n)};
+Cost layer_norm_backward(const LayerNormBackward<T>& a) {
+  const double n = double(a.rows) * a.cols;
+  return {13 * n, moved(a.dy, n) + moved(a.x, n) + moved(a.gamma, a.cols) + moved(a.mean, a.rows) +
+                      moved(a.rstd, a.rows) + moved(a.residual, n) + written(a.dx, n)};
 }
 template <class T>
-Cost layer_norm_backward_affine(const T* dy, int64_t, const Accum<T>* x, int64_t,
-                                const Accum<T>* mean, const Accum<T>* rstd, Accum<T>* dgamma,
-                                Accum<T>* dbeta, bool accumulate, int64_t rows, int64_t cols) {
-  const double n = double(rows) * cols;
-  return {5 * n, moved(dy, n) + moved(x, n) + moved(mean, rows) + moved(rstd, rows) +
-                     written(dgamma, cols, accumulate) + written(dbeta, cols, accumulate)};
+Cost layer_norm_backward_affine(const LayerNormBackwardAffine<T>& a) {
+  const double n = double(a.rows) * a.cols;
+  return {5 * n, moved(a.dy, n) + moved(a.x, n) + moved(a.mean, a.rows) + moved(a.rstd, a.rows) +
+                     written(a.dgamma, a.cols, a.accumulate) +
+                     written(a.dbeta, a.cols, a.accumulate)};
 }
 
 }  // namespace orthofed::cost
@@ -84,41 +110,20 @@ Cost layer_norm_backward_affine(const T* dy, int64_t, const Accum<T>* x, int64_t
 namespace orthofed::gpu {
 
 template <class T, class Stream>
-void layer_norm_forward(const Accum<T>* x, int64_t ldx, const Accum<T>* gamma, const Accum<T>* beta,
-                        T* y, int64_t ldy, Accum<T>* mean, Accum<T>* rstd, int64_t rows,
-                        int64_t cols, double eps, const Stream& stream);
-
+void layer_norm_forward(const LayerNormForward<T>& a, const Stream& stream);
 template <class T, class Stream>
-void layer_norm_backward(const T* dy, int64_t lddy, const Accum<T>* x, int64_t ldx,
-                         const Accum<T>* gamma, const Accum<T>* mean, const Accum<T>* rstd,
-                         const Accum<T>* residual, int64_t ldr, Accum<T>* dx, int64_t lddx,
-                         int64_t rows, int64_t cols, const Stream& stream);
-
-// Scratch: layer_norm_backward_affine_scratch(rows, cols) bytes.
+void layer_norm_backward(const LayerNormBackward<T>& a, const Stream& stream);
 template <class T, class Stream>
-void layer_norm_backward_affine(const T* dy, int64_t lddy, const Accum<T>* x, int64_t ldx,
-                                const Accum<T>* mean, const Accum<T>* rstd, Accum<T>* dgamma,
-                                Accum<T>* dbeta, bool accumulate, int64_t rows, int64_t cols,
-                                const Stream& stream);
+void layer_norm_backward_affine(const LayerNormBackwardAffine<T>& a, const Stream& stream);
+
 inline size_t layer_norm_backward_affine_scratch(int64_t rows, int64_t cols) {
   return column_sum_scratch(rows, cols, 2);
 }
 
 // Every version of the first two, the naive one first.
 template <class T, class Stream>
-using LayerNormForwardRun = void(const Accum<T>* x, int64_t ldx, const Accum<T>* gamma,
-                                 const Accum<T>* beta, T* y, int64_t ldy, Accum<T>* mean,
-                                 Accum<T>* rstd, int64_t rows, int64_t cols, double eps,
-                                 const Stream& stream);
+Ladder<LayerNormForward<T>, Stream> layer_norm_forward_versions();
 template <class T, class Stream>
-std::span<const Version<LayerNormForwardRun<T, Stream>>> layer_norm_forward_versions();
-
-template <class T, class Stream>
-using LayerNormBackwardRun = void(const T* dy, int64_t lddy, const Accum<T>* x, int64_t ldx,
-                                  const Accum<T>* gamma, const Accum<T>* mean, const Accum<T>* rstd,
-                                  const Accum<T>* residual, int64_t ldr, Accum<T>* dx, int64_t lddx,
-                                  int64_t rows, int64_t cols, const Stream& stream);
-template <class T, class Stream>
-std::span<const Version<LayerNormBackwardRun<T, Stream>>> layer_norm_backward_versions();
+Ladder<LayerNormBackward<T>, Stream> layer_norm_backward_versions();
 
 }  // namespace orthofed::gpu

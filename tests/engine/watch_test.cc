@@ -20,83 +20,115 @@
 
 namespace orthofed {
 
-// An item of a list, and an argument with pointers inside.
+// y = 2 x. Element 3 is off by `error` on a device.
+template <class T>
+struct Twice {
+  const T* x;
+  T* y;
+  int64_t n;
+  double error;
+};
+struct TwiceUntyped {
+  const void* x;
+  DType x_type;
+  void* y;
+  DType y_type;
+  int64_t n;
+  double error;
+};
 struct Row {
   const float* x = nullptr;
   float* y = nullptr;
   int64_t size = 0;
-  template <class F>
-  void each_pointer(const F& f) {
-    f(x), f(y);
-  }
 };
-struct Hidden {  // shows nothing
-  const float* x = nullptr;
+struct TwiceRows {  // a list of structs with pointers
+  const Row* rows;
+  int64_t count;
+  double error;
+};
+struct TwiceFirst {  // a list of pointers, and pointers in a struct within the struct
+  const float* const* xs;
+  Row to;
+  double error;
+};
+class Hidden {  // shows nothing
+ public:
+  explicit Hidden(const float* x) : x_(x) {}
+  const float* x() const { return x_; }
+
+ private:
+  const float* x_;
+};
+struct SetHidden {
+  const Hidden* list;
+  float* y;
 };
 inline int cpu_calls = 0;
 
-// y = 2 x, except where the device's kernel is told to err.
 namespace cpu {
 template <class T>
-void twice(const T* x, T* y, int64_t n, double) {
-  for (int64_t i = 0; i < n; ++i) y[i] = T(2 * float(x[i]));
+void twice(const Twice<T>& a) {
+  for (int64_t i = 0; i < a.n; ++i) a.y[i] = T(2 * float(a.x[i]));
 }
-inline void twice_untyped(const void* x, DType, void* y, DType, int64_t n, double) {
-  twice(static_cast<const float*>(x), static_cast<float*>(y), n, 0);
+inline void twice_untyped(const TwiceUntyped& a) {
+  twice(Twice<float>{static_cast<const float*>(a.x), static_cast<float*>(a.y), a.n, 0});
 }
-inline void twice_rows(const Row* rows, int64_t count, double) {
-  for (int64_t k = 0; k < count; ++k) twice(rows[k].x, rows[k].y, rows[k].size, 0);
+inline void twice_rows(const TwiceRows& a) {
+  for (int64_t k = 0; k < a.count; ++k)
+    twice(Twice<float>{a.rows[k].x, a.rows[k].y, a.rows[k].size, 0});
 }
-inline void twice_first(const float* const* xs, Row to, double) {
-  twice(xs[0], to.y, to.size, 0);
+inline void twice_first(const TwiceFirst& a) {
+  twice(Twice<float>{a.xs[0], a.to.y, a.to.size, 0});
 }
-inline void set_hidden(const Hidden*, float* y) {
+inline void set_hidden(const SetHidden& a) {
   ++cpu_calls;
-  *y = 2;
+  *a.y = 2;
 }
 }  // namespace cpu
 namespace gpu {
 template <class T, class Stream>
-void twice(const T* x, T* y, int64_t n, double error, const Stream&) {
+void twice(const Twice<T>& a, const Stream&) {
   const simt::OpenMemory open;
-  for (int64_t i = 0; i < n; ++i) y[i] = T(2 * float(x[i]) + (i == 3 ? float(error) : 0.0f));
+  for (int64_t i = 0; i < a.n; ++i)
+    a.y[i] = T(2 * float(a.x[i]) + (i == 3 ? float(a.error) : 0.0f));
 }
 template <class Stream>
-void twice_untyped(const void* x, DType, void* y, DType, int64_t n, double error, const Stream& s) {
-  twice(static_cast<const float*>(x), static_cast<float*>(y), n, error, s);
+void twice_untyped(const TwiceUntyped& a, const Stream& s) {
+  twice(Twice<float>{static_cast<const float*>(a.x), static_cast<float*>(a.y), a.n, a.error}, s);
 }
 template <class Stream>
-void twice_rows(const Row* rows, int64_t count, double error, const Stream& s) {
+void twice_rows(const TwiceRows& a, const Stream& s) {
   const simt::OpenMemory open;
-  for (int64_t k = 0; k < count; ++k)
-    twice(rows[k].x, rows[k].y, rows[k].size, k + 1 == count ? error : 0, s);
+  for (int64_t k = 0; k < a.count; ++k)
+    twice(Twice<float>{a.rows[k].x, a.rows[k].y, a.rows[k].size, k + 1 == a.count ? a.error : 0},
+          s);
 }
 template <class Stream>
-void twice_first(const float* const* xs, Row to, double error, const Stream& s) {
+void twice_first(const TwiceFirst& a, const Stream& s) {
   const simt::OpenMemory open;
-  twice(xs[0], to.y, to.size, error, s);
+  twice(Twice<float>{a.xs[0], a.to.y, a.to.size, a.error}, s);
 }
 template <class Stream>
-void set_hidden(const Hidden*, float* y, const Stream&) {
+void set_hidden(const SetHidden& a, const Stream&) {
   const simt::OpenMemory open;
-  *y = 1;
+  *a.y = 1;
 }
 }  // namespace gpu
 namespace cost {
 template <class T>
-Cost twice(const T* x, T* y, int64_t n, double) {
-  return {double(n), moved(x, n) + written(y, n)};
+Cost twice(const Twice<T>& a) {
+  return {double(a.n), moved(a.x, a.n) + written(a.y, a.n)};
 }
-inline Cost twice_untyped(const void*, DType, void*, DType, int64_t, double) {
+inline Cost twice_untyped(const TwiceUntyped&) {
   return {};
 }
-inline Cost twice_rows(const Row*, int64_t, double) {
+inline Cost twice_rows(const TwiceRows&) {
   return {};
 }
-inline Cost twice_first(const float* const*, Row, double) {
+inline Cost twice_first(const TwiceFirst&) {
   return {};
 }
-inline Cost set_hidden(const Hidden*, float*) {
+inline Cost set_hidden(const SetHidden&) {
   return {};
 }
 }  // namespace cost
@@ -134,9 +166,9 @@ class WatchTest : public testing::Test {
     const Tensor y = Tensor::full({8}, dtype, 7);
     return message_of([&] {
       if (dtype == DType::f32)
-        of_on(q, twice, float)(x.data<float>(), y.data<float>() + 1, int64_t{5}, error);
+        OF_RUN(q, twice, Twice<float>{x.data<float>(), y.data<float>() + 1, 5, error});
       else
-        of_on(q, twice, bf16)(x.data<bf16>(), y.data<bf16>() + 1, int64_t{5}, error);
+        OF_RUN(q, twice, Twice<bf16>{x.data<bf16>(), y.data<bf16>() + 1, 5, error});
       const std::vector<double> got = y.to_vector();  // the device's result stays
       EXPECT_EQ(got[0], 7);
       EXPECT_EQ(got[1], 2);
@@ -166,7 +198,7 @@ TEST_F(WatchTest, FiniteCheckFindsTheFirstNan) {
   EXPECT_TRUE(contains(call(make_finite_check(simt_queue()), INFINITY), {"inf"}));
 }
 
-// Where the type is an argument, and where the pointers are in a list or within an argument.
+// Where the type is an argument, and where the pointers are in a list or in a struct of the struct.
 TEST_F(WatchTest, SeesThroughTypesListsAndArguments) {
   const OnDevice scope(Device::simt);
   const Tensor x = Tensor::of(std::vector<float>{1, 2, 3, 4, 5}, {5});
@@ -181,12 +213,14 @@ TEST_F(WatchTest, SeesThroughTypesListsAndArguments) {
     const void* from = x.raw();
     return std::vector<std::string>{
         message_of([&] {
-          of_on(q, twice_untyped)(from, DType::f32, y.raw(), DType::f32, int64_t{5}, error);
+          OF_RUN(q, twice_untyped, TwiceUntyped{from, DType::f32, y.raw(), DType::f32, 5, error});
         }),
-        message_of([&] { of_on(q, twice_rows)(as<const Row>(rows), int64_t{3}, error); }),
         message_of([&] {
-          of_on(q, twice_first)(as<const float* const>(inputs), Row{nullptr, y.data<float>(), 5},
-                                error);
+          OF_RUN(q, twice_rows, TwiceRows{as<const Row>(rows), 3, error});
+        }),
+        message_of([&] {
+          OF_RUN(q, twice_first,
+                 TwiceFirst{as<const float* const>(inputs), {nullptr, y.data<float>(), 5}, error});
         })};
   };
   for (const std::string& message : calls(make_shadow(queue()), 0)) EXPECT_EQ(message, "");
@@ -200,11 +234,11 @@ TEST_F(WatchTest, SeesThroughTypesListsAndArguments) {
 TEST_F(WatchTest, WhatIsHiddenIsLeftAlone) {
   const OnDevice scope(Device::simt);
   const Tensor y = Tensor::full({1}, DType::f32, 7);
-  const Tensor hidden = bytes_of(std::vector<Hidden>{{y.data<float>()}});
+  const Tensor hidden = bytes_of(std::vector<Hidden>{Hidden(y.data<float>())});
   Queue q = queue();
   const auto shadow = make_shadow(q);
   q.watch = shadow.get();
-  of_on(q, set_hidden)(as<const Hidden>(hidden), y.data<float>());
+  OF_RUN(q, set_hidden, SetHidden{as<const Hidden>(hidden), y.data<float>()});
   EXPECT_EQ(y.item(), 1);
   EXPECT_EQ(cpu_calls, 0);
 }
@@ -294,7 +328,7 @@ TEST_F(WatchTest, ProfileRowsAddUpToTheStep) {
   const OnDevice scope(Device::simt);
   const Tensor x = Tensor::full({5}, DType::f32, 1), y = Tensor::full({8}, DType::f32, 7);
   const auto call = [&] {
-    of_on(queue(), twice, float)(x.data<float>(), y.data<float>(), int64_t{5}, 0.0);
+    OF_RUN(queue(), twice, Twice<float>{x.data<float>(), y.data<float>(), 5, 0});
   };
   Profile profile(queue(), Ceilings{1e9, 1e9}, 2);
   EXPECT_EQ(profiling(), nullptr);

@@ -82,16 +82,48 @@ TEST(Cost, Activations) {
 }
 
 TEST(Cost, LayerNorm) {
-  EXPECT_TRUE(is(cost::layer_norm_forward<bf16>(f, 5, f, f, h, 5, f, f, 3, 5, 1e-6), 120,
-                 15 * 6 + 4 * (5 + 5 + 3 + 3)));
-  EXPECT_TRUE(is(cost::layer_norm_backward<bf16>(h, 5, f, 5, f, f, f, f, 5, f, 5, 3, 5), 195,
-                 15 * 14 + 4 * (5 + 3 + 3)));
-  EXPECT_TRUE(is(cost::layer_norm_backward<bf16>(h, 5, f, 5, f, f, f, nullptr, 0, f, 5, 3, 5), 195,
-                 15 * 10 + 4 * (5 + 3 + 3)));
-  EXPECT_TRUE(is(cost::layer_norm_backward_affine<bf16>(h, 5, f, 5, f, f, f, f, false, 3, 5), 75,
-                 15 * 6 + 4 * (3 + 3 + 5 + 5)));
-  EXPECT_TRUE(is(cost::layer_norm_backward_affine<bf16>(h, 5, f, 5, f, f, f, f, true, 3, 5), 75,
-                 15 * 6 + 4 * (3 + 3 + 10 + 10)));
+  const LayerNormForward<bf16> forward{.x = f,
+                                       .ldx = 5,
+                                       .gamma = f,
+                                       .beta = f,
+                                       .y = h,
+                                       .ldy = 5,
+                                       .mean = f,
+                                       .rstd = f,
+                                       .rows = 3,
+                                       .cols = 5,
+                                       .eps = 1e-6};
+  EXPECT_TRUE(is(cost::layer_norm_forward(forward), 120, 15 * 6 + 4 * (5 + 5 + 3 + 3)));
+  LayerNormBackward<bf16> backward{.dy = h,
+                                   .lddy = 5,
+                                   .x = f,
+                                   .ldx = 5,
+                                   .gamma = f,
+                                   .mean = f,
+                                   .rstd = f,
+                                   .residual = f,
+                                   .ldr = 5,
+                                   .dx = f,
+                                   .lddx = 5,
+                                   .rows = 3,
+                                   .cols = 5};
+  EXPECT_TRUE(is(cost::layer_norm_backward(backward), 195, 15 * 14 + 4 * (5 + 3 + 3)));
+  backward.residual = nullptr;
+  EXPECT_TRUE(is(cost::layer_norm_backward(backward), 195, 15 * 10 + 4 * (5 + 3 + 3)));
+  LayerNormBackwardAffine<bf16> affine{.dy = h,
+                                       .lddy = 5,
+                                       .x = f,
+                                       .ldx = 5,
+                                       .mean = f,
+                                       .rstd = f,
+                                       .dgamma = f,
+                                       .dbeta = f,
+                                       .accumulate = false,
+                                       .rows = 3,
+                                       .cols = 5};
+  EXPECT_TRUE(is(cost::layer_norm_backward_affine(affine), 75, 15 * 6 + 4 * (3 + 3 + 5 + 5)));
+  affine.accumulate = true;
+  EXPECT_TRUE(is(cost::layer_norm_backward_affine(affine), 75, 15 * 6 + 4 * (3 + 3 + 10 + 10)));
 }
 
 TEST(Cost, Lora) {  // 3 rows, 5 columns, rank 2

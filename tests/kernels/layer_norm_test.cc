@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "tests/kernels/layer_norm_reference.h"
 #include "tests/support/compare.h"
 #include "tests/support/device.h"
 #include "tests/support/gradcheck.h"
@@ -42,33 +43,57 @@ struct Case {
     fill_normal(dy, 4);
     fill_normal(residual, 5);
   }
-  // run: layer_norm_forward, or a version of it.
-  template <class Run>
-  void forward_by(const Run& run) {
-    run(x.data(), x.ld(), gamma.data(), beta.data(), y.data(), y.ld(), mean.data(), rstd.data(),
-        x.rows(), x.cols(), kEps);
+  LayerNormForward<T> forward_arguments() {
+    return {.x = x.data(),
+            .ldx = x.ld(),
+            .gamma = gamma.data(),
+            .beta = beta.data(),
+            .y = y.data(),
+            .ldy = y.ld(),
+            .mean = mean.data(),
+            .rstd = rstd.data(),
+            .rows = x.rows(),
+            .cols = x.cols(),
+            .eps = kEps};
   }
-  template <class Run>
-  void backward_by(const Run& run, const Buffer<A>* bypass, Buffer<A>& dx) {
-    run(dy.data(), dy.ld(), x.data(), x.ld(), gamma.data(), mean.data(), rstd.data(),
-        bypass ? bypass->data() : nullptr, bypass ? bypass->ld() : 0, dx.data(), dx.ld(), x.rows(),
-        x.cols());
+  LayerNormBackward<T> backward_arguments(const Buffer<A>* bypass, Buffer<A>& dx) {
+    return {.dy = dy.data(),
+            .lddy = dy.ld(),
+            .x = x.data(),
+            .ldx = x.ld(),
+            .gamma = gamma.data(),
+            .mean = mean.data(),
+            .rstd = rstd.data(),
+            .residual = bypass ? bypass->data() : nullptr,
+            .ldr = bypass ? bypass->ld() : 0,
+            .dx = dx.data(),
+            .lddx = dx.ld(),
+            .rows = x.rows(),
+            .cols = x.cols()};
   }
   void forward(const Queue& queue = {}) {
-    forward_by([&](auto... arguments) { of_on(queue, layer_norm_forward, T)(arguments...); });
+    OF_RUN(queue, layer_norm_forward, forward_arguments());
     finish(queue);
   }
   void backward(const Buffer<A>* bypass, Buffer<A>& dx, const Queue& queue = {}) {
-    backward_by([&](auto... arguments) { of_on(queue, layer_norm_backward, T)(arguments...); },
-                bypass, dx);
+    OF_RUN(queue, layer_norm_backward, backward_arguments(bypass, dx));
     finish(queue);
   }
   void backward_affine(Buffer<A>& dgamma, Buffer<A>& dbeta, bool accumulate,
                        const Queue& queue = {}) {
     const WithScratch at(queue, gpu::layer_norm_backward_affine_scratch(x.rows(), x.cols()));
-    of_on(at, layer_norm_backward_affine, T)(dy.data(), dy.ld(), x.data(), x.ld(), mean.data(),
-                                             rstd.data(), dgamma.data(), dbeta.data(), accumulate,
-                                             x.rows(), x.cols());
+    OF_RUN(at, layer_norm_backward_affine,
+           LayerNormBackwardAffine<T>{.dy = dy.data(),
+                                      .lddy = dy.ld(),
+                                      .x = x.data(),
+                                      .ldx = x.ld(),
+                                      .mean = mean.data(),
+                                      .rstd = rstd.data(),
+                                      .dgamma = dgamma.data(),
+                                      .dbeta = dbeta.data(),
+                                      .accumulate = accumulate,
+                                      .rows = x.rows(),
+                                      .cols = x.cols()});
     finish(at);
   }
   Buffer<A> x, gamma, beta;
@@ -77,7 +102,7 @@ struct Case {
   Buffer<T> y;
 };
 
-// The formulas of layer_norm.h, sum by sum, in double.
+// All rows of the reference, and the sizes that the error bounds speak of.
 struct Reference {
   template <class T>
   explicit Reference(const Case<T>& c) {
@@ -86,28 +111,24 @@ struct Reference {
     dbeta.assign(size_t(cols), 0);
     dgamma_size = dbeta_size = dgamma;
     for (int64_t i = 0; i < rows; ++i) {
-      double m = 0, v = 0, largest = 0, g1 = 0, g2 = 0, g_size = 0;
-      for (int64_t j = 0; j < cols; ++j) m += c.x(i, j) / double(cols);
-      for (int64_t j = 0; j < cols; ++j) v += (c.x(i, j) - m) * (c.x(i, j) - m) / double(cols);
-      const double r = 1 / std::sqrt(v + kEps);
+      const auto g = [&](int64_t j) { return double(c.dy(i, j)) * double(c.gamma(0, j)); };
+      const auto row = reference::layer_norm_row(cols, kEps, [&](int64_t j) { return c.x(i, j); });
+      double largest = 0, g_size = 0;
       for (int64_t j = 0; j < cols; ++j) {
-        const double h = (c.x(i, j) - m) * r, d = double(c.dy(i, j)), g = d * c.gamma(0, j);
-        largest = std::max(largest, std::abs(double(c.x(i, j))) * r);
+        const double h = row.h[size_t(j)], d = double(c.dy(i, j));
+        largest = std::max(largest, std::abs(double(c.x(i, j))) * row.rstd);
         y.push_back(h * c.gamma(0, j) + c.beta(0, j));
-        g1 += g / double(cols);
-        g2 += g * h / double(cols);
-        g_size = std::max(g_size, std::abs(g));
+        g_size = std::max(g_size, std::abs(g(j)));
         dgamma[size_t(j)] += d * h;
         dgamma_size[size_t(j)] += std::abs(d) * (std::abs(h) + 1);
         dbeta[size_t(j)] += d;
         dbeta_size[size_t(j)] += std::abs(d);
       }
-      for (int64_t j = 0; j < cols; ++j)
-        dx.push_back(r * (double(c.dy(i, j)) * c.gamma(0, j) - g1 - (c.x(i, j) - m) * r * g2));
-      mean.push_back(m);
-      rstd.push_back(r);
+      for (const double v : reference::layer_norm_gradient(row, g)) dx.push_back(v);
+      mean.push_back(row.mean);
+      rstd.push_back(row.rstd);
       size.push_back(largest);
-      dx_size.push_back(r * g_size);
+      dx_size.push_back(row.rstd * g_size);
     }
   }
   std::vector<double> y, dx;                                   // [rows, cols]
@@ -203,36 +224,30 @@ TYPED_TEST(LayerNorm, EveryVersion) {
   using T = TypeParam;
   if constexpr (gpu_computes<T>) {
     for_each_gpu([](const Queue& queue) {
-      const auto walk = [&]<class Stream>(const Stream& stream) {
-        const auto forwards = gpu::layer_norm_forward_versions<T, Stream>();
-        const auto backwards = gpu::layer_norm_backward_versions<T, Stream>();
+      on_stream(queue, [&]<class Stream>(const Stream& stream) {
         for (const Shape s : kShapes) {
           SCOPED_TRACE(testing::Message() << s.rows << " x " << s.cols);
-          for (const auto& version : forwards) {
+          for (const auto& version : gpu::layer_norm_forward_versions<T, Stream>()) {
             SCOPED_TRACE(version.name);
-            const auto run = [&](auto... arguments) { version.run(arguments..., stream); };
             Case<T> c(s), again(s);
-            c.forward_by(run);
-            again.forward_by(run);
+            version.run(c.forward_arguments(), stream);
+            version.run(again.forward_arguments(), stream);
             finish(queue);
             check_forward(c, version.number == 1 ? double(s.cols) + 8 : additions(s));
             EXPECT_TRUE(identical(c.y, again.y));
           }
-          for (const auto& version : backwards) {
+          for (const auto& version : gpu::layer_norm_backward_versions<T, Stream>()) {
             SCOPED_TRACE(version.name);
-            const auto run = [&](auto... arguments) { version.run(arguments..., stream); };
             Case<T> c(s);
             c.forward();
             check_backward(c, version.number == 1 ? double(s.cols) + 8 : additions(s),
-                           [&](const Buffer<Accum<TypeParam>>* bypass, auto& dx) {
-                             c.backward_by(run, bypass, dx);
+                           [&](const Buffer<Accum<T>>* bypass, auto& dx) {
+                             version.run(c.backward_arguments(bypass, dx), stream);
                              finish(queue);
                            });
           }
         }
-      };
-      on_device<T>(
-          queue, "layer_norm", [] {}, walk, [] { return Cost(); });
+      });
     });
   }
 }
