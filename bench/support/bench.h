@@ -304,12 +304,12 @@ void time_versions(Bench& bench, const VersionsOf& versions_of, const Arguments&
 
 // OF_TIME_VERSIONS(bench, kernel_versions, arguments) times each version of it, on a GPU.
 #ifdef OF_HAVE_CUDA
-#define OF_TIME_VERSIONS(the_bench, kernel_versions, ...)                          \
-  ::orthofed::bench::time_versions(                                                \
-      the_bench,                                                                   \
-      []<class... T>() {                                                           \
-        return ::orthofed::gpu::kernel_versions<T..., ::orthofed::cuda::Stream>(); \
-      },                                                                           \
+#define OF_TIME_VERSIONS(the_bench, kernel_versions, ...)                            \
+  ::orthofed::bench::time_versions(                                                  \
+      the_bench,                                                                     \
+      []<class... OfT>() {                                                           \
+        return ::orthofed::gpu::kernel_versions<OfT..., ::orthofed::cuda::Stream>(); \
+      },                                                                             \
       __VA_ARGS__)
 #else
 #define OF_TIME_VERSIONS(the_bench, kernel_versions, ...) static_cast<void>(__VA_ARGS__)
