@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Writes the tables of docs/kernels.md from the sources and from the records of runs on GPUs.
+# Writes the lists and the table of docs/kernels.md from the sources and from the records of runs on GPUs.
 set -euo pipefail
 shopt -s inherit_errexit
 export LC_ALL=C
@@ -11,15 +11,15 @@ case "${1-}" in
   -h | --help)
     cat <<'HELP'
 usage: scripts/kernels_table.sh [--check]
-Writes the tables of docs/kernels.md anew: every kernel with the first sentence of its contract, its functions
-on a GPU, its versions, its tests, and where these have passed (bench/results/gpu*/*.jsonl, which scripts/gpu.sh
-writes). --check changes nothing and fails where the page is not what would be written.
+Writes the lists and the table of docs/kernels.md anew: every kernel with the first sentence of its contract, its
+functions on a GPU, its tests, where these have passed (bench/results/gpu*/*.jsonl, which scripts/gpu.sh writes),
+and its versions. --check changes nothing and fails where the page is not what would be written.
 HELP
     exit 0 ;;
   *) echo "kernels_table: unknown option '$1' (see scripts/kernels_table.sh --help)" >&2; exit 2 ;;
 esac
 
-# The first sentence of the comment that a file begins with, as a cell of a table.
+# The first sentence of the comment that a file begins with.
 sentence() {
   awk '
     !/^\/\// { exit }
@@ -29,7 +29,7 @@ sentence() {
     END {
       gsub(/ +/, " ", text); sub(/^ /, "", text)
       if (match(text, /[^A-Z]\. [A-Za-z]/)) text = substr(text, 1, RSTART + 1)  # no initial
-      gsub(/\|/, "\\|", text); gsub(/</, "\\&lt;", text)
+      gsub(/</, "\\&lt;", text)
       print text
     }' "$1"
 }
@@ -57,30 +57,39 @@ verified() {
     sort -u | sed ':all; N; $!b all; s/\n/, /g'
 }
 
+# An item of a list, in lines of at most 120 columns.
+item() {
+  fold -s -w 118 <<<"- $1" | sed -E '2,$ s/^/  /; s/ +$//'
+}
+
 tables() {
-  local header name folder tests test devices rung file where
-  echo '| kernel | what | on a GPU | tests | simt | GPU, commit |'
-  echo '|---|---|---|---|---|---|'
+  local header name folder tests test devices rung text where names=()
   for folder in kernels/*/; do
     name=$(basename "$folder")
+    [[ $name == core || $name == simt ]] || names+=("$name")
+  done
+  for name in "${names[@]}"; do
+    item "[$name](../kernels/$name/$name.h): $(sentence "kernels/$name/$name.h")"
+  done
+  echo
+  echo '| kernel | on a GPU | tests | simt | GPU, commit |'
+  echo '|---|---|---|---|---|'
+  for name in "${names[@]}"; do
     header=kernels/$name/$name.h
-    [[ $name != core && $name != simt ]] || continue
     test=tests/kernels/${name}_test.cc
     tests=$({ grep -rlF "#include \"$header\"" tests --include='*_test.cc' || true; } | sort |
       sed -E 's|.*/(.*)\.cc|\1|' | paste -sd ' ' | sed 's/ /, /g')
     devices=''
     [[ ! -e kernels/$name/$name.cu ]] || ! grep -qE 'for_each_(device|gpu)' "$test" || devices=yes
-    echo "| [$name](../$header) | $(sentence "$header") | $(gpu_functions "$header" "$name") |" \
-      "$tests | $devices | $(verified "${name}_test") |"
+    echo "| $name | $(gpu_functions "$header" "$name") | $tests | $devices | $(verified "${name}_test") |"
   done
   echo
-  echo '| kernel | version | what changed, and why it is faster | runs on |'
-  echo '|---|---|---|---|'
   for rung in kernels/*/[0-9][0-9]_*.cuh; do
     [[ -e $rung ]] || continue
-    file=$(basename "$rung") name=$(basename "$(dirname "$rung")") where='cuda, simt'
-    ! grep -q '^// GPU only' "$rung" || where='cuda only'
-    echo "| $name | [${file%.cuh}](../$rung) | $(sentence "$rung") | $where |"
+    where=''
+    ! grep -q '^// GPU only' "$rung" || where=' (cuda only)'
+    text=$(sentence "$rung")
+    item "$(basename "$(dirname "$rung")") [${text%%[:.]*}](../$rung)$where:${text#*[:.]}"
   done
 }
 
