@@ -329,7 +329,7 @@ Dataset make_dataset(const std::vector<ImageArray>& arrays, std::vector<std::str
   std::vector<Tensor> blocks;
   for (const ImageArray& array : arrays) {
     const Tensor block = image_block(array.images, array.name);
-    OF_CHECK(block.dim(0) == int64_t(array.labels.size()), "a label an image");
+    OF_CHECK(block.dim(0) == int64_t(array.labels.size()), "one label per image");
     for (size_t i = 0; i < array.labels.size(); ++i) {
       OF_CHECK(array.labels[i] >= 0 && size_t(array.labels[i]) < classes.size(),
                "a label is the index of a class");
@@ -342,6 +342,10 @@ Dataset make_dataset(const std::vector<ImageArray>& arrays, std::vector<std::str
   dataset.classes = std::move(classes);
   dataset.source = std::make_shared<ArrayImages>(std::move(blocks));
   return dataset;
+}
+
+std::shared_ptr<const ImageSource> array_images(const Tensor& images, const std::string& name) {
+  return std::make_shared<ArrayImages>(std::vector{image_block(images, name)});
 }
 
 Dataset select(const Dataset& dataset, const std::string& client, const std::string& split) {

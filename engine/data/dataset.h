@@ -68,6 +68,8 @@ struct ImageArray {
   std::vector<int32_t> labels;  // [N]
 };
 Dataset make_dataset(const std::vector<ImageArray>& arrays, std::vector<std::string> classes);
+// The same images without labels; `name` is what messages call them.
+std::shared_ptr<const ImageSource> array_images(const Tensor& images, const std::string& name);
 
 // The samples of one client (empty: every client) and split (empty: every split). Throws UserError
 // if there are none.

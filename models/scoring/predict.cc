@@ -6,6 +6,7 @@
 #include <cmath>
 #include <filesystem>
 
+#include "engine/data/dataset.h"
 #include "engine/data/image_feed.h"
 #include "engine/io/files.h"
 #include "engine/io/image.h"
@@ -23,20 +24,11 @@ PredictImages from_npz(const std::string& path) {
   if (!file.contains("images"))
     throw UserError(fmt::format("{}: no array 'images' (u8 [N, H, W, 3])", path));
   const Tensor all = file.read("images");
-  const bool grey = all.rank() == 3;
-  if (all.dtype() != DType::u8 || all.size() == 0 ||
-      !(grey || (all.rank() == 4 && all.dim(3) == 3)))
-    throw UserError(fmt::format("{}: 'images' is {} {}, u8 [N, H, W, 3] is expected", path,
-                                name_of(all.dtype()), all.shape().str()));
+  const std::shared_ptr<const ImageSource> source = array_images(all, path);
+  if (all.size() == 0) throw UserError(fmt::format("{}: 'images' holds no image", path));
   PredictImages images;
-  const int64_t h = all.dim(1), w = all.dim(2);
   for (int64_t i = 0; i < all.dim(0); ++i) images.names.push_back(fmt::format("{}#{}", path, i));
-  images.load = [all, h, w, grey](int64_t i) {
-    const uint8_t* source = all.data<uint8_t>() + i * h * w * (grey ? 1 : 3);
-    std::vector<uint8_t> pixels(size_t(h * w * 3));
-    for (size_t p = 0; p < pixels.size(); ++p) pixels[p] = source[grey ? p / 3 : p];
-    return Tensor::of(pixels, {h * w * 3}).reshape({h, w, 3});
-  };
+  images.load = [source](int64_t i) { return source->load(i); };
   return images;
 }
 

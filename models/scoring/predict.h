@@ -15,8 +15,8 @@ struct PredictImages {
   int64_t size() const { return int64_t(names.size()); }
 };
 
-// One .npz with `images` u8 [N, H, W, 3] or [N, H, W], one folder (searched recursively, sorted),
-// or image files. Throws UserError where there is nothing to predict.
+// One .npz with `images` (engine/data/dataset.h, array_images), one folder (searched recursively,
+// sorted), or image files. Throws UserError where there is nothing to predict.
 PredictImages open_images(const std::vector<std::string>& inputs);
 
 struct Prediction {

@@ -11,7 +11,7 @@ namespace {
 
 constexpr const char* kHeads[] = {"lobes", "granules", "hue"};
 
-MultiLabelImages labelled(const PretrainingPool& pool) {
+MultiHeadImages labelled(const PretrainingPool& pool) {
   return {pool.images, {pool.lobes, pool.granules, pool.hues}};
 }
 

@@ -16,7 +16,7 @@ namespace {
 // A set of images and its way to the device.
 class PatchSource {
  public:
-  PatchSource(const MultiLabelImages& set, const Vit& model, int64_t batch)
+  PatchSource(const MultiHeadImages& set, const Vit& model, int64_t batch)
       : set_(set),
         feed_({batch, set.images.dim(1), set.images.dim(1), model.config.image_size,
                model.config.patch},
@@ -40,7 +40,7 @@ class PatchSource {
   }
 
  private:
-  const MultiLabelImages& set_;
+  const MultiHeadImages& set_;
   ImageFeed feed_;
   ImageFeed::Stage stage_;
 };
@@ -60,7 +60,7 @@ int64_t argmax(const Tensor& z, int64_t row) {
 
 }  // namespace
 
-PretrainResult pretrain(const MultiLabelImages& pool, const MultiLabelImages& held_out,
+PretrainResult pretrain(const MultiHeadImages& pool, const MultiHeadImages& held_out,
                         const PretrainOptions& options,
                         const std::function<void(int64_t, int64_t, double)>& progress) {
   VitConfig config = options.vit;

@@ -1,6 +1,6 @@
-// Plain training of a small ViT from scratch, all parameters, on images with several labels each
-// (one linear head a label). The demo makes its base model with it; real runs start from public
-// weights.
+// Trains a small ViT from scratch, all of its parameters, on images with several labels each; every
+// label has a linear head of its own. The demo makes its base model this way; real runs start from
+// public weights.
 #pragma once
 #include <functional>
 #include <string>
@@ -10,9 +10,9 @@
 
 namespace orthofed {
 
-struct MultiLabelImages {
+struct MultiHeadImages {
   Tensor images;                             // u8 [n, S, S, 3]
-  std::vector<std::vector<int32_t>> labels;  // a head: [n]
+  std::vector<std::vector<int32_t>> labels;  // of each head: [n]
 };
 
 struct PretrainOptions {
@@ -33,7 +33,7 @@ struct PretrainResult {
 };
 
 // progress(step, images seen, smoothed loss) after every step. Deterministic in the seed.
-PretrainResult pretrain(const MultiLabelImages& pool, const MultiLabelImages& held_out,
+PretrainResult pretrain(const MultiHeadImages& pool, const MultiHeadImages& held_out,
                         const PretrainOptions& options,
                         const std::function<void(int64_t, int64_t, double)>& progress);
 

@@ -205,6 +205,33 @@ TEST(Predict, CsvHoldsPathClassAndProbabilities) {
 
 // The GPU's kernels, emulated, from pixels to gradients of every parameter. AdamW would make the
 // order of a sum into a step, so the losses are compared and not the weights.
+TEST(Predict, ImagesFromAnArchive) {
+  const TemporaryDirectory folder;
+  const std::string path = folder / "images.npz";
+  const auto open = [&](const Tensor& images) {
+    save_npz(path, {{"images", images}});
+    return open_images({path});
+  };
+  const Tensor grey = Tensor::of(std::vector<uint8_t>{1, 2, 3, 4}, {2, 1, 2});
+  for (const Tensor& images : {grey, grey.reshape({2, 1, 2, 1})}) {
+    const PredictImages got = open(images);
+    ASSERT_EQ(got.size(), 2);
+    EXPECT_EQ(got.names[1], path + "#1");
+    EXPECT_EQ(got.load(1).shape(), Shape({1, 2, 3}));
+    EXPECT_EQ(got.load(1).to_vector(), (std::vector<double>{3, 3, 3, 4, 4, 4}));
+  }
+  const Tensor colour = Tensor::of(std::vector<uint8_t>{1, 2, 3, 4, 5, 6}, {2, 1, 1, 3});
+  EXPECT_EQ(open(colour).load(1).to_vector(), (std::vector<double>{4, 5, 6}));
+  EXPECT_TRUE(user_error(
+      [&] {
+        open(Tensor::zeros({2, 2, 2}, DType::f32));
+      },
+      {path, "f32 [2, 2, 2]", "expected u8 [N, H, W]"}));
+  EXPECT_TRUE(user_error([&] { open(Tensor::zeros({0, 2, 2}, DType::u8)); }, {path, "no image"}));
+  save_npz(path, {{"pictures", grey}});
+  EXPECT_TRUE(user_error([&] { open_images({path}); }, {path, "no array 'images'"}));
+}
+
 TEST(Pretrain, TheEmulatedDeviceComputesTheSameLosses) {
   PretrainOptions options;
   options.vit = tiny();
@@ -215,7 +242,7 @@ TEST(Pretrain, TheEmulatedDeviceComputesTheSameLosses) {
   std::vector<uint8_t> pixels;
   for (uint64_t i = 0; i < 4; ++i)
     for (const double v : some_image(i).to_vector()) pixels.push_back(uint8_t(v));
-  const MultiLabelImages images{
+  const MultiHeadImages images{
       Tensor::of(pixels, {int64_t(pixels.size())}).reshape({4, side, side, 3}), {{0, 1, 2, 0}}};
   const auto losses_on = [&](Device device) {
     const OnDevice scope(device);
