@@ -1,7 +1,7 @@
 // What a round costs the server: time and memory with 1 to 1,000 clients that send the adapters of
 // a ViT, and the bytes of a round against those of exchanging the whole model. The clients are one
 // process that answers every broadcast at once with the same update, so the time is the network's
-// and the server's alone, and the peak memory is the server's. One JSON line a case.
+// and the server's alone, and the peak memory is the server's. It prints one JSON line per case.
 #include <fmt/core.h>
 #include <sys/resource.h>
 #include <sys/wait.h>

@@ -1,8 +1,9 @@
 // One LoRA training step, the job that bench/peers/lora_step.py does in PyTorch: general and
 // personal adapter of rank 8 on qkv, proj, fc1, fc2, a trained head, cross-entropy, AdamW, clip 1;
 // random pixels already in memory, or with --job what that script left: the same model, adapters
-// and images. One JSON line; one model a process, so that peak memory is its own. With --profile,
-// afterwards, where the step's time goes and the least that each part can take.
+// and images. It prints one JSON line. A process runs one model, so that the peak memory is its
+// own. With --profile it tells afterwards where the step's time goes and the least that each part
+// can take.
 #include <fmt/core.h>
 
 #include <algorithm>
@@ -192,12 +193,11 @@ int run(const Options& o) {
   std::ifstream("/proc/loadavg") >> load;
   fmt::print(
       "{{\"provider\": \"orthofed\", \"model\": \"vit_{}_patch16_224\", \"mode\": \"{}{}{}\", "
-      "\"batch\": {}, "
-      "\"threads\": {}, \"isa\": \"{}\", \"matmul\": \"{}\", \"step_ms\": {:.1f}, \"step_ms_min\": "
-      "{:.1f}, \"step_ms_max\": {:.1f}, \"images_per_second\": {:.2f}, "
-      "\"inference_images_per_second\": {:.2f}, \"peak_rss_mb\": {:.0f}, "
-      "\"warm_step_allocations\": {}, "
-      "{}\"first_loss\": {:.8g}, \"first_gradient_norm\": {:.8g}, \"load_average\": {:.2f}{}}}\n",
+      "\"batch\": {}, \"threads\": {}, \"isa\": \"{}\", \"matmul\": \"{}\", "
+      "\"step_ms\": {:.1f}, \"step_ms_min\": {:.1f}, \"step_ms_max\": {:.1f}, "
+      "\"images_per_second\": {:.2f}, \"inference_images_per_second\": {:.2f}, "
+      "\"peak_rss_mb\": {:.0f}, \"warm_step_allocations\": {}, {}\"first_loss\": {:.8g}, "
+      "\"first_gradient_norm\": {:.8g}, \"load_average\": {:.2f}{}}}\n",
       o.model, o.precision, o.strategy == "unmerged" ? "" : "-" + o.strategy,
       o.frozen == "same" ? "" : "-" + o.frozen, batch, o.threads, cpu::name_of(cpu::isa()),
       cpu::matmul_backend(), median(train), *std::min_element(train.begin(), train.end()),

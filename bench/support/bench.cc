@@ -115,8 +115,8 @@ void Bench::select(int64_t turn) {
   for (Rotating* array : arrays_) array->select(turn % copies_);
 }
 
-// One sample: seconds of a run, the mean of `repeats`. On a GPU by its own clock, so that what a
-// launch costs the host is hidden as it is in a training step.
+// Takes one sample, the seconds of a run as the mean of `repeats`. A GPU is timed by its own clock,
+// so that what a launch costs the host is hidden as it is in a training step.
 double Bench::seconds_of(const Run& run, int64_t repeats, bool rotate) {
   const auto all = [&] {
     for (int64_t i = 0; i < repeats; ++i) {
@@ -285,7 +285,7 @@ bool on_every_vit(const std::string& name, Body f32, Body bf16, bool gpu_alone) 
 
 }  // namespace orthofed::bench
 
-// Of every bench program of kernels.
+// Every bench program of kernels has this main().
 int main(int argc, char** argv) {
   using namespace orthofed;
   // Memory stays with the program from one case to the next: fetching the pages of such large

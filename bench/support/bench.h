@@ -1,4 +1,4 @@
-// Times kernels on the devices that are meant to be fast: cpu, and cuda where a GPU is.
+// Times kernels on the devices that are meant to be fast: cpu, and cuda where there is a GPU.
 //
 //   template <class T>
 //   void forward(Bench& b, const Vit& v) {
@@ -19,9 +19,9 @@
 //   cold   on copies of the arrays in rotation, which together are twice the last-level cache,
 //   hot    right after itself on the same arrays, if these fit into that cache,
 //
-// and one record each goes to the file of --json (or OF_BENCH_JSON): record.h. A bench program
-// takes Google Benchmark's options as well (--benchmark_filter=...), and --seconds for a provider
-// and mode.
+// and one record per provider and mode goes to the file of --json (or OF_BENCH_JSON): record.h. A
+// bench program takes Google Benchmark's options as well (--benchmark_filter=...), and --seconds,
+// the time for each provider and mode.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -72,16 +72,16 @@ class Bench {
   Bench& operator=(const Bench&) = delete;
 
   const Queue& queue() const { return queue_; }
-  // Says on standard error, once a program, that a peer's library is not here.
+  // Says on standard error, once per program, that a peer's library was not found.
   static void missing(const std::string& peer, const char* variable);
   bool on_gpu() const { return queue_.device == Device::cuda; }
   void shape(Sizes sizes) { sizes_ = std::move(sizes); }
   void scratch(size_t bytes);  // what the kernel needs on a GPU
-  // Asked when the arrays have their addresses.
+  // of_a_run is called when the arrays have their addresses.
   void cost(std::function<Cost()> of_a_run) { cost_of_ = std::move(of_a_run); }
 
-  // Somebody who does the work; the first one is ours. `slack`: how many times the budget of
-  // expect() it may err by. A peer without a run is left out.
+  // Adds a provider of the work; the first one is ours. It may err by `slack` times the budget of
+  // expect(). A peer without a run is left out.
   void provider(const std::string& name, Run run, double slack = 1);
   // Versions of a kernel on a GPU; call(f) passes the contract's arguments to f.
   template <class Versions, class Call>
@@ -107,15 +107,15 @@ class Bench {
                [this, &version, arguments] { version.run(arguments(), queue_.cuda); });
     }
   }
-  // As much traffic as the cost's bytes, by all threads' memcpy.
+  // Adds memcpy by all threads as a peer, with as much traffic as the cost's bytes.
   void memcpy_peer() { with_memcpy_ = true; }
 
-  // Some elements of y against what(i), after a run of each provider.
+  // Compares some elements of y with what(i) after a run of each provider.
   void expect(Rotating& y, int64_t size, std::function<Expected(int64_t)> what) {
     expect_at(
         y, size, [](int64_t i) { return i; }, std::move(what));
   }
-  // Some of y's elements at(0) to at(count - 1).
+  // Does so for some of y's elements at(0) to at(count - 1).
   void expect_at(Rotating& y, int64_t count, std::function<int64_t(int64_t)> at,
                  std::function<Expected(int64_t)> what) {
     expectations_.push_back({&y, count, std::move(at), std::move(what)});
@@ -174,8 +174,8 @@ class Bench {
 
 enum class Fill { uniform, nan };
 
-// Elements in the device's memory: as given; uniform random numbers in [-1, 1); or NaN, where
-// results go.
+// An Array's elements are in the device's memory. At first they are as given, uniform random
+// numbers in [-1, 1), or NaN where results go.
 template <class T>
 class Array final : public Rotating {
  public:

@@ -1,5 +1,5 @@
-// What the records call ceilings is the engine's measurement, once a process, device and type; in a
-// tree of kernels alone nobody measures it.
+// What the records call ceilings is the engine's measurement, once per process, device and type. In
+// a tree of kernels alone nobody measures it.
 #include "bench/support/record.h"
 
 #ifdef OF_HAVE_ENGINE

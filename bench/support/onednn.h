@@ -1,6 +1,6 @@
-// What oneDNN has of our kernels, as peers on the CPU. Each gives a run over the arrays' selected
-// copies, or none: on a GPU, in a build without oneDNN, and where oneDNN has no such primitive on
-// this processor. Dense rows, float.
+// oneDNN's primitives are peers of our kernels on the CPU, for dense rows of float. Each function
+// returns a run over the arrays' selected copies; or none on a GPU, in a build without oneDNN, and
+// where oneDNN has no such primitive for this processor.
 #pragma once
 #include "bench/support/bench.h"
 

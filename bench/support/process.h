@@ -1,4 +1,4 @@
-// What benchmarks that time whole steps or rounds print of their process and of their samples.
+// Benchmarks that time whole steps or rounds print this of their process and of their samples.
 #pragma once
 #include <sys/resource.h>
 
@@ -14,7 +14,7 @@ inline double peak_mib() {
   return double(usage.ru_maxrss) / 1024;  // Linux counts KiB
 }
 
-// Of at least one sample; of an even number the upper one of the two in the middle.
+// Takes at least one sample; of an even number it returns the upper one of the two in the middle.
 inline double median(std::vector<double> samples) {
   const auto middle = samples.begin() + std::ptrdiff_t(samples.size() / 2);
   std::nth_element(samples.begin(), middle, samples.end());

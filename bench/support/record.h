@@ -1,4 +1,4 @@
-// The records of a benchmark: one JSON object a line, of schema orthofed-bench/1.
+// A benchmark's records are one JSON object per line, of schema orthofed-bench/1:
 //
 //   schema, time (UTC), commit (OF_COMMIT, or null)
 //   host: cpu, cores, threads, isa, load (average over the last minute, or null), gpu (or null)
@@ -7,11 +7,10 @@
 //   shape: names and numbers; dtype; mode ("cold" or "hot")
 //   flops, bytes: of one run, from the kernel's contract
 //   time_us: p20, p50, p80, n (samples); gflops, gbs: at p50
-//   bound: the ceiling that is nearer, "memory" or "compute", or "unknown"; ceiling_percent:
-//   max(flops / ceiling,
-//     bytes / ceiling) / p50, of cold records
+//   bound: the ceiling that is nearer, "memory" or "compute", or "unknown"
+//   ceiling_percent: max(flops / ceiling, bytes / ceiling) / p50, of cold records
 //   check: error in units of the budget that it was checked against (null: a peer that only moves
-//     bytes), elements: how many
+//     bytes); elements: how many
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -43,7 +42,7 @@ Ceilings ceilings_of(Device device, DType dtype);
 
 Json host_record(const std::string& gpu);
 
-// Appends a line to the file that --json named; nothing where it named none.
+// Appends a line to the file that --json named; does nothing where it named none.
 void write_record(const Json& record);
 void set_record_file(const std::string& path);  // throws UserError if it cannot be written
 

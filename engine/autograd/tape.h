@@ -1,11 +1,11 @@
-// Reverse-mode automatic differentiation over a tape.
+// A tape differentiates automatically, in reverse mode.
 //
 // Ops compute their result at once and, if any input needs a gradient, record one node: a closure
 // that reads the gradient of its outputs and hands gradients to its inputs. Tape::backward walks
 // the nodes in reverse. What needs no gradient costs nothing: no node is recorded below the first
 // trainable parameter, and each op asks requires_grad() before it computes an input's gradient.
 //
-// A gradient reaches an input in one of three ways, and none launches a sum that is not needed:
+// A gradient reaches an input in one of three ways, none of which launches an unneeded sum:
 //   give_grad(t)   hands over a buffer; the first one is adopted as it is, later ones are added
 //   grad_target()  lends the variable's own buffer to a kernel that can write or accumulate
 //   add_grad(t)    copies or adds a piece into that buffer, where a gradient is required at all
@@ -21,10 +21,10 @@ namespace orthofed {
 
 struct GradTarget {
   Tensor buffer;
-  bool accumulate = false;  // false: write, there is nothing in it yet
+  bool accumulate = false;  // false: there is nothing in it yet, so write
 };
 
-// A tensor in the graph. Copies share the value and the gradient.
+// A Var is a tensor in the graph. Copies share the value and the gradient.
 class Var {
  public:
   Var() = default;
@@ -56,7 +56,7 @@ class Var {
   std::shared_ptr<State> state_;
 };
 
-// For kernels whose argument may be null: a bias, LayerScale.
+// Some kernels have an argument that may be null: a bias, LayerScale.
 template <class R>
 const R* data_or_null(const Var& v) {
   return v.defined() ? v.value().data<R>() : nullptr;
@@ -64,7 +64,7 @@ const R* data_or_null(const Var& v) {
 
 class Tape {
  public:
-  // A tape that does not record is for inference: ops save nothing.
+  // A tape that does not record is for inference; ops then save nothing.
   explicit Tape(bool recording = true) : recording_(recording) {}
   Tape(const Tape&) = delete;
   Tape& operator=(const Tape&) = delete;
@@ -73,13 +73,13 @@ class Tape {
   // Will anything ask for a gradient of these inputs?
   bool needs(std::initializer_list<const Var*> inputs) const;
 
-  // Wraps an op's result; needed says whether its gradient will be.
+  // Wraps an op's result; `needed` says whether its gradient will be needed.
   Var output(Tensor value, bool needed) const { return Var(std::move(value), needed); }
   // backward() runs when at least one of the outputs has received a gradient.
   void record(std::vector<Var> outputs, std::function<void()> backward);
 
-  // seed * d(loss)/d(everything that requires it). loss has one element; nodes and what they saved
-  // are freed as the walk passes them.
+  // Computes seed * d(loss)/d(every variable that requires it). loss has one element; nodes and
+  // what they saved are freed as the walk passes them.
   void backward(const Var& loss, double seed = 1);
 
  private:

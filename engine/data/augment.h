@@ -1,5 +1,5 @@
-// Random changes of a training image that leave its class alone. The draw is a function of the key,
-// so it does not depend on who makes it or when; kernels/image applies it.
+// Augmentation changes a training image at random and leaves its class alone. The draw is a
+// function of the key, so it does not depend on who makes it or when; kernels/image applies it.
 #pragma once
 #include "kernels/core/philox.h"
 #include "kernels/image/image.h"
@@ -14,8 +14,8 @@ struct AugmentOptions {
   double stain = 0.05;                                        // each channel's factor in 1 +- x
 };
 
-// A crop has an aspect ratio in [3/4, 4/3], uniform in its logarithm (Szegedy et al., arXiv
-// 1409.4842), but never reaches over the image.
+// The aspect ratio of a crop is in [3/4, 4/3], uniform in its logarithm (Szegedy et al., arXiv
+// 1409.4842); a crop never reaches beyond the image.
 ImageAugment draw_augment(const AugmentOptions& options, const Philox& rng);
 
 }  // namespace orthofed

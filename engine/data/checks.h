@@ -1,4 +1,4 @@
-// What a site should know about its data before it joins. Decodes and hashes every image.
+// A site checks its data before it joins: every image is decoded and hashed.
 #pragma once
 #include <map>
 #include <string>
@@ -23,7 +23,7 @@ struct DataReport {
   std::vector<BadImage> unreadable;  // in the data set's order
   std::vector<Crossing> samples;     // the same id in several splits
   std::vector<Crossing> groups;      // the same group (patient, slide) of a client
-  std::vector<Crossing> duplicates;  // images of other names that are equal byte for byte
+  std::vector<Crossing> duplicates;  // images of different names that are equal byte for byte
 
   bool clean() const {
     return unreadable.empty() && samples.empty() && groups.empty() && duplicates.empty();

@@ -1,5 +1,6 @@
-// Every image of a data set, decoded and resized once a run: u8 [n, size, size, 3], in memory up to
-// a limit, above it in a mapped file that has no name and goes with the process.
+// The cache holds every image of a data set, decoded and resized once per run: u8 [n, size, size,
+// 3], in memory up to a limit, and above it in a mapped file that has no name and goes with
+// the process.
 #pragma once
 #include <cstdint>
 #include <string>

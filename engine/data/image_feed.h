@@ -1,9 +1,9 @@
-// Batches of images on their way to a model. Pixels and the draws of their augmentation travel to
+// A feed brings batches of images to a model. Pixels and the draws of their augmentation travel to
 // the model's device as they are, and the device makes the patches (kernels/image): a quarter of
 // the bytes of patches in f32, and no arithmetic on the host.
 //
 //   ImageFeed feed(shape, mean, std, dtype);
-//   const ImageFeed::Stage stage = feed.stage();  // filled by anybody: a loader's workers
+//   const ImageFeed::Stage stage = feed.stage();  // filled by any thread: a loader's workers
 //   feed.send(stage);                             // a copy that runs beside the step before
 //   feed.receive(count);                          // feed.patches() is the batch
 //   feed.finish();                                // the stage may be filled again
@@ -17,8 +17,8 @@ namespace orthofed {
 
 class ImageFeed {
  public:
-  // A batch in one block of memory, so that it travels in one copy. Labels and weights are for
-  // whoever has a use for them.
+  // A batch in one block of memory, so that it travels in one copy. Labels and weights travel with
+  // it for those who need them.
   struct Stage {
     Tensor block;            // u8 [bytes]; the rest lies in it
     Tensor pixels;           // u8 [batch, source_height * source_width * 3]
@@ -26,8 +26,8 @@ class ImageFeed {
     Tensor labels, weights;  // i32, accum(dtype) [batch]
   };
 
-  // Patches of `dtype` from batches of shape.batch images, on the thread's device; mean, std [3].
-  // All calls but stage() come from one thread.
+  // Makes patches of `dtype` from batches of shape.batch images, on the thread's device; mean, std
+  // [3]. All calls but stage() come from one thread.
   ImageFeed(const ImageShape& shape, const float* mean, const float* std, DType dtype);
 
   Stage stage() const;  // in host memory, pinned for cuda
@@ -37,10 +37,11 @@ class ImageFeed {
   void finish();
   // Makes patches of the first `count` images of what was sent last; those of the others are 0.
   void receive(int64_t count);
-  // All three, where nothing runs meanwhile: patches of `count` images, good until the next call.
+  // Does all three, where nothing runs meanwhile; the patches of `count` images are good until the
+  // next call.
   Tensor patches_of(const Stage& stage, int64_t count);
 
-  // On the device, in the same memory for every batch.
+  // All three are on the device, in the same memory for every batch.
   const Tensor& patches() const { return patches_; }  // dtype [batch * patches, 3 * patch * patch]
   const Tensor& labels() const { return labels_; }    // i32 [batch]
   const Tensor& weights() const { return weights_; }  // accum(dtype) [batch]

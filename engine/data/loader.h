@@ -1,6 +1,6 @@
-// Epochs of batches, prepared by worker threads ahead of the step that uses them. On the CPU the
-// workers make the patches; for another device they gather pixels, and the device makes the patches
-// (image_feed.h), from a copy that runs beside the step before.
+// A loader serves epochs of batches, which worker threads prepare ahead of the step that uses them.
+// On the CPU the workers make the patches; for another device they gather pixels, and the device
+// makes the patches (image_feed.h), from a copy that runs beside the step before.
 //
 // The order of an epoch and every augmentation are drawn from Philox keyed by (seed, epoch, sample
 // id): they do not depend on the number of workers, the batch size, or the order of a manifest. The
@@ -29,8 +29,8 @@ struct LoaderOptions {
   int64_t workers = 1;
 };
 
-// Samples `valid` and up fill the batch: weight 0, patches 0, label 0, index -1. The tensors are on
-// the device of the options.
+// Samples `valid` and up only fill the batch: weight 0, patches 0, label 0, index -1. The tensors
+// are on the device of the options.
 struct Batch {
   Tensor patches;                // dtype [batch * patches, 3 * patch * patch]
   Tensor labels;                 // i32 [batch]
@@ -52,10 +52,10 @@ class Loader {
   int64_t samples() const;  // in an epoch
   int64_t batches() const;  // in an epoch
 
-  // Begins an epoch; what is left of another is dropped.
+  // Begins an epoch and drops what is left of another.
   void start(int64_t epoch);
-  // The next batch, which stays as it is until the next call of next() or start(); null at the end
-  // of the epoch. The buffers are made once and used again; on a device it is one for all batches.
+  // Returns the next batch, which stays as it is until the next call of next() or start(); null at
+  // the end of the epoch. Buffers are made once and used again; on a device all batches use one.
   // Throws what a worker threw.
   const Batch* next();
 

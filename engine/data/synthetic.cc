@@ -124,8 +124,8 @@ class Draws {
   float uniform(const float (&range)[2]) { return uniform(range[0], range[1]); }
   int below(int n) { return int((uint64_t{next()} * uint64_t(n)) >> 32); }
   int between(const int (&range)[2]) { return range[0] + below(range[1] - range[0] + 1); }
-  // Mean 0 and deviation 1, the sum of two uniform numbers: bounded, and far cheaper than a
-  // Gaussian.
+  // Mean 0 and deviation 1, the sum of two uniform numbers: bounded, and far cheaper than
+  // a Gaussian.
   float triangular() {
     const uint32_t bits = next();
     return (float(bits & 0xffff) + float(bits >> 16) - 65535.f) * (2.4494897f / 65535.f);
@@ -149,8 +149,8 @@ struct Ellipse {
   float x, y, radius_x, radius_y, angle;
 };
 
-// The samples of an image: which material each one hits. Shapes are painted from the back to the
-// front.
+// The samples of an image: which material each one hits. Shapes are painted from the back to
+// the front.
 class Canvas {
  public:
   explicit Canvas(int64_t size) : side_(size * kSamples), cells_(size_t(side_ * side_), slide) {}

@@ -1,4 +1,5 @@
-// Procedural images of stained cells, for the demo and for tests: no download, no data file.
+// Images of stained cells are drawn by a program for the demo and for tests, which then need no
+// download and no data file.
 //
 // A cell is drawn from class factors (what it is), nuisance (how this one happens to lie) and a
 // site's style (how that laboratory stains and photographs). The picture follows the optics of a
@@ -9,9 +10,9 @@
 // (Ruifrok and Johnston, "Quantification of histochemical staining by color deconvolution", 2001).
 // A site's dyes differ from another's, so the same cell has another hue there.
 //
-// Every image is a function of (seed, site or pool, split, index) alone: in any order, on any
-// number of threads, at any instruction level the same bytes. Real cells are not the claim: the
-// factors are known, which is what a demonstration and a test need.
+// Every image is a function of (seed, site or pool, split, index) alone: its bytes are the same in
+// any order, on any number of threads, at any instruction level. The cells do not claim to be real:
+// their factors are known, which is what a demonstration and a test need.
 #pragma once
 #include <array>
 #include <cstdint>
@@ -23,8 +24,8 @@
 
 namespace orthofed {
 
-// What a cell is. Independent of each other in the pretraining pool; a federation's class is one
-// combination.
+// The factors say what a cell is. They are independent of each other in the pretraining pool; a
+// federation's class is one combination of them.
 struct CellFactors {
   int lobes = 1;     // of the nucleus, 1..kLobes
   int granules = 0;  // 0 none, 1 fine, 2 coarse
@@ -34,7 +35,7 @@ struct CellFactors {
   static constexpr int kLobes = 4, kGranules = 3, kHues = 3;
 };
 
-// How a site stains and photographs. The default is the neutral style.
+// A style says how a site stains and photographs. The default is the neutral style.
 struct SiteStyle {
   std::array<float, 3> azure{.90f, .75f, .22f};  // optical density per unit of dye, R G B
   std::array<float, 3> eosin{.10f, .95f, .30f};
@@ -45,8 +46,8 @@ struct SiteStyle {
   float noise = .015f;                          // standard deviation, of full scale 1
 };
 
-// One cell, uint8 [size, size, 3] with dense rows; size >= 8. The same rng gives the same cell, so
-// two calls that differ in the style alone show one cell at two sites.
+// Draws one cell, uint8 [size, size, 3] with dense rows; size >= 8. The same rng gives the same
+// cell, so two calls that differ in the style alone show one cell at two sites.
 Tensor draw_cell(const CellFactors& factors, const SiteStyle& style, int64_t size, Philox rng);
 
 struct LabelledImages {
@@ -69,21 +70,22 @@ struct SyntheticSet {
 
 struct SyntheticOptions {
   int64_t clients = 4;              // 1..4
-  int64_t train = 120, test = 200;  // images a client
+  int64_t train = 120, test = 200;  // images per client
   int64_t unseen = 500;             // images of the unseen site
   int64_t classes = 5;              // 2..5
   int64_t size = 32;
-  double shift = 1;  // strength of the site factors in [0, 1]; 0: appearance and balance alike
+  double shift = 1;  // strength of the site factors in [0, 1]; 0: sites look alike, same balance
   uint64_t seed = 0;
 };
 
-// The federation's images. Class counts are the site's shares rounded by largest remainder, so two
-// seeds differ in the cells and not in the balance. Throws UserError on an option out of range.
+// Draws the federation's images. Class counts are the site's shares rounded by largest remainder,
+// so two seeds differ in the cells and not in the balance. Throws UserError on an option out
+// of range.
 SyntheticSet make_federation(const SyntheticOptions& options);
 
-// A public pool to pretrain on: every image in a style of its own, anywhere from neutral to beyond
-// the sites'. Its labels are the factors; no image shows the factors of a federation's class, so it
-// shares no label and no kind of cell with the federation.
+// A public pool to pretrain on. Every image has a style of its own, anywhere from neutral to beyond
+// the sites'. The labels are the factors; no image shows the factors of a federation's class, so
+// the pool shares no label and no kind of cell with the federation.
 struct PretrainingPool {
   Tensor images;  // uint8 [N, size, size, 3], dense
   // Labels of the three heads, each [N]: lobes - 1, granules, hue.
@@ -98,8 +100,9 @@ struct PoolOptions {
 
 PretrainingPool make_pretraining_pool(const PoolOptions& options);
 
-// A picture of the federation: a row a class, a column a site and the unseen one last; in a field
-// `examples` cells side by side, the same cells at every site, each pixel zoomed. uint8 [H, W, 3].
+// Draws a picture of the federation, uint8 [H, W, 3]: one row per class, one column per site, the
+// unseen one last. A field shows `examples` cells side by side, the same cells at every site, with
+// each pixel enlarged `zoom` times.
 Tensor contact_sheet(const SyntheticOptions& options, int64_t examples = 3, int64_t zoom = 2);
 
 }  // namespace orthofed

@@ -1,8 +1,8 @@
-// A model's weights as hubs hand them out: one safetensors file, or several ("shards") beside an
-// index that says which tensor is in which:
+// Hubs store a model's weights in one safetensors file, or in several ("shards") beside an index
+// that says which tensor is in which:
 //
-//   {"metadata": {"total_size": 1234}, "weight_map": {"a.weight":
-//   "model-00001-of-00002.safetensors"}}
+//   {"metadata": {"total_size": 1234},
+//    "weight_map": {"a.weight": "model-00001-of-00002.safetensors"}}
 //
 // (https://huggingface.co/docs/transformers/big_models#sharded-checkpoints). Every file is mapped:
 // its header is read at once, a tensor's bytes when somebody asks for them.
@@ -22,16 +22,17 @@ struct CheckpointFiles {
   bool sharded() const { return main.ends_with(".json"); }
 };
 
-// Throws UserError where there is none or no telling which, where a shard is missing, or its name
-// leads out of the folder.
+// Throws UserError where no such file is found or more than one could be meant, where a shard is
+// missing, or where a shard's name leads out of the folder.
 CheckpointFiles checkpoint_files(const std::string& path);
 
-// The tensors of all shards; __metadata__ of the first. Beyond what load_safetensors refuses: a
-// tensor that the index places in a shard without it, and one that the index does not know.
+// Loads the tensors of all shards, and __metadata__ of the first. Refuses what load_safetensors
+// refuses, a tensor that the index places in a shard without it, and one that the index does
+// not know.
 Safetensors load_checkpoint(const std::string& path);
 
-// Of a single file: sha256_of_file. Of shards: the digest of their digests, one line
-// "DIGEST  NAME" each by name, as `sha256sum model-*.safetensors | sha256sum` prints it.
+// For a single file this is sha256_of_file. For shards it is the digest of their digests, one line
+// "DIGEST  NAME" per shard, by name, as `sha256sum model-*.safetensors | sha256sum` prints it.
 std::string sha256_of_checkpoint(const std::string& path);
 
 }  // namespace orthofed

@@ -1,5 +1,5 @@
-// Tensors whose rows follow each other without padding, as images and files have them: a row of an
-// RGB image is [W, 3], and padding each pixel to 16 bytes would be five times the memory.
+// The rows of images and files follow each other without padding: a row of an RGB image is [W, 3],
+// and padding each pixel to 16 bytes would take five times the memory.
 #pragma once
 #include <memory>
 

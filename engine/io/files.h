@@ -1,5 +1,5 @@
-// Files: whole reads, memory maps, and writes that are either complete or not there at all. Every
-// failure is a UserError that names the file, the reason and the remedy.
+// Files are read whole or mapped, and written completely or not at all. Every failure is a
+// UserError that names the file, the reason and the remedy.
 #pragma once
 #include <cstddef>
 #include <memory>
@@ -10,11 +10,11 @@
 
 namespace orthofed {
 
-// Throws unless `path` is a regular file (a directory) that can be read. `what` names its part in
-// the message: "the weights".
+// Throws unless `path` is a regular file (a directory) that can be read. The message calls it
+// `what`, such as "the weights".
 void require_file(const std::string& path, std::string_view what = "the file");
 void require_directory(const std::string& path, std::string_view what = "the directory");
-// Creates the directory and its parents where they are missing.
+// Creates the directory and those of its parents that are missing.
 void make_directories(const std::string& path);
 
 std::string read_text(const std::string& path);
@@ -46,12 +46,12 @@ class AtomicFile {
 void write_file(const std::string& path, std::span<const std::byte> bytes);
 void write_file(const std::string& path, std::string_view text);
 
-// The same for a folder of files: they are written to path(), a new folder beside the one that is
-// wanted, which commit() renames. Without commit() nothing is left behind.
+// Does the same for a folder of files: they are written to path(), a new folder beside the wanted
+// one, and commit() renames it. Without commit() nothing is left behind.
 class AtomicFolder {
  public:
-  // Makes the parents where they are missing. Throws UserError where `wanted` is there already,
-  // unless as an empty folder.
+  // Creates missing parents. Throws UserError where `wanted` exists already, unless it is an
+  // empty folder.
   explicit AtomicFolder(const std::string& wanted);
   ~AtomicFolder();
   AtomicFolder(const AtomicFolder&) = delete;
@@ -72,9 +72,9 @@ struct MappedFile {
 };
 MappedFile map_file(const std::string& path);
 
-// Memory on disk for data that would not fit otherwise: a new file of this size in $TMPDIR
-// (/var/tmp without it), mapped, without a name, gone with its last user. Room on the disk is
-// reserved, so that no later write can fail.
+// Returns memory on disk, for data that would not fit otherwise: a new mapped file of this size in
+// $TMPDIR (/var/tmp without it) that has no name and goes with its last user. Its room on the disk
+// is reserved, so that no later write can fail.
 MappedFile map_scratch_file(size_t bytes);
 
 }  // namespace orthofed

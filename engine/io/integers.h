@@ -1,5 +1,5 @@
-// 64-bit integers in files: there is no such dtype here, and what files hold (labels, counts,
-// steps) fits in 32 bits.
+// Files may hold 64-bit integers, for which there is no dtype here: what they are used for (labels,
+// counts, steps) fits in 32 bits.
 #pragma once
 #include <algorithm>
 #include <cstddef>
@@ -12,8 +12,8 @@
 
 namespace orthofed {
 
-// i32, or f64 (exact up to 2^53) if a value does not fit. `source` holds shape.size() little-endian
-// int64 and may be misaligned.
+// Returns i32, or f64 (exact up to 2^53) if a value does not fit. `source` holds shape.size()
+// little-endian int64 and may be misaligned.
 inline Tensor from_int64(const void* source, const Shape& shape) {
   std::vector<int64_t> values(static_cast<size_t>(shape.size()));
   if (!values.empty()) std::memcpy(values.data(), source, values.size() * sizeof(int64_t));

@@ -1,4 +1,4 @@
-// PNG files, for pictures that people look at.
+// Pictures that people look at are written as PNG files.
 #pragma once
 #include <string>
 

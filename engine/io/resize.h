@@ -1,8 +1,8 @@
-// Resampling with antialias, as Pillow's Image.resize does it (and so torchvision and timm on PIL
-// images): a separable filter, widened by the scale when shrinking; each pass in 22-bit fixed point
-// and rounded to 8 bits (src/libImaging/Resample.c). The passes go along x, then along y, unless
-// the height loses more than twice as many pixels as the width: Pillow 13's order, as measured;
-// before it was always x first. Results equal Pillow 13's bit for bit.
+// Images are resampled with antialias as by Pillow's Image.resize (and so by torchvision and timm
+// on PIL images): a separable filter, widened by the scale when shrinking; each pass is computed in
+// 22-bit fixed point and rounded to 8 bits (src/libImaging/Resample.c). The passes go along x, then
+// along y, unless the height loses more than twice as many pixels as the width: that is the order
+// of Pillow 13, as measured; before, it was always x first. Results equal Pillow 13's bit for bit.
 #pragma once
 #include <cstdint>
 
@@ -18,13 +18,13 @@ enum class Interpolation {
 // image u8 [H, W, 3], dense -> u8 [height, width, 3], dense. Runs on the calling thread.
 Tensor resize(const Tensor& image, int64_t height, int64_t width, Interpolation interpolation);
 
-// The middle [height, width, 3] of a larger image; an odd margin rounds half to even, as
-// torchvision.
+// Cuts the middle [height, width, 3] out of a larger image; an odd margin rounds half to even, as
+// in torchvision.
 Tensor centre_crop(const Tensor& image, int64_t height, int64_t width);
 
-// What a model sees, u8 [size, size, 3]: with crop_pct = 1 the image is resized to the square
-// whatever its aspect; below 1 its shorter side becomes floor(size / crop_pct) and the middle is
-// cut out (timm's evaluation transforms "squash" and "center").
+// Returns what a model sees, u8 [size, size, 3]: with crop_pct = 1 the image is resized to the
+// square whatever its aspect; below 1 its shorter side becomes floor(size / crop_pct) and the
+// middle is cut out (timm's evaluation transforms "squash" and "center").
 Tensor resize_to_square(const Tensor& image, int64_t size, double crop_pct,
                         Interpolation interpolation);
 

@@ -26,11 +26,11 @@ struct Safetensors {
 // to i32, or to f64 if a value does not fit). Writing to a view does not reach the file.
 Safetensors load_safetensors(const std::string& path);
 
-// The same from memory; all tensors are copies. `source` takes the file's place in messages.
+// Does the same from memory; all tensors are copies. Messages say `source` for the file.
 Safetensors decode_safetensors(std::span<const std::byte> bytes, const std::string& source);
 
-// Wide dtypes first, then by name, so that every tensor is aligned to its dtype and the same
-// tensors give the same bytes. Atomic: `path` holds the old file or all of the new one.
+// Writes wide dtypes first, and then by name, so that every tensor is aligned to its dtype and the
+// same tensors give the same bytes. Atomic: `path` holds the old file or all of the new one.
 void save_safetensors(const std::string& path, const TensorMap& tensors,
                       const std::map<std::string, std::string>& metadata = {});
 std::vector<std::byte> encode_safetensors(const TensorMap& tensors,

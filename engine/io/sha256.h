@@ -1,4 +1,4 @@
-// SHA-256 (FIPS 180-4) through OpenSSL, as lower-case hexadecimal: names base models and files, and
+// SHA-256 (FIPS 180-4) by OpenSSL, in lower-case hexadecimal, names base models and files, and
 // gives samples an order that does not depend on where they stand in a manifest.
 #pragma once
 #include <cstddef>

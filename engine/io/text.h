@@ -6,8 +6,8 @@
 
 namespace orthofed {
 
-// Columns that UTF-8 text takes on a terminal: combining marks 0, East Asian wide characters and
-// emoji 2, all else 1. A byte that is not valid UTF-8 counts 1.
+// Counts the columns that UTF-8 text takes on a terminal: combining marks take 0, East Asian wide
+// characters and emoji 2, all else 1. A byte that is not valid UTF-8 counts 1.
 int display_width(std::string_view text);
 
 // The longest prefix that fits into `width` columns, ended by "..." if something was cut.

@@ -10,7 +10,8 @@
 
 namespace orthofed {
 
-// What ends a run whose loss or gradient is no number any more. found: which, and where.
+// The error that ends a run whose loss or gradient is not finite any more; `found` says which,
+// and where.
 Error diverged(const std::string& found);
 
 struct OptimizerOptions {
@@ -20,8 +21,9 @@ struct OptimizerOptions {
   double clip = 1.0;      // on the norm of all gradients of all groups; 0: off
 };
 
-// Parameters that step together: one step count, so that the general adapter's moments and count
-// can live on while the personal one's are reset, or stand still while the other trains.
+// The parameters of a group step together and share one step count, so that the general adapter's
+// moments and count can live on while the personal one's are reset, or stand still while the
+// other trains.
 class ParameterGroup {
  public:
   void add(const Var& parameter, double weight_decay);
@@ -30,8 +32,8 @@ class ParameterGroup {
   void count_step() { ++step_; }  // after Optimizer::queue
   void reset();                   // moments and count to zero
 
-  // Moments as "m.<name>", "v.<name>" and the count as "step", prefixed; load needs every one of
-  // them.
+  // The moments are called "m.<name>" and "v.<name>" and the count "step", behind the prefix; load
+  // needs every one of them.
   void save(const std::string& prefix, TensorMap& to) const;
   void load(const std::string& prefix, const TensorMap& from);
 
@@ -43,27 +45,28 @@ class ParameterGroup {
   int64_t step_ = 0;
 };
 
-// The numbers of a step, in the memory of the parameters' device.
+// The numbers of a step are in the memory of the parameters' device.
 struct OptimizerNumbers {
   const double* learning_rate = nullptr;
   const double* scale = nullptr;       // of the gradients, before they are clipped
-  std::vector<const int64_t*> counts;  // a group each: which step this is for it, from 1
-  double* norm = nullptr;              // left behind: of the scaled gradients, before clipping
-  double* factor = nullptr;            // and what each gradient was multiplied by
+  std::vector<const int64_t*> counts;  // of each group: which of its steps this is, from 1
+  double* norm = nullptr;              // result: of the scaled gradients, before clipping
+  double* factor = nullptr;            // result: what each gradient was multiplied by
 };
 
 class Optimizer {
  public:
   explicit Optimizer(const OptimizerOptions& options) : options_(options) {}
 
-  // One step on every parameter of the groups that has a gradient; clears the gradients. Gradients
-  // are multiplied by `scale` first (1 / sum of the micro-batches' weights), then clipped together.
-  // Returns the norm before clipping; throws Error if it is not finite, with nothing changed.
+  // Takes one step on every parameter of the groups that has a gradient, and clears the gradients.
+  // Gradients are first multiplied by `scale` (1 / sum of the micro-batches' weights), then clipped
+  // together. Returns the norm before clipping; throws Error if it is not finite, and changes
+  // nothing then.
   double step(const std::vector<ParameterGroup*>& groups, double learning_rate, double scale = 1);
 
-  // The same without waiting for the device: where the norm is not finite, its kernels change
-  // nothing. Returns the groups that had a gradient, whose count_step() is for the caller to call
-  // once the norm is known.
+  // Does the same without waiting for the device: where the norm is not finite, its kernels change
+  // nothing. Returns the groups that had a gradient; the caller calls their count_step() once the
+  // norm is known.
   std::vector<ParameterGroup*> queue(const std::vector<ParameterGroup*>& groups,
                                      const OptimizerNumbers& numbers);
 
@@ -74,8 +77,9 @@ class Optimizer {
 
 enum class Schedule { constant, cosine };
 
-// Learning-rate factor at progress u in [0, 1] of the whole run: linear warm-up over the first
-// `warmup` of it, then constant, or a half cosine to 0 (Loshchilov, Hutter, arXiv 1608.03983).
+// Returns the factor of the learning rate at progress u in [0, 1] of the whole run: linear warm-up
+// over the first `warmup` of it, then constant, or a half cosine to 0 (Loshchilov, Hutter,
+// arXiv 1608.03983).
 double schedule_factor(Schedule schedule, double warmup, double u);
 
 }  // namespace orthofed

@@ -67,8 +67,8 @@ __device__ inline void mma_16x8x32([[maybe_unused]] float (&d)[4],
 }
 
 // Lane l gives the address of row l % 8 of tile l / 8, 16 bytes aligned to 16; registers[i] is
-// then this lane's pair of tile i: row g, columns 2t and 2t+1. `trans` hands out the transposed
-// tile.
+// then this lane's pair of tile i: row g, columns 2t and 2t+1. `trans` hands out the
+// transposed tile.
 __device__ inline void ldmatrix_x4(uint32_t (&registers)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])

@@ -11,8 +11,8 @@ namespace {
 
 inline constexpr int kMapRows = 8;
 
-// The launch of a kernel that calls for_each_pack<N>. One dimension of blocks: the other two end at
-// 65,535.
+// The launch of a kernel that calls for_each_pack<N>. One dimension of blocks: the other two end
+// at 65,535.
 template <int N>
 LaunchShape map_shape(int64_t rows, int64_t cols) {
   return {.grid_x = unsigned(ceil_div(rows, kMapRows) * ceil_div(cols, 32 * N)),

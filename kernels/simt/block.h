@@ -1,5 +1,5 @@
 // The block in flight, as the scheduler (simt.cc) shares it with the hardware that works beside the
-// threads (mbarrier.cc, bulk_copy.cc, wgmma.cc). For these files alone.
+// threads (mbarrier.cc, bulk_copy.cc, wgmma.cc). Only these files include it.
 #pragma once
 #include <deque>
 #include <exception>
@@ -98,7 +98,7 @@ struct Block {
 extern Block* block;  // of the launch in progress
 
 // While one exists, ThreadSanitizer takes what the calling thread does (allocate, copy) for the
-// scheduler's deed: it is the hardware's, which the thread has merely set going.
+// scheduler's work, because it is the hardware's, which the thread has merely started.
 class AsHardware {
 #if defined(OF_TSAN_FIBERS)
  public:

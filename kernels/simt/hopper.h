@@ -1,7 +1,7 @@
-// What the emulator has of compute capability 9.0: mbarriers, bulk tensor copies, warpgroup
-// products. kernels/core/{mbarrier,tma,wgmma,hopper}.cuh give them to kernels. They are
-// asynchronous: each takes effect at its earliest or at its latest legal moment, as the schedule
-// likes (the latest: when no thread can go on without it). Copies and products are emulated on
+// The emulator has these parts of compute capability 9.0: mbarriers, bulk tensor copies and
+// warpgroup products. kernels/core/{mbarrier,tma,wgmma,hopper}.cuh give them to kernels. They are
+// asynchronous: the schedule decides whether each takes effect at its earliest or its latest legal
+// moment (the latest is when no thread can go on without it). Copies and products are emulated on
 // dynamic shared memory only.
 #pragma once
 #include <cstddef>
@@ -11,8 +11,8 @@
 
 namespace orthofed::simt {
 
-// An address in the window of shared memory, where descriptors look; as on a GPU, the system's
-// first 1,024 bytes come before the launch's own.
+// Returns the address in the window of shared memory, which descriptors use; as on a GPU, the
+// system's first 1,024 bytes come before the launch's own.
 inline constexpr uint32_t kSharedWindow = 1024;
 uint32_t shared_address(const void* pointer);  // of dynamic shared memory
 

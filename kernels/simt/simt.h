@@ -1,7 +1,7 @@
-// CUDA kernels on the CPU. A .cu file that g++ compiles gets the CUDA language from here: every
-// CUDA thread of a block is a fiber on one OS thread, barriers and warp operations are rendezvous
-// of the threads they name, and whatever the hardware would leave undefined is a Fault with a table
-// that says where each thread is. docs/simt.md: what is and what is not emulated.
+// This runs CUDA kernels on the CPU. A .cu file that g++ compiles gets the CUDA language from here:
+// every CUDA thread of a block is a fiber on one OS thread, barriers and warp operations are
+// rendezvous of the threads they name, and whatever the hardware would leave undefined is a Fault
+// with a table that says where each thread is. docs/simt.md says what is and is not emulated.
 #pragma once
 #include <bit>
 #include <cmath>
@@ -69,7 +69,7 @@ struct Size {
 // Runs body() once for every thread of every block. One launch at a time in the whole process.
 void run(Size grid, Size block, size_t shared_bytes, const Stream& stream,
          const std::function<void()>& body);
-// The same, or kept for later where the stream records. The body owns what it needs.
+// Does the same, or keeps it for later where the stream records. The body owns what it needs.
 void launch(Size grid, Size block, size_t shared_bytes, const Stream& stream,
             std::function<void()> body);
 

@@ -1,5 +1,5 @@
-// Adapters on disk: safetensors with PEFT's tensor names, and in the metadata what is needed to use
-// them without the configuration they were trained with.
+// Adapters are stored as safetensors with PEFT's tensor names. The metadata hold what is needed to
+// use them without the configuration they were trained with.
 #pragma once
 #include <string>
 #include <vector>
@@ -8,7 +8,7 @@
 
 namespace orthofed {
 
-// How the images were prepared that an adapter was trained on, as far as it differs from what the
+// The preparation of the images that an adapter was trained on, as far as it differs from what the
 // base model asks for: the fields of [data] with these names.
 struct Preprocessing {
   int64_t image_size = 0;     // 0: the model's
@@ -33,7 +33,7 @@ struct AdapterFile {
 };
 
 void save_adapter(const std::string& path, const AdapterFile& file);
-// Throws UserError where the file is no adapter of this kind of file.
+// Throws UserError where the file is not an adapter that orthofed wrote.
 AdapterFile load_adapter(const std::string& path);
 
 // A base model with trained adapters, for prediction.

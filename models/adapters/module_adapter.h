@@ -1,5 +1,5 @@
-// Adapters as other programs have them: one low-rank update a module of the file, whatever slices
-// of which layers it was trained on, and one classifier.
+// Other programs expect one low-rank update per module of the file, whatever slices of which layers
+// it was trained on, and one classifier.
 //
 //   Delta W = s * B A,   A [R, in],   B [rows of the module, R]
 //
@@ -27,25 +27,26 @@ struct ModuleAdapter {
   int64_t rank() const { return a.rows(); }
 };
 
-// In the order of the layers, called as `names` says. Throws UserError where an adapter was trained
-// on another base model, or does not fit this one.
+// Stacks the adapters by module, in the order of the layers; `names` says which names the modules
+// get. Throws UserError where an adapter was trained on another base model, or does not fit
+// this one.
 std::vector<ModuleAdapter> module_adapters(const BaseFile& base,
                                            std::span<const AdapterFile> adapters,
                                            ModuleNames names = ModuleNames::file);
 
-// The way back, as slices of our layers with one scale for all: what module_adapters stacked for
-// q, k and v is taken apart where B is still block-diagonal, else it stays one update of the fused
-// weight. Modules may have any of their names. Throws UserError naming a module that is not one of
-// the base's layers or has another shape.
+// Goes the other way, to slices of our layers with one scale for all: what module_adapters stacked
+// for q, k and v is taken apart where B is still block-diagonal; else it stays one update of the
+// fused weight. Modules may have any of their names. Throws UserError naming a module that is not
+// one of the base's layers or has another shape.
 struct SliceAdapters {
   double scale = 0;
   TensorMap tensors;  // "blocks.0.attn.q.lora_A.weight" ...
 };
 SliceAdapters slice_adapters(const BaseFile& base, std::span<const ModuleAdapter> modules);
 
-// logits = weight f + bias: the head that Predictor (models/adapters/adapter_file.h) uses with
-// these adapters. A head that was trained in two parts ("both") is their sum. Nothing if there is
-// none.
+// The head that Predictor (models/adapters/adapter_file.h) uses with these adapters:
+// logits = weight f + bias. A head that was trained in two parts ("both") is their sum. There may
+// be no head.
 struct HeadTensors {
   Tensor weight, bias;  // f32 [C, D], [C]
 };

@@ -318,8 +318,7 @@ PeftAdapter load_peft(const std::string& folder, const BaseFile& base) {
     if (!std::filesystem::exists(in_folder(folder, file)))
       throw UserError(
           fmt::format("{}: holds no {}; give the folder that PEFT's save_pretrained wrote (an "
-                      "adapter_model.bin "
-                      "is converted by loading and saving it with PEFT)",
+                      "adapter_model.bin is converted by loading and saving it with PEFT)",
                       folder, file));
   const Config config(in_folder(folder, kConfig));
   const std::string path = in_folder(folder, kWeights);

@@ -1,5 +1,6 @@
-// PEFT's adapter folders (https://github.com/huggingface/peft): adapter_model.safetensors and
-// adapter_config.json, as PeftModel.save_pretrained writes and from_pretrained reads them.
+// PEFT (https://github.com/huggingface/peft) stores an adapter as a folder with
+// adapter_model.safetensors and adapter_config.json, which PeftModel.save_pretrained writes and
+// from_pretrained reads.
 //
 //   base_model.model.MODULE.lora_A.weight [R, in], .lora_B.weight [out, R];  s = lora_alpha / r
 //   base_model.model.HEAD.weight, .bias  with HEAD in modules_to_save; where the library has no
@@ -16,8 +17,8 @@
 
 namespace orthofed {
 
-// What of an adapter PEFT has no place for: it travels in the safetensors' metadata, which PEFT
-// drops when it saves.
+// PEFT has no place for these facts about an adapter: they travel in the safetensors' metadata,
+// which PEFT drops when it saves.
 struct PeftOrigin {
   std::string kind;  // general | personal | both
   std::vector<std::string> classes;
@@ -32,11 +33,12 @@ struct PeftAdapter {
   std::optional<PeftOrigin> origin;
 };
 
-// The two files in `folder`, which exists.
+// Writes the two files into `folder`, which exists.
 void save_peft(const std::string& folder, const BaseFile& base, const PeftAdapter& adapter);
 
-// Throws UserError for what PEFT can and orthofed cannot: the option's or tensor's name and the
-// remedy (DoRA, rsLoRA, biases, other adapters than LoRA, initialisations that change the base...).
+// Throws UserError for what PEFT can do and orthofed cannot (DoRA, rsLoRA, biases, other adapters
+// than LoRA, initialisations that change the base, ...), with the name of the option or tensor and
+// the remedy.
 PeftAdapter load_peft(const std::string& folder, const BaseFile& base);
 
 }  // namespace orthofed

@@ -1,6 +1,6 @@
-// Which vision transformer a file of weights is: recognised by the names and shapes of its tensors
-// and by the configuration beside it. A family is a table of names (models/vit/families.cc), never
-// code.
+// A file of weights is recognised as a vision transformer by the names and shapes of its tensors
+// and by the configuration beside it. A family is a table of names (models/vit/families.cc),
+// not code.
 //
 // Inside, every model has timm's names ("blocks.3.attn.qkv.weight"); a family says from which
 // tensors of the file each of them is made.
@@ -27,8 +27,8 @@ struct Remark {
   std::string tensor, text;
 };
 
-// A classifier of ours beside weights that have no place for it: `weight` [C, features] and `bias`
-// [C], f32, which read the features of this model.
+// The file of our classifier beside weights that have no place for it: `weight` [C, features] and
+// `bias` [C], f32, which read the features of this model.
 inline constexpr const char* kHeadFile = "head.safetensors";
 
 struct Architecture {
@@ -42,21 +42,22 @@ struct Architecture {
   std::map<std::string, std::vector<Source>> sources;
   std::vector<Remark> unused;      // known to the family and left aside: "mask_token", "text tower"
   std::vector<Remark> mismatches;  // why it cannot be loaded, in the names' order; empty: it can
-  // "blocks.3.attn.q" -> "encoder.layer.3.attention.attention.query"; a layer of ours -> its
-  // modules in the file, in the order they are stacked. Empty if there is no such layer.
+  // Maps a layer of ours to its modules in the file, in the order they are stacked:
+  // "blocks.3.attn.q" -> "encoder.layer.3.attention.attention.query". Empty if there is no
+  // such layer.
   std::vector<std::string> modules_of(const std::string& layer) const;
 };
 
-// The family that fits, or else the nearest one with what did not fit. Throws UserError only where
-// a configuration file cannot be read.
+// Returns the family that fits, or else the nearest one with what did not fit. Throws UserError
+// only where a configuration file cannot be read.
 Architecture examine(const TensorShapes& shapes, const ConfigFiles& files);
 
-// The same, throwing a UserError of one line that names the first tensor that does not fit and the
-// nearest family.
+// Does the same, but where no family fits it throws a UserError of one line that names the nearest
+// family and the first tensor that does not fit.
 Architecture recognise(const TensorShapes& shapes, const ConfigFiles& files);
 
-// What is left aside, in one line by reason: "left aside: 1 tensor: of masked pretraining alone
-// (mask_token); 149 tensors: of the text tower (text_projection, ...)". Empty: nothing is.
+// Tells in one line, by reason, what is left aside: "left aside: 1 tensor: of masked pretraining
+// alone (mask_token); 149 tensors: of the text tower (text_projection, ...)". Empty if nothing is.
 std::string left_aside(const std::vector<Remark>& unused);
 
 }  // namespace orthofed

@@ -1,6 +1,6 @@
 // A base model as it lies in its files: names, shapes and bytes, without a model that computes.
-// Exchange with other programs speaks of modules ("encoder.layer.3.attention.attention.query"),
-// our adapters of layers with timm's names ("blocks.3.attn.qkv"); this is where the two meet.
+// Other programs speak of modules ("encoder.layer.3.attention.attention.query"), our adapters of
+// layers with timm's names ("blocks.3.attn.qkv"); this file translates between the two.
 #pragma once
 #include <map>
 #include <optional>
@@ -13,11 +13,11 @@
 
 namespace orthofed {
 
-// What calls the modules: the file its tensors, or the models of Hugging Face's transformers, which
-// since version 5 use other names than the files. The same for all other families.
+// Who gives the modules their names: the file, or the models of Hugging Face's transformers, which
+// since version 5 use other names than the files. For all other families the names are the same.
 enum class ModuleNames { file, transformers4, transformers5 };
 
-// A module, and which rows of our layer it is: all of them, or those of q, k or v.
+// A module, and the rows of our layer that it makes up: all of them, or those of q, k or v.
 struct ModuleRows {
   std::string module;  // "blocks.3.attn.qkv"
   std::string weight;  // its tensor, as a rule module + ".weight"
@@ -43,9 +43,9 @@ struct BaseFile {
   std::map<std::string, std::pair<std::string, ModuleRows>> known_modules() const;
   int64_t inputs_of(const std::string& layer) const;  // columns of its weight
 
-  // The module of the classifier in the library that the names are from, where it reads the
-  // features that ours reads: timm's "head", "classifier" of Hugging Face's ViT. Nothing for towers
-  // without one, and for those whose classifier reads other features.
+  // The classifier's module in the library that the names are from, where it reads the same
+  // features as ours: timm's "head", "classifier" of Hugging Face's ViT. Nothing for towers without
+  // a classifier, and for those whose classifier reads other features.
   std::optional<std::string> head() const;
   // What comes before a file's name in the model that has this classifier: "vit." for a file of
   // Hugging Face's ViTModel, whose ViTForImageClassification holds it as `vit`.

@@ -1,4 +1,4 @@
-// The two halves of a pre-norm transformer block, one autograd node each:
+// A pre-norm transformer block has two halves, each of which is one autograd node:
 //
 //   attention_half:  y = x + ls1 * proj(attention(qkv(norm1(x))))
 //   mlp_half:        y = x + ls2 * fc2(gelu(fc1(norm2(x)))), or swiglu in gelu's place

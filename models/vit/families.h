@@ -1,4 +1,4 @@
-// The families of vision transformers that are recognised, as tables of names.
+// The tables of names by which families of vision transformers are recognised.
 #pragma once
 #include <span>
 #include <string>
@@ -8,30 +8,30 @@
 
 namespace orthofed {
 
-// In a pattern `{}` is the block's number, a trailing ".*" is ".weight" and ".bias" alike, a
-// leading
-// '/' means the whole name where the others leave out the family's prefix.
+// In a pattern `{}` stands for the block's number, and a trailing ".*" for ".weight" and ".bias"
+// alike. A leading '/' begins a whole name; the other patterns leave out the family's prefix.
 struct NameRule {
   const char* file;
   const char* ours;
   int part = 0;  // its place in what is stacked: q, k, v or gate, up
 };
 
-// Known and left aside: a trailing '*' stands for anything.
+// A name that is known and left aside; a trailing '*' stands for anything.
 struct AsideRule {
   const char* file;
   const char* why;
 };
 
-// A module of the file, without its prefix, and what the library calls it. One that is two modules
-// there has two rules, in the order of its rows.
+// A module of the file, without its prefix, and what the library calls it. A module that is two
+// modules there has two rules, in the order of its rows.
 struct LiveRule {
   const char* file;
   const char* live;
 };
 
-// A module is as a rule called what its tensors in the file are called. transformers keeps the
-// names of files for ever and renames modules in their models; an adapter for PEFT is by modules.
+// Most modules have the same name as their tensors in the file. transformers, however, never
+// changes the names in files but does rename the modules of its models, and PEFT's adapters go
+// by modules.
 struct LiveNames {
   const char* prefix4 = nullptr;          // in the place of the file's prefix up to transformers 4,
   const char* prefix5 = nullptr;          // and since 5; nullptr: the file's own
@@ -50,12 +50,12 @@ struct Family {
   LiveNames live = {};
 };
 
-// Where two fit, the first is meant.
+// Where two families fit, the first is meant.
 const std::vector<Family>& families();
 const Family& family_named(const std::string& naming);
 
-// The heads of the widths that were released under timm's, DINOv2's and OpenCLIP's names; 0 for any
-// other width.
+// Returns the number of heads of a width that was released under timm's, DINOv2's or OpenCLIP's
+// names, and 0 for any other width.
 int64_t released_heads(int64_t dim);
 
 }  // namespace orthofed

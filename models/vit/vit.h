@@ -1,9 +1,9 @@
 // A vision transformer (Dosovitskiy et al., arXiv 2010.11929) of any family that is recognised
 // (models/vit/architecture.h), with timm's tensor names inside.
 //
-// Geometry comes from the weights' shapes and from config.json (what shapes cannot tell: heads,
-// eps, mean, std, ...), never from a guess. A loaded model is frozen; a created one trains every
-// parameter.
+// Its geometry comes from the weights' shapes and, where shapes do not tell (heads, eps, mean, std,
+// ...), from config.json, never from a guess. A loaded model is frozen; a created one trains every
+// one of its parameters.
 #pragma once
 #include <string>
 #include <vector>
@@ -22,29 +22,28 @@ class Vit {
   // that is missing or has the wrong shape.
   static Vit load(const std::string& weights, const std::string& config, DType compute,
                   int64_t image_size = 0);
-  // The same from tensors in memory: of any family, with the texts of its configuration, or of
-  // timm's with this one.
+  // The same from tensors in memory, of any recognised family or of timm's with this configuration.
   static Vit from_tensors(const Architecture& architecture, const TensorMap& tensors, DType compute,
                           bool trainable, int64_t image_size = 0);
   static Vit from_tensors(const VitConfig& config, const TensorMap& tensors, DType compute,
                           bool trainable);
-  // A plain one with random weights, truncated normal(0, .02) as timm's, all trainable; drawn by
-  // name from the seed.
+  // Creates a plain ViT with random weights, truncated normal(0, .02) as in timm, drawn by name
+  // from the seed; all are trainable.
   static Vit create(const VitConfig& config, DType compute, uint64_t seed);
 
-  // patches [batch * config.patches(), 3 * patch^2] in compute dtype -> pooled features after the
-  // final norm, [batch, config.feature_dim()] in accum(compute). The model must outlive the tape's
-  // backward.
+  // Computes the pooled features after the final norm, [batch, config.feature_dim()] in
+  // accum(compute), from patches [batch * config.patches(), 3 * patch^2] in the compute dtype. The
+  // model must outlive the tape's backward.
   Var features(Tape& tape, const Tensor& patches, int64_t batch,
                FeaturesPenalty* penalty = nullptr) const;
-  // features times the file's own head, [batch, classes].
+  // Multiplies features by the file's own head: [batch, classes].
   Var logits(Tape& tape, const Var& features) const;
-  // CLIP's image embedding: features times its projection, [batch, projection].
+  // Computes CLIP's image embedding, features times its projection: [batch, projection].
   Var embedding(Tape& tape, const Var& features) const;
 
-  // From here on the blocks' frozen matrices multiply in FP8 (Linear::quantize); what is before and
-  // behind the blocks, a fraction of a per cent of the work, stays as it is. Once is enough. Throws
-  // UserError where activations are not bf16 or the device has no FP8 products.
+  // From here on the blocks' frozen matrices multiply in FP8 (Linear::quantize). What comes before
+  // and after the blocks, a fraction of a per cent of the work, stays as it is. One call is enough.
+  // Throws UserError where activations are not bf16 or the device has no FP8 products.
   void quantize();
 
   TensorMap tensors() const;              // of a created model, by timm name, to save

@@ -1,5 +1,5 @@
-// The geometry of a vision transformer and of its input: what the weights' shapes say, and what
-// only a configuration beside them can (heads, eps, activation, mean, std, crop, ...).
+// The geometry of a vision transformer and of its input: what the weights' shapes tell, and what
+// only a configuration beside them tells (heads, eps, activation, mean, std, crop, ...).
 #pragma once
 #include <cstdint>
 #include <optional>
@@ -9,7 +9,7 @@
 
 namespace orthofed {
 
-// Which tokens a feature vector is read from, after the last block.
+// A feature vector is read from these tokens after the last block.
 enum class Pool {
   token,              // the class token
   average,            // the mean of the patches
@@ -74,7 +74,7 @@ struct ConfigFiles {
   static ConfigFiles beside(const std::string& weights, const std::string& config);
 };
 
-// What was read for lack of anything better stays as it is in VitConfig; this is the rest.
+// What the files say and VitConfig has no field for.
 struct ConfigHints {
   std::optional<Pool> pool;
   bool silu = false;  // the activation is SiLU, which only a gated MLP has here

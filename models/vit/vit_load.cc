@@ -21,8 +21,8 @@ class Reader {
 
   bool has(const std::string& name) const { return architecture_.sources.contains(name); }
 
-  // The file's tensors, one below the other, in any layout that has as many elements in the same
-  // order.
+  // The file's tensors, one below the other, in any layout that has as many elements in the
+  // same order.
   Tensor tensor(const std::string& name, const Shape& wanted) const {
     const Tensor t = Tensor::empty(wanted, accum(compute_));
     const std::vector<Source>& sources = architecture_.sources.at(name);

@@ -497,9 +497,8 @@ TEST(Config, Listings) {
   EXPECT_EQ(config_listing("data").find("train.lr"), std::string::npos);
   EXPECT_THROW(config_listing("dta"), UserError);
   EXPECT_EQ(config_json("train.lr"),
-            "[{\"key\": \"train.lr\", \"type\": \"number\", \"default\": \"0.001\", \"allowed\": "
-            "\"> 0\", "
-            "\"help\": \"learning rate\"}]\n");
+            "[{\"key\": \"train.lr\", \"type\": \"number\", \"default\": \"0.001\", "
+            "\"allowed\": \"> 0\", \"help\": \"learning rate\"}]\n");
 }
 
 }  // namespace

@@ -212,7 +212,7 @@ TEST(Predict, ImagesFromAnArchive) {
     save_npz(path, {{"images", images}});
     return open_images({path});
   };
-  const Tensor grey = Tensor::of(std::vector<uint8_t>{1, 2, 3, 4}, {2, 1, 2});
+  const Tensor grey = Tensor::of(std::vector<uint8_t>{1, 2, 3, 4}, {2, 1, 2}).contiguous();
   for (const Tensor& images : {grey, grey.reshape({2, 1, 2, 1})}) {
     const PredictImages got = open(images);
     ASSERT_EQ(got.size(), 2);
