@@ -2,6 +2,7 @@
 #include "kernels/cross_entropy/cross_entropy.h"
 
 #include "bench/support/bench.h"
+#include "tests/kernels/cross_entropy_reference.h"
 
 namespace orthofed::bench {
 namespace {
@@ -14,26 +15,28 @@ void both(Bench& b, const Vit& v) {
   std::vector<int32_t> drawn;
   for (int64_t i = 0; i < batch; ++i) drawn.push_back(int32_t(i * 7919 % n));
   Array<int32_t> labels(b, drawn);
-  const T* none = nullptr;
   b.scratch(gpu::cross_entropy_scratch(batch));
   b.shape({{"batch", batch}, {"classes", n}});
-  of_time(b, cross_entropy, T)([&](const auto& f) {
-    f(logits.data(), n, labels.data(), weights.data(), none, none, loss.data(), losses.data(),
-      dlogits.data(), n, batch, n, CrossEntropyOptions{});
+  OF_TIME(b, cross_entropy, [&] {
+    return CrossEntropy<T>{.logits = logits.data(),
+                           .ld = n,
+                           .labels = labels.data(),
+                           .weights = weights.data(),
+                           .loss = loss.data(),
+                           .losses = losses.data(),
+                           .dlogits = dlogits.data(),
+                           .ldd = n,
+                           .batch = batch,
+                           .classes = n};
   });
-  const auto log_sum = [&](int64_t i) {
-    double sum = 0;
-    for (int64_t j = 0; j < n; ++j) sum += std::exp(logits[i * n + j]);
-    return std::log(sum);
+  const auto sample = [&](int64_t i) {
+    return reference::cross_entropy_sample(n, int64_t(labels[i]), {},
+                                           [&](int64_t j) { return logits[i * n + j]; });
   };
   const double unit = 4 * epsilon<T> * (double(n) / 16 + 40);
-  b.expect(losses, batch, [&](int64_t i) -> Expected {
-    return {log_sum(i) - logits[i * n + int64_t(labels[i])], unit};
-  });
+  b.expect(losses, batch, [&](int64_t i) -> Expected { return {sample(i).loss, unit}; });
   b.expect(dlogits, batch * n, [&](int64_t at) -> Expected {
-    const double target = at % n == int64_t(labels[at / n]) ? 1 : 0;
-    const double q = std::exp(logits[at] - log_sum(at / n));
-    return {(q - target) / double(batch), unit / double(batch)};
+    return {sample(at / n).gradient[size_t(at % n)] / double(batch), unit / double(batch)};
   });
   b.measure();
 }

@@ -4,6 +4,7 @@
 #include "kernels/orthogonality/orthogonality.h"
 
 #include "bench/support/bench.h"
+#include "tests/kernels/orthogonality_reference.h"
 
 namespace orthofed::bench {
 namespace {
@@ -63,11 +64,29 @@ struct Problem {
     for (int64_t i = at.w[k]; i < at.w[k + 1]; ++i) l.w0_norm2 += w[i] * w[i];
     return l;
   }
-  // (B A)[o, i] of the first layer.
-  double delta(const Array<float>& b, const Array<float>& a, int64_t o, int64_t i) const {
-    double sum = 0;
-    for (int64_t r = 0; r < kHalf; ++r) sum += b[o * kHalf + r] * a[r * at.layers[0].in + i];
-    return sum;
+  OrthogonalityPenalty<float> arguments() {
+    return {.layers = list.data(),
+            .count = list.size(),
+            .weight = weight.data(),
+            .values = values.data()};
+  }
+  // The first layer, in double.
+  reference::Orthogonality first() const {
+    const Linear l = at.layers[0];
+    const auto part = [](const Array<float>& from, int64_t n) {
+      return reference::Matrix(from.host().begin(), from.host().begin() + std::min(n, from.size()));
+    };
+    return {.in = l.in,
+            .out = l.out,
+            .rank_g = kHalf,
+            .rank_p = kHalf,
+            .k = kVectors,
+            .a_g = part(a_g, kHalf * l.in),
+            .b_g = part(b_g, kHalf * l.out),
+            .a_p = part(a_p, kHalf * l.in),
+            .b_p = part(b_p, kHalf * l.out),
+            .w0 = part(w, l.in * l.out),
+            .v_k = part(v_k, kVectors * l.in)};
   }
   Layout at;
   Array<float> a_g, b_g, a_p, b_p, da_g, db_g, da_p, db_p, w, v_k;
@@ -75,130 +94,59 @@ struct Problem {
   Array<OrthogonalityLayer<float>> list;
 };
 
-// The first layer's value, from the dense matrices: the squared cosine of x and y.
-template <class X, class Y>
-Expected cosine2(const Linear& l, const X& x, const Y& y) {
-  double xx = 0, xy = 0, yy = 0;
-  for (int64_t o = 0; o < l.out; ++o) {
-    for (int64_t i = 0; i < l.in; ++i) {
-      const double a = x(o, i), b = y(o, i);
-      xx += a * a, xy += a * b, yy += b * b;
-    }
-  }
-  const double value = xy * xy / (xx * yy);
+// What a value may differ by.
+Expected within(double value) {
   return {value, 1e-9 * value};
 }
 
 void update(Bench& bench, const Vit& v) {
   Problem o(bench, v, v.depth, Frozen::none);
-  of_time(bench, orthogonality_update, float)([&](const auto& f) {
-    f(o.list.data(), o.list.size(), PenaltyForm::cosine2, o.weight.data(), o.values.data());
-  });
-  bench.expect(o.values, 1, [&](int64_t) {
-    return cosine2(
-        o.at.layers[0], [&](int64_t i, int64_t j) { return o.delta(o.b_g, o.a_g, i, j); },
-        [&](int64_t i, int64_t j) { return o.delta(o.b_p, o.a_p, i, j); });
-  });
+  OF_TIME(bench, orthogonality_update, [&] { return o.arguments(); });
+  bench.expect(o.values, 1,
+               [&](int64_t) { return within(o.first().update(PenaltyForm::cosine2)); });
   bench.measure();
 }
 
 void base(Bench& bench, const Vit& v) {
   Problem o(bench, v, 1, Frozen::weights);
   bench.scratch(gpu::orthogonality_base_scratch(o.list.size()));
-  of_time(bench, orthogonality_base, float)([&](const auto& f) {
-    f(o.list.data(), o.list.size(), PenaltyForm::cosine2, o.weight.data(), o.values.data());
-  });
-  bench.expect(o.values, 1, [&](int64_t) -> Expected {
-    const Linear l = o.at.layers[0];
-    const auto w0 = [&](int64_t i, int64_t j) { return o.w[i * l.in + j]; };
-    const double g =
-        cosine2(l, w0, [&](int64_t i, int64_t j) { return o.delta(o.b_g, o.a_g, i, j); }).value;
-    const double p =
-        cosine2(l, w0, [&](int64_t i, int64_t j) { return o.delta(o.b_p, o.a_p, i, j); }).value;
-    return {(g + p) / 2, 1e-9 * (g + p)};
-  });
+  OF_TIME(bench, orthogonality_base, [&] { return o.arguments(); });
+  bench.expect(o.values, 1, [&](int64_t) { return within(o.first().base(PenaltyForm::cosine2)); });
   bench.measure();
-}
-
-// The sum over pairs of the first layer's rows of A, of what f makes of the squared cosine.
-template <class F>
-double over_pairs(const Problem& o, const F& f) {
-  const int64_t in = o.at.layers[0].in;
-  double sum = 0;
-  for (int64_t r = 0; r < kHalf; ++r)
-    for (int64_t s = 0; s < kHalf; ++s)
-      sum += f(cosine2(
-                   {in, 1}, [&](int64_t, int64_t i) { return o.a_g[r * in + i]; },
-                   [&](int64_t, int64_t i) { return o.a_p[s * in + i]; })
-                   .value);
-  return sum;
 }
 
 void subspace(Bench& bench, const Vit& v) {
   Problem o(bench, v, v.depth, Frozen::none);
-  of_time(bench, orthogonality_subspace, float)(
-      [&](const auto& f) { f(o.list.data(), o.list.size(), o.weight.data(), o.values.data()); });
-  bench.expect(o.values, 1, [&](int64_t) -> Expected {
-    const double sum = over_pairs(o, [](double c) { return c; });
-    return {sum / double(kHalf), 1e-9 * sum};
-  });
+  OF_TIME(bench, orthogonality_subspace, [&] { return o.arguments(); });
+  bench.expect(o.values, 1, [&](int64_t) { return within(o.first().subspace()); });
   bench.measure();
 }
 
 void subspace_l1(Bench& bench, const Vit& v) {
   Problem o(bench, v, v.depth, Frozen::none);
-  of_time(bench, orthogonality_subspace_l1, float)(
-      [&](const auto& f) { f(o.list.data(), o.list.size(), o.weight.data(), o.values.data()); });
-  bench.expect(o.values, 1, [&](int64_t) -> Expected {
-    const double sum = over_pairs(o, [](double c) { return std::sqrt(c); });
-    return {sum / double(kHalf * kHalf), 1e-9 * sum};
-  });
+  OF_TIME(bench, orthogonality_subspace_l1, [&] { return o.arguments(); });
+  bench.expect(o.values, 1, [&](int64_t) { return within(o.first().subspace_l1()); });
   bench.measure();
-}
-
-// |B A|_F^2 of an adapter of the first layer, from the dense product.
-double norm2(const Problem& o, const Array<float>& b, const Array<float>& a) {
-  double sum = 0;
-  for (int64_t i = 0; i < o.at.layers[0].out; ++i)
-    for (int64_t j = 0; j < o.at.layers[0].in; ++j) sum += std::pow(o.delta(b, a, i, j), 2);
-  return sum;
 }
 
 // The vectors are random here: the formula holds for any.
 void base_subspace(Bench& bench, const Vit& v) {
   Problem o(bench, v, v.depth, Frozen::vectors);
-  of_time(bench, orthogonality_base_subspace, float)(
-      [&](const auto& f) { f(o.list.data(), o.list.size(), o.weight.data(), o.values.data()); });
-  bench.expect(o.values, 1, [&](int64_t) -> Expected {
-    const Linear l = o.at.layers[0];
-    const auto share = [&](const Array<float>& b, const Array<float>& a) {
-      double inside = 0;  // |B A V|_F^2, a vector at a time
-      for (int64_t k = 0; k < kVectors; ++k) {
-        double av[kHalf] = {};
-        for (int64_t r = 0; r < kHalf; ++r)
-          for (int64_t i = 0; i < l.in; ++i) av[r] += a[r * l.in + i] * o.v_k[k * l.in + i];
-        for (int64_t i = 0; i < l.out; ++i) {
-          double bav = 0;
-          for (int64_t r = 0; r < kHalf; ++r) bav += b[i * kHalf + r] * av[r];
-          inside += bav * bav;
-        }
-      }
-      return inside / norm2(o, b, a);
-    };
-    const double sum = share(o.b_g, o.a_g) + share(o.b_p, o.a_p);
-    return {sum / 2, 1e-9 * sum};
-  });
+  OF_TIME(bench, orthogonality_base_subspace, [&] { return o.arguments(); });
+  bench.expect(o.values, 1, [&](int64_t) { return within(o.first().base_subspace()); });
   bench.measure();
 }
 
 void delta(Bench& bench, const Vit& v) {
   Problem o(bench, v, v.depth, Frozen::none);
   Array<double> norms2(bench, 2 * o.list.size(), Fill::nan);
-  of_time(bench, delta_norm2,
-          float)([&](const auto& f) { f(o.list.data(), o.list.size(), norms2.data()); });
-  bench.expect(norms2, 2, [&](int64_t i) -> Expected {
-    const double want = i == 0 ? norm2(o, o.b_g, o.a_g) : norm2(o, o.b_p, o.a_p);
-    return {want, 1e-9 * want};
+  OF_TIME(bench, delta_norm2, [&] {
+    return DeltaNorm2<float>{
+        .layers = o.list.data(), .count = o.list.size(), .norms2 = norms2.data()};
+  });
+  bench.expect(norms2, 2, [&](int64_t i) {
+    const reference::Matrix d = i == 0 ? o.first().delta_g() : o.first().delta_p();
+    return within(reference::inner(d, d));
   });
   bench.measure();
 }
@@ -213,25 +161,33 @@ void features(Bench& bench, const Vit& v) {
   Array<double> weight(bench, std::vector<double>{0.1}), value(bench, 1, Fill::nan);
   bench.scratch(gpu::orthogonality_features_scratch(rows, kHalf, kHalf));
   bench.shape({{"rows", rows}, {"rank", kHalf}, {"out", out}});
-  of_time(bench, orthogonality_features, T)([&](const auto& f) {
-    f(u_g.data(), kHalf, u_p.data(), kHalf, b_g.data(), b_p.data(), rows, out, kHalf, kHalf,
-      PenaltyForm::cosine2, weight.data(), du_g.data(), kHalf, du_p.data(), kHalf, db_g.data(),
-      db_p.data(), value.data());
+  OF_TIME(bench, orthogonality_features, [&] {
+    return OrthogonalityFeatures<T>{.u_g = u_g.data(),
+                                    .ld_g = kHalf,
+                                    .u_p = u_p.data(),
+                                    .ld_p = kHalf,
+                                    .b_g = b_g.data(),
+                                    .b_p = b_p.data(),
+                                    .rows = rows,
+                                    .out = out,
+                                    .rank_g = kHalf,
+                                    .rank_p = kHalf,
+                                    .form = PenaltyForm::cosine2,
+                                    .weight = weight.data(),
+                                    .du_g = du_g.data(),
+                                    .ldd_g = kHalf,
+                                    .du_p = du_p.data(),
+                                    .ldd_p = kHalf,
+                                    .db_g = db_g.data(),
+                                    .db_p = db_p.data(),
+                                    .value = value.data()};
   });
-  bench.expect(value, 1, [&](int64_t) -> Expected {
-    double sum = 0;
-    for (int64_t i = 0; i < rows; ++i) {
-      const auto h = [&](const auto& b, const auto& u, int64_t o) {
-        double x = 0;
-        for (int64_t r = 0; r < kHalf; ++r) x += b[o * kHalf + r] * u[i * kHalf + r];
-        return x;
-      };
-      sum += cosine2(
-                 {1, out}, [&](int64_t o, int64_t) { return h(b_g, u_g, o); },
-                 [&](int64_t o, int64_t) { return h(b_p, u_p, o); })
-                 .value;
-    }
-    return {sum / double(rows), 1e-9 * sum / double(rows)};
+  bench.expect(value, 1, [&](int64_t) {
+    const auto all = [](const auto& array) {
+      return reference::Matrix(array.host().begin(), array.host().end());
+    };
+    const reference::Features f{rows, out, kHalf, kHalf, all(u_g), all(u_p), all(b_g), all(b_p)};
+    return within(f.mean(PenaltyForm::cosine2));
   });
   bench.measure();
 }

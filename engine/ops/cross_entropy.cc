@@ -12,11 +12,20 @@ Var cross_entropy(Tape& tape, const Var& logits, const Tensor& labels, const Ten
   const Tensor dz = needed ? Tensor::empty(z.shape(), z.dtype()) : Tensor();
   const Tensor loss = Tensor::empty({1}, z.dtype());
   dispatch_accum(z.dtype(), [&]<class R>(Tag<R>) {
-    of_on(queue_of(z, gpu::cross_entropy_scratch(z.rows())), cross_entropy, R)(
-        z.data<R>(), z.pitch(), labels.data<int32_t>(), weights.data<R>(),
-        class_weights.defined() ? class_weights.data<R>() : nullptr,
-        prior.defined() ? prior.data<R>() : nullptr, loss.data<R>(), nullptr,
-        needed ? dz.data<R>() : nullptr, needed ? dz.pitch() : 0, z.rows(), z.cols(), options);
+    OF_RUN(queue_of(z, gpu::cross_entropy_scratch(z.rows())), cross_entropy,
+           CrossEntropy<R>{
+               .logits = z.data<R>(),
+               .ld = z.pitch(),
+               .labels = labels.data<int32_t>(),
+               .weights = weights.data<R>(),
+               .class_weights = class_weights.defined() ? class_weights.data<R>() : nullptr,
+               .prior = prior.defined() ? prior.data<R>() : nullptr,
+               .loss = loss.data<R>(),
+               .dlogits = needed ? dz.data<R>() : nullptr,
+               .ldd = needed ? dz.pitch() : 0,
+               .batch = z.rows(),
+               .classes = z.cols(),
+               .options = options});
   });
   const Var y = tape.output(loss, needed);
   if (needed) {

@@ -394,13 +394,27 @@ Tensor Linear::gradients_above(const Tensor& dy, const Saved& saved,
         Tensor db_p = Tensor::dense_zeros(b_p.shape(), accum(compute_));
         const bool weighted = features->weight != nullptr;
         const Tensor zero = weighted ? Tensor() : Tensor::dense_zeros({1}, DType::f64);
-        of_on(queue_of(extra, gpu::orthogonality_features_scratch(rows, rg, rp)),
-              orthogonality_features,
-              T)(saved.u.data<T>() + begin, saved.u.pitch(), saved.u.data<T>() + begin + rg,
-                 saved.u.pitch(), b_g.data<R>(), b_p.data<R>(), rows, slice.rows, rg, rp,
-                 features->form, weighted ? features->weight : zero.data<double>(), extra.data<R>(),
-                 extra.pitch(), extra.data<R>() + rg, extra.pitch(), db_g.data<R>(), db_p.data<R>(),
-                 features->values + features->layers++);
+        OF_RUN(queue_of(extra, gpu::orthogonality_features_scratch(rows, rg, rp)),
+               orthogonality_features,
+               OrthogonalityFeatures<T>{.u_g = saved.u.data<T>() + begin,
+                                        .ld_g = saved.u.pitch(),
+                                        .u_p = saved.u.data<T>() + begin + rg,
+                                        .ld_p = saved.u.pitch(),
+                                        .b_g = b_g.data<R>(),
+                                        .b_p = b_p.data<R>(),
+                                        .rows = rows,
+                                        .out = slice.rows,
+                                        .rank_g = rg,
+                                        .rank_p = rp,
+                                        .form = features->form,
+                                        .weight = weighted ? features->weight : zero.data<double>(),
+                                        .du_g = extra.data<R>(),
+                                        .ldd_g = extra.pitch(),
+                                        .du_p = extra.data<R>() + rg,
+                                        .ldd_p = extra.pitch(),
+                                        .db_g = db_g.data<R>(),
+                                        .db_p = db_p.data<R>(),
+                                        .value = features->values + features->layers++});
         if (weighted) {
           const int64_t from = features->detach_general ? rg : 0;
           const Tensor part = du.row_range(0, rows).columns(begin + from, begin + rg + rp);

@@ -15,6 +15,11 @@ inline int64_t row_grain(int64_t cols) {
   return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, cols));
 }
 
+// Likewise for items of so many multiply-adds each: chunks of about 2^16.
+inline int64_t product_grain(int64_t multiply_adds) {
+  return std::max<int64_t>(1, (int64_t{1} << 16) / std::max<int64_t>(1, multiply_adds));
+}
+
 inline constexpr int64_t kLanes = 16;  // two AVX2 registers of floats, one AVX-512 register
 
 // Combines term(j) over j in [0, n): lane l takes j = l, l + 16, l + 32, ...; the lanes are then
@@ -36,6 +41,12 @@ A lane_fold(int64_t n, A start, Term term, Combine combine) {
 template <class A, class Term>
 A lane_sum(int64_t n, Term term) {
   return lane_fold(n, A(0), term, [](A a, A b) { return a + b; });
+}
+
+// <x, y> of n elements, in double.
+template <class X, class Y>
+double dot(const X* x, const Y* y, int64_t n) {
+  return lane_sum<double>(n, [=](int64_t i) { return double(x[i]) * double(y[i]); });
 }
 
 // Returns the largest term; a NaN may or may not be passed over.

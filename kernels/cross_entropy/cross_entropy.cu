@@ -23,45 +23,42 @@ __device__ bool is_class(int32_t label, int64_t classes) {
 }
 
 // What a sample counts; NaN if its label is no class, which then reaches all that depends on it.
-__device__ float weight_of(int64_t b, const int32_t* labels, const float* weights,
-                           const float* class_weights, int64_t classes) {
-  const float w = weights[b];
+__device__ float weight_of(const CrossEntropy<float>& a, int64_t b) {
+  const float w = a.weights[b];
   if (w == 0) return 0;
-  if (!is_class(labels[b], classes)) return NAN;
-  return class_weights != nullptr ? w * class_weights[labels[b]] : w;
+  if (!is_class(a.labels[b], a.classes)) return NAN;
+  return a.class_weights != nullptr ? w * a.class_weights[a.labels[b]] : w;
 }
 
 // Over all samples, in an order that the batch alone fixes; every thread gets it.
-__device__ double sum_of_weights(const int32_t* labels, const float* weights,
-                                 const float* class_weights, int64_t batch, int64_t classes) {
+__device__ double sum_of_weights(const CrossEntropy<float>& a) {
   double sum = 0;
-  for (int64_t b = threadIdx.x; b < batch; b += kThreads)
-    sum += double(weight_of(b, labels, weights, class_weights, classes));
+  for (int64_t b = threadIdx.x; b < a.batch; b += kThreads) sum += double(weight_of(a, b));
   return block_sum<kThreads>(sum);
 }
 
 // weighted [batch]: the samples' terms of the loss, before it is divided by the sum of weights.
-__global__ void sample_kernel(const float* logits, int64_t ld, const int32_t* labels,
-                              const float* weights, const float* class_weights, const float* prior,
-                              double* weighted, float* losses, float* dlogits, int64_t ldd,
-                              int64_t batch, int64_t classes, float peak, float floor,
+// The target is peak + floor for the label and floor for the others.
+__global__ void sample_kernel(CrossEntropy<float> a, double* weighted, float peak, float floor,
                               float focal) {
-  const double total = sum_of_weights(labels, weights, class_weights, batch, classes);
+  const int64_t classes = a.classes;
+  const float* prior = a.prior;  // [classes] or null
+  const double total = sum_of_weights(a);
   const int lane = int(threadIdx.x) % 32;
   const int64_t first = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;
-  for (int64_t b = first; b < batch; b += int64_t{gridDim.x} * kWarps) {
-    const float* z = logits + b * ld;                              // [classes]
-    float* dz = dlogits != nullptr ? dlogits + b * ldd : nullptr;  // [classes]
-    const float w = weight_of(b, labels, weights, class_weights, classes);
+  for (int64_t b = first; b < a.batch; b += int64_t{gridDim.x} * kWarps) {
+    const float* z = a.logits + b * a.ld;                                // [classes]
+    float* dz = a.dlogits != nullptr ? a.dlogits + b * a.ldd : nullptr;  // [classes]
+    const float w = weight_of(a, b);
     if (w == 0) {
       for (int64_t j = lane; dz != nullptr && j < classes; j += 32) dz[j] = 0;
       if (lane == 0) {
         weighted[b] = 0;
-        if (losses != nullptr) losses[b] = 0;
+        if (a.losses != nullptr) a.losses[b] = 0;
       }
       continue;
     }
-    const int32_t label = labels[b];
+    const int32_t label = a.labels[b];
     const auto target = [=](int64_t j) { return (j == label ? peak : 0.0f) + floor; };
     const auto adjusted = [=](int64_t j) { return prior != nullptr ? z[j] + prior[j] : z[j]; };
     float top = -INFINITY;
@@ -85,7 +82,7 @@ __global__ void sample_kernel(const float* logits, int64_t ld, const int32_t* la
     slope = warp_sum(slope);
     if (lane == 0) {
       weighted[b] = double(w) * loss;
-      if (losses != nullptr) losses[b] = is_class(label, classes) ? float(loss) : NAN;
+      if (a.losses != nullptr) a.losses[b] = is_class(label, classes) ? float(loss) : NAN;
     }
     if (dz == nullptr) continue;
     const float scale = float(double(w) / total);
@@ -97,35 +94,26 @@ __global__ void sample_kernel(const float* logits, int64_t ld, const int32_t* la
   }
 }
 
-__global__ void loss_kernel(const double* weighted, const int32_t* labels, const float* weights,
-                            const float* class_weights, float* loss, int64_t batch,
-                            int64_t classes) {
-  const double total = sum_of_weights(labels, weights, class_weights, batch, classes);
+__global__ void loss_kernel(CrossEntropy<float> a, const double* weighted) {
+  const double total = sum_of_weights(a);
   double sum = 0;
-  for (int64_t b = threadIdx.x; b < batch; b += kThreads) sum += weighted[b];
+  for (int64_t b = threadIdx.x; b < a.batch; b += kThreads) sum += weighted[b];
   sum = block_sum<kThreads>(sum);
-  if (threadIdx.x == 0) *loss = total == 0 ? 0 : float(sum / total);
+  if (threadIdx.x == 0) *a.loss = total == 0 ? 0 : float(sum / total);
 }
 
 }  // namespace
 
 template <class T, class Stream>
-void cross_entropy(const T* logits, int64_t ld, const int32_t* labels, const T* weights,
-                   const T* class_weights, const T* prior, T* loss, T* losses, T* dlogits,
-                   int64_t ldd, int64_t batch, int64_t classes, const CrossEntropyOptions& options,
-                   const Stream& stream) {
-  auto* weighted = scratch_as<double>(stream, cross_entropy_scratch(batch));
-  const double floor = classes > 0 ? options.label_smoothing / double(classes) : 0;
-  const int64_t blocks = std::min(kMaxBlocks, ceil_div(batch, kWarps));
-  launch(sample_kernel, {.grid_x = unsigned(blocks), .threads_x = kThreads}, stream, logits, ld,
-         labels, weights, class_weights, prior, weighted, losses, dlogits, ldd, batch, classes,
-         1 - options.label_smoothing, floor, options.focal);
-  launch(loss_kernel, {.threads_x = kThreads}, stream, weighted, labels, weights, class_weights,
-         loss, batch, classes);
+void cross_entropy(const CrossEntropy<T>& a, const Stream& stream) {
+  auto* weighted = scratch_as<double>(stream, cross_entropy_scratch(a.batch));
+  const double floor = a.classes > 0 ? a.options.label_smoothing / double(a.classes) : 0;
+  const int64_t blocks = std::min(kMaxBlocks, ceil_div(a.batch, kWarps));
+  launch(sample_kernel, {.grid_x = unsigned(blocks), .threads_x = kThreads}, stream, a, weighted,
+         1 - a.options.label_smoothing, floor, a.options.focal);
+  launch(loss_kernel, {.threads_x = kThreads}, stream, a, weighted);
 }
 
-template void cross_entropy<float>(const float*, int64_t, const int32_t*, const float*,
-                                   const float*, const float*, float*, float*, float*, int64_t,
-                                   int64_t, int64_t, const CrossEntropyOptions&, const OF_STREAM&);
+template void cross_entropy(const CrossEntropy<float>&, const OF_STREAM&);
 
 }  // namespace orthofed::gpu

@@ -35,43 +35,48 @@ struct CrossEntropyOptions {
   double focal = 0;
 };
 
+// dlogits may be logits. Scratch on a GPU: cross_entropy_scratch(batch) bytes.
+template <class T>
+struct CrossEntropy {
+  const T* logits;  // [batch, classes] pitch ld
+  int64_t ld;
+  const int32_t* labels;             // [batch], any where the weight is 0
+  const T* weights;                  // [batch]
+  const T* class_weights = nullptr;  // [classes]; null: 1
+  const T* prior = nullptr;          // [classes]; null: 0
+  T* loss;                           // one number
+  T* losses = nullptr;   // [batch] the unweighted l_b, 0 where the weight is 0; null: not wanted
+  T* dlogits = nullptr;  // [batch, classes] pitch ldd, the loss's gradient; null: not wanted
+  int64_t ldd = 0;
+  int64_t batch, classes;
+  CrossEntropyOptions options = {};
+};
+
 }  // namespace orthofed
 
 namespace orthofed::cpu {
 
-// logits [batch, classes] pitch ld; labels [batch] (any where the weight is 0); weights [batch];
-// class_weights, prior [classes] or null; loss: one number; losses [batch] the unweighted l_b (0
-// where the weight is 0) or null; dlogits [batch, classes] pitch ldd or null, gradient of the loss;
-// dlogits may be logits.
 template <class T>
-void cross_entropy(const T* logits, int64_t ld, const int32_t* labels, const T* weights,
-                   const T* class_weights, const T* prior, T* loss, T* losses, T* dlogits,
-                   int64_t ldd, int64_t batch, int64_t classes, const CrossEntropyOptions& options);
+void cross_entropy(const CrossEntropy<T>& a);
 
 }  // namespace orthofed::cpu
 
 namespace orthofed::cost {
 
 template <class T>
-Cost cross_entropy(const T* logits, int64_t, const int32_t* labels, const T* weights,
-                   const T* class_weights, const T* prior, T* loss, T* losses, T* dlogits, int64_t,
-                   int64_t batch, int64_t classes, const CrossEntropyOptions&) {
-  const double n = double(batch) * classes;
-  return {50 * n, moved(logits, n) + moved(labels, batch) + moved(weights, batch) +
-                      moved(class_weights, classes) + moved(prior, classes) + written(loss, 1) +
-                      written(losses, batch) + written(dlogits, n)};
+Cost cross_entropy(const CrossEntropy<T>& a) {
+  const double n = double(a.batch) * a.classes;
+  return {50 * n, moved(a.logits, n) + moved(a.labels, a.batch) + moved(a.weights, a.batch) +
+                      moved(a.class_weights, a.classes) + moved(a.prior, a.classes) +
+                      written(a.loss, 1) + written(a.losses, a.batch) + written(a.dlogits, n)};
 }
 
 }  // namespace orthofed::cost
 
 namespace orthofed::gpu {
 
-// Scratch: cross_entropy_scratch(batch) bytes.
 template <class T, class Stream>
-void cross_entropy(const T* logits, int64_t ld, const int32_t* labels, const T* weights,
-                   const T* class_weights, const T* prior, T* loss, T* losses, T* dlogits,
-                   int64_t ldd, int64_t batch, int64_t classes, const CrossEntropyOptions& options,
-                   const Stream& stream);
+void cross_entropy(const CrossEntropy<T>& a, const Stream& stream);
 inline size_t cross_entropy_scratch(int64_t batch) {
   return size_t(batch) * sizeof(double);
 }

@@ -2,8 +2,7 @@
 //
 // A penalty is a function of Gram matrices, which lie in shared memory, and its gradient is those
 // matrices times A or B. So there are two devices, and the kernels only say what goes into them:
-//   gram          X Y^T, a warp for every 4 x 4 entries, its lanes along the sum; an element is
-//   then
+//   gram          X Y^T, a warp for every 4 x 4 entries, its lanes along the sum; an element is then
 //                 loaded and widened once for four products, and 16 sums cost 16 shuffles
 //   add_products  Y += C X + C' X', a thread for every 4 rows of one column, columns side by side
 // Three matrices of 64 x 64 fit in what a launch may ask for, so `update` makes the Grams of the
@@ -18,6 +17,7 @@
 #include <string>
 
 #include "kernels/core/check.h"
+#include "kernels/core/fold.cuh"
 #include "kernels/core/warp.cuh"
 #include "kernels/orthogonality/similarity.h"
 
@@ -25,7 +25,7 @@ namespace orthofed::gpu {
 namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
-constexpr int kMaxRank = 64;
+constexpr int kMaxRank = int(kMaxPenaltyRank);
 
 struct Small {
   double m[kMaxRank][kMaxRank];
@@ -164,10 +164,8 @@ __device__ inline void check_rank(int64_t rank) {
 // --- update -----------------------------------------------------------------------------------
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    update_kernel(const OrthogonalityLayer<T>* layers, PenaltyForm form, const double* weight,
-                  double* values) {
-  const OrthogonalityLayer<T> l = layers[blockIdx.x];
+__global__ void __launch_bounds__(kThreads) update_kernel(OrthogonalityPenalty<T> a) {
+  const OrthogonalityLayer<T> l = a.layers[blockIdx.x];
   check_rank(l.rank_g);
   check_rank(l.rank_p);
   const int rg = int(l.rank_g), rp = int(l.rank_p);
@@ -182,12 +180,12 @@ __global__ void __launch_bounds__(kThreads)
   const double z = block_sum<kThreads>(gram_inner(b_g, rg, b_p, rp, l.out, gp));
   const double norm_g = block_sum<kThreads>(gram_inner(b_g, rg, b_g, rg, l.out, gg));
   const double norm_p = block_sum<kThreads>(gram_inner(b_p, rp, b_p, rp, l.out, pp));
-  const Similarity f = similarity(z, norm_g, norm_p, form);
-  if (threadIdx.x == 0) values[blockIdx.x] = f.value;
-  if (*weight == 0) return;
+  const Similarity f = similarity(z, norm_g, norm_p, a.form);
+  if (threadIdx.x == 0) a.values[blockIdx.x] = f.value;
+  if (*a.weight == 0) return;
 
-  const double cross = *weight * f.d_inner;
-  const double own_g = 2 * *weight * f.d_norm_x, own_p = 2 * *weight * f.d_norm_y;
+  const double cross = *a.weight * f.d_inner;
+  const double own_g = 2 * *a.weight * f.d_norm_x, own_p = 2 * *a.weight * f.d_norm_y;
   add_products(l.db_g, 1, rg, rg, 0, l.out, product(gp, cross, b_p, rp),
                product(gg, own_g, b_g, rg));
   add_products(l.db_p, 1, rp, rp, 0, l.out, product_transposed(gp, cross, b_g, rg),
@@ -229,8 +227,8 @@ __device__ inline Strip strip(int64_t n) {
 // sums [layer, strip, 2]: the strip's rows of <W0, B A> = sum((W0 A^T) o B).
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    base_inner_kernel(const OrthogonalityLayer<T>* layers, double* sums) {
-  const OrthogonalityLayer<T> l = layers[blockIdx.x / kBaseStrips];
+    base_inner_kernel(OrthogonalityPenalty<T> a, double* sums) {
+  const OrthogonalityLayer<T> l = a.layers[blockIdx.x / kBaseStrips];
   const Strip rows = strip(l.out);
   for (int which = 0; which < 2; ++which) {
     const Adapter<T> x = adapter(l, which);
@@ -250,10 +248,9 @@ __global__ void __launch_bounds__(kThreads)
 // columns of dA and W0 A^T for its rows of dB, are divided.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    base_kernel(const OrthogonalityLayer<T>* layers, PenaltyForm form, const double* weight,
-                const double* sums, double* values) {
+    base_kernel(OrthogonalityPenalty<T> args, const double* sums) {
   const int64_t layer = blockIdx.x / kBaseStrips;
-  const OrthogonalityLayer<T> l = layers[layer];
+  const OrthogonalityLayer<T> l = args.layers[layer];
   const Strip rows = strip(l.out), columns = strip(l.in);
   Small* s = dynamic_shared<Small>();
   Small &aat = s[0], &btb = s[1];
@@ -271,10 +268,10 @@ __global__ void __launch_bounds__(kThreads)
     const double norm2 = block_sum<kThreads>(part);
     double z = 0;
     for (int64_t i = 0; i < kBaseStrips; ++i) z += sums[(layer * kBaseStrips + i) * 2 + which];
-    const Similarity f = similarity(z, l.w0_norm2, norm2, form);
+    const Similarity f = similarity(z, l.w0_norm2, norm2, args.form);
     value += f.value / 2;
-    if (*weight != 0) {
-      const double inner = *weight / 2 * f.d_inner, own = *weight * f.d_norm_y;
+    if (*args.weight != 0) {
+      const double inner = *args.weight / 2 * f.d_inner, own = *args.weight * f.d_norm_y;
       add_products(x.db, 1, x.rank, x.rank, rows.begin, rows.end, product(aat, own, b, x.rank),
                    product(aat, 0, b, 0));
       add_products(x.da, l.in, 1, x.rank, columns.begin, columns.end, product(btb, own, a, x.rank),
@@ -295,7 +292,7 @@ __global__ void __launch_bounds__(kThreads)
     }
     __syncthreads();  // before the next adapter's matrices
   }
-  if (blockIdx.x % kBaseStrips == 0 && threadIdx.x == 0) values[layer] = value;
+  if (blockIdx.x % kBaseStrips == 0 && threadIdx.x == 0) args.values[layer] = value;
 }
 
 // --- subspace, subspace_l1 --------------------------------------------------------------------
@@ -304,10 +301,9 @@ __global__ void __launch_bounds__(kThreads)
 // dA_g = C A_p + D A_g and dA_p = C^T A_g + D' A_p with diagonal D, D'.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    subspace_kernel(const OrthogonalityLayer<T>* layers, PenaltyForm form, const double* weight,
-                    double* values) {
+    subspace_kernel(OrthogonalityPenalty<T> a, PenaltyForm form) {
   __shared__ double norms_g[kMaxRank], norms_p[kMaxRank];
-  const OrthogonalityLayer<T> l = layers[blockIdx.x];
+  const OrthogonalityLayer<T> l = a.layers[blockIdx.x];
   check_rank(l.rank_g);
   check_rank(l.rank_p);
   const int rg = int(l.rank_g), rp = int(l.rank_p), tid = int(threadIdx.x), warp = tid / 32;
@@ -343,17 +339,17 @@ __global__ void __launch_bounds__(kThreads)
       pp[j][j] += 2 * similarity(gp[i][j], norms_g[i], norms_p[j], form).d_norm_y / count;
   }
   const double value = block_sum<kThreads>(part);
-  if (tid == 0) values[blockIdx.x] = value;
-  if (*weight == 0) return;
+  if (tid == 0) a.values[blockIdx.x] = value;
+  if (*a.weight == 0) return;
   for (int e = tid; e < rg * rp; e += kThreads) {
     double& c = gp[e / rp][e % rp];
     c = similarity(c, norms_g[e / rp], norms_p[e % rp], form).d_inner / count;
   }
   __syncthreads();
-  add_products(l.da_g, l.in, 1, rg, 0, l.in, product(gp, *weight, a_p, rp),
-               product(gg, *weight, a_g, rg));
-  add_products(l.da_p, l.in, 1, rp, 0, l.in, product_transposed(gp, *weight, a_g, rg),
-               product(pp, *weight, a_p, rp));
+  add_products(l.da_g, l.in, 1, rg, 0, l.in, product(gp, *a.weight, a_p, rp),
+               product(gg, *a.weight, a_g, rg));
+  add_products(l.da_p, l.in, 1, rp, 0, l.in, product_transposed(gp, *a.weight, a_g, rg),
+               product(pp, *a.weight, a_p, rp));
 }
 
 // --- base_subspace ----------------------------------------------------------------------------
@@ -404,10 +400,8 @@ __device__ double base_subspace_term(const Adapter<T>& x, const View<T>& v, int 
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    base_subspace_kernel(const OrthogonalityLayer<T>* layers, const double* weight,
-                         double* values) {
-  const OrthogonalityLayer<T> l = layers[blockIdx.x];
+__global__ void __launch_bounds__(kThreads) base_subspace_kernel(OrthogonalityPenalty<T> a) {
+  const OrthogonalityLayer<T> l = a.layers[blockIdx.x];
   check_rank(l.rank_g);
   check_rank(l.rank_p);
   check_rank(l.k);
@@ -415,16 +409,15 @@ __global__ void __launch_bounds__(kThreads)
   const auto v = rows_of(l.v_k, l.in);
   double value = 0;
   for (int which = 0; which < 2; ++which)
-    value += base_subspace_term(adapter(l, which), v, int(l.k), l.in, l.out, *weight / 2, s) / 2;
-  if (threadIdx.x == 0) values[blockIdx.x] = value;
+    value += base_subspace_term(adapter(l, which), v, int(l.k), l.in, l.out, *a.weight / 2, s) / 2;
+  if (threadIdx.x == 0) a.values[blockIdx.x] = value;
 }
 
 // --- delta_norm2 ------------------------------------------------------------------------------
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    delta_norm2_kernel(const OrthogonalityLayer<T>* layers, double* norms2) {
-  const OrthogonalityLayer<T> l = layers[blockIdx.x / 2];
+__global__ void __launch_bounds__(kThreads) delta_norm2_kernel(DeltaNorm2<T> args) {
+  const OrthogonalityLayer<T> l = args.layers[blockIdx.x / 2];
   const Adapter<T> x = adapter(l, int(blockIdx.x % 2));
   check_rank(x.rank);
   Small& aat = *dynamic_shared<Small>();
@@ -433,7 +426,7 @@ __global__ void __launch_bounds__(kThreads)
   gram(a, x.rank, a, x.rank, l.in, aat);
   __syncthreads();
   const double norm2 = block_sum<kThreads>(gram_inner(b, x.rank, b, x.rank, l.out, aat));
-  if (threadIdx.x == 0) norms2[blockIdx.x] = norm2;
+  if (threadIdx.x == 0) args.norms2[blockIdx.x] = norm2;
 }
 
 // --- features ---------------------------------------------------------------------------------
@@ -446,20 +439,31 @@ struct Triple {
   OF_HOST_DEVICE int size() const { return pp() + rank_p * rank_p; }
 };
 
+template <class U>
+OF_HOST_DEVICE Triple triple_of(const OrthogonalityFeatures<U>& a) {
+  return {int(a.rank_g), int(a.rank_p)};
+}
+// Does anybody want dB?
+template <class U>
+OF_HOST_DEVICE bool wants_outer(const OrthogonalityFeatures<U>& a) {
+  return a.db_g != nullptr || a.db_p != nullptr;
+}
+
 // grams = B_g^T B_g, B_g^T B_p, B_p^T B_p; a warp for every 4 x 4 entries.
-template <class A>
+template <class U>
 __global__ void __launch_bounds__(kThreads)
-    features_gram_kernel(const A* b_g, const A* b_p, int64_t out, Triple triple, double* grams) {
+    features_gram_kernel(OrthogonalityFeatures<U> a, double* grams) {
+  const Triple triple = triple_of(a);
   const int rg = triple.rank_g, rp = triple.rank_p;
   const int worker = int(blockIdx.x) * kWarps + int(threadIdx.x) / 32;
   const int workers = int(gridDim.x) * kWarps;
-  const auto g = columns_of(b_g, rg), p = columns_of(b_p, rp);
+  const auto g = columns_of(a.b_g, rg), p = columns_of(a.b_p, rp);
   const auto into = [&](int offset, int columns) {
     return [=](int i, int j, double sum) { grams[offset + i * columns + j] = sum; };
   };
-  gram(g, rg, g, rg, out, worker, workers, into(0, rg));
-  gram(g, rg, p, rp, out, worker, workers, into(triple.gp(), rp));
-  gram(p, rp, p, rp, out, worker, workers, into(triple.pp(), rp));
+  gram(g, rg, g, rg, a.out, worker, workers, into(0, rg));
+  gram(g, rg, p, rp, a.out, worker, workers, into(triple.gp(), rp));
+  gram(p, rp, p, rp, a.out, worker, workers, into(triple.pp(), rp));
 }
 
 // What a block keeps of one token: u; P u for both Grams that meet each element; f's derivatives.
@@ -478,14 +482,14 @@ int tokens_at_a_time(int64_t rank) {
 // (if `outer`), then the value.
 template <class U>
 __global__ void __launch_bounds__(kThreads, 4)
-    features_kernel(const U* u_g, int64_t ld_g, const U* u_p, int64_t ld_p, int64_t rows,
-                    int64_t block_rows, int at_a_time, Triple triple, PenaltyForm form,
-                    const double* weight, const double* __restrict__ grams, float* du_g,
-                    int64_t ldd_g, float* du_p, int64_t ldd_p, bool outer, double* partial) {
+    features_kernel(OrthogonalityFeatures<U> a, int64_t block_rows, int at_a_time,
+                    const double* __restrict__ grams, double* partial) {
+  const Triple triple = triple_of(a);
+  const bool outer = wants_outer(a);
   const int rg = triple.rank_g, rp = triple.rank_p, r = rg + rp, tid = int(threadIdx.x);
   const int64_t first = blockIdx.x * block_rows;
-  const int64_t last = first + block_rows < rows ? first + block_rows : rows;
-  const double share = *weight / double(rows);
+  const int64_t last = first + block_rows < a.rows ? first + block_rows : a.rows;
+  const double share = *a.weight / double(a.rows);
   partial += int64_t{blockIdx.x} * (triple.size() + 1);
 
   double* gram = dynamic_shared<double>();                // triple
@@ -500,7 +504,7 @@ __global__ void __launch_bounds__(kThreads, 4)
     for (int e = tid; e < tokens * r; e += kThreads) {
       const int64_t row = token + e / r;
       const int i = e % r;
-      u[e] = i < rg ? float(u_g[row * ld_g + i]) : float(u_p[row * ld_p + i - rg]);
+      u[e] = i < rg ? float(a.u_g[row * a.ld_g + i]) : float(a.u_p[row * a.ld_p + i - rg]);
     }
     __syncthreads();
     for (int e = tid; e < tokens * r; e += kThreads) {
@@ -525,20 +529,20 @@ __global__ void __launch_bounds__(kThreads, 4)
         norm_g += double(u[e]) * own[e];
       }
       for (int e = tid * r + rg; e < (tid + 1) * r; ++e) norm_p += double(u[e]) * own[e];
-      const Similarity of = similarity(z, norm_g, norm_p, form);
-      value += of.value / double(rows);
+      const Similarity of = similarity(z, norm_g, norm_p, a.form);
+      value += of.value / double(a.rows);
       f[tid * 3] = 2 * share * of.d_norm_x;
       f[tid * 3 + 1] = share * of.d_inner;
       f[tid * 3 + 2] = 2 * share * of.d_norm_y;
     }
-    if (*weight == 0) continue;
+    if (*a.weight == 0) continue;
     __syncthreads();
     for (int e = tid; e < tokens * r; e += kThreads) {
       const int i = e % r;
-      float* du = i < rg ? du_g : du_p;
+      float* du = i < rg ? a.du_g : a.du_p;
       if (du == nullptr) continue;
       const int64_t row = token + e / r;
-      du += i < rg ? row * ldd_g + i : row * ldd_p + i - rg;
+      du += i < rg ? row * a.ldd_g + i : row * a.ldd_p + i - rg;
       const double* of = f + e / r * 3;
       *du = float(double(*du) + (of[1] * cross[e] + of[i < rg ? 0 : 2] * own[e]));
     }
@@ -559,44 +563,37 @@ __global__ void __launch_bounds__(kThreads, 4)
   if (tid == 0) partial[triple.size()] = value;
 }
 
-// totals [entries + 1] = sum over blocks of partial [blocks, entries + 1]; 8 threads share an
-// entry. Only the value counts where there is no gradient.
-__global__ void features_fold_kernel(const double* partial, int64_t blocks, int entries, bool outer,
-                                     const double* weight, double* totals, double* value) {
-  __shared__ double sums[kWarps][32];
-  const int e = int(blockIdx.x * 32 + threadIdx.x);
-  const bool wanted = e == entries || (e < entries && outer && *weight != 0);
-  double sum = 0;
-  if (wanted) {
-#pragma unroll 4
-    for (int64_t block = threadIdx.y; block < blocks; block += kWarps)
-      sum += partial[block * (entries + 1) + e];
-  }
-  sums[threadIdx.y][threadIdx.x] = sum;
-  __syncthreads();
+// totals [entries + 1] = sum over blocks of partial [blocks, entries + 1]. Only the value counts
+// where there is no gradient.
+template <class U>
+__global__ void features_fold_kernel(OrthogonalityFeatures<U> a, const double* partial,
+                                     int64_t blocks, double* totals) {
+  const int entries = triple_of(a).size();
+  const int64_t e = folded_entry();
+  const bool wanted = e == entries || (e < entries && wants_outer(a) && *a.weight != 0);
+  const double sum = fold_entry(partial, blocks, entries + 1, e, wanted);
   if (threadIdx.y > 0 || !wanted) return;
-#pragma unroll
-  for (int way = 1; way < kWarps; ++way) sum += sums[way][threadIdx.x];
   totals[e] = sum;
-  if (e == entries) *value = sum;
+  if (e == entries) *a.value = sum;
 }
 
 constexpr int64_t kOutputs = 64;  // rows of dB of one block
 
 // dB_g += B_p S_gp^T + B_g S_gg and dB_p += B_g S_gp + B_p S_pp
-template <class A>
+template <class U>
 __global__ void __launch_bounds__(kThreads)
-    features_gradient_kernel(const A* b_g, const A* b_p, int64_t out, Triple triple,
-                             const double* weight, const double* totals, A* db_g, A* db_p) {
-  if (*weight == 0) return;
+    features_gradient_kernel(OrthogonalityFeatures<U> a, const double* totals) {
+  using A = Accum<U>;
+  if (*a.weight == 0) return;
+  const Triple triple = triple_of(a);
   const int rg = triple.rank_g, rp = triple.rank_p;
-  const auto g = columns_of(b_g, rg), p = columns_of(b_p, rp);
+  const auto g = columns_of(a.b_g, rg), p = columns_of(a.b_p, rp);
   const int64_t begin = blockIdx.x * kOutputs,
-                end = begin + kOutputs < out ? begin + kOutputs : out;
+                end = begin + kOutputs < a.out ? begin + kOutputs : a.out;
   const double *gg = totals, *gp = totals + triple.gp(), *pp = totals + triple.pp();
-  add_products(db_g, 1, rg, rg, begin, end, Product<A>{gp, rp, 1, 1, p, rp},
+  add_products(a.db_g, 1, rg, rg, begin, end, Product<A>{gp, rp, 1, 1, p, rp},
                Product<A>{gg, rg, 1, 1, g, rg});
-  add_products(db_p, 1, rp, rp, begin, end, Product<A>{gp, 1, rp, 1, g, rg},
+  add_products(a.db_p, 1, rp, rp, begin, end, Product<A>{gp, 1, rp, 1, g, rg},
                Product<A>{pp, rp, 1, 1, p, rp});
 }
 
@@ -610,104 +607,73 @@ LaunchShape per_layer(int64_t blocks, int matrices) {
 }  // namespace
 
 template <class T, class Stream>
-void orthogonality_update(const OrthogonalityLayer<T>* layers, int64_t count, PenaltyForm form,
-                          const double* weight, double* values, const Stream& stream) {
-  launch(update_kernel<T>, per_layer(count, 3), stream, layers, form, weight, values);
+void orthogonality_update(const OrthogonalityPenalty<T>& a, const Stream& stream) {
+  launch(update_kernel<T>, per_layer(a.count, 3), stream, a);
 }
 
 template <class T, class Stream>
-void orthogonality_base(const OrthogonalityLayer<T>* layers, int64_t count, PenaltyForm form,
-                        const double* weight, double* values, const Stream& stream) {
-  auto* sums = scratch_as<double>(stream, orthogonality_base_scratch(count));
-  launch(base_inner_kernel<T>, per_layer(count * kBaseStrips, 0), stream, layers, sums);
-  launch(base_kernel<T>, per_layer(count * kBaseStrips, 2), stream, layers, form, weight, sums,
-         values);
+void orthogonality_base(const OrthogonalityPenalty<T>& a, const Stream& stream) {
+  auto* sums = scratch_as<double>(stream, orthogonality_base_scratch(a.count));
+  launch(base_inner_kernel<T>, per_layer(a.count * kBaseStrips, 0), stream, a, sums);
+  launch(base_kernel<T>, per_layer(a.count * kBaseStrips, 2), stream, a, sums);
 }
 
 template <class T, class Stream>
-void orthogonality_subspace(const OrthogonalityLayer<T>* layers, int64_t count,
-                            const double* weight, double* values, const Stream& stream) {
-  launch(subspace_kernel<T>, per_layer(count, 3), stream, layers, PenaltyForm::cosine2, weight,
-         values);
+void orthogonality_subspace(const OrthogonalityPenalty<T>& a, const Stream& stream) {
+  launch(subspace_kernel<T>, per_layer(a.count, 3), stream, a, PenaltyForm::cosine2);
 }
 
 template <class T, class Stream>
-void orthogonality_subspace_l1(const OrthogonalityLayer<T>* layers, int64_t count,
-                               const double* weight, double* values, const Stream& stream) {
-  launch(subspace_kernel<T>, per_layer(count, 3), stream, layers, PenaltyForm::abs_cosine, weight,
-         values);
+void orthogonality_subspace_l1(const OrthogonalityPenalty<T>& a, const Stream& stream) {
+  launch(subspace_kernel<T>, per_layer(a.count, 3), stream, a, PenaltyForm::abs_cosine);
 }
 
 template <class T, class Stream>
-void orthogonality_base_subspace(const OrthogonalityLayer<T>* layers, int64_t count,
-                                 const double* weight, double* values, const Stream& stream) {
-  launch(base_subspace_kernel<T>, per_layer(count, 3), stream, layers, weight, values);
+void orthogonality_base_subspace(const OrthogonalityPenalty<T>& a, const Stream& stream) {
+  launch(base_subspace_kernel<T>, per_layer(a.count, 3), stream, a);
 }
 
 template <class T, class Stream>
-void delta_norm2(const OrthogonalityLayer<T>* layers, int64_t count, double* norms2,
-                 const Stream& stream) {
-  launch(delta_norm2_kernel<T>, per_layer(2 * count, 1), stream, layers, norms2);
+void delta_norm2(const DeltaNorm2<T>& a, const Stream& stream) {
+  launch(delta_norm2_kernel<T>, per_layer(2 * a.count, 1), stream, a);
 }
 
 template <class U, class Stream>
-void orthogonality_features(const U* u_g, int64_t ld_g, const U* u_p, int64_t ld_p,
-                            const Accum<U>* b_g, const Accum<U>* b_p, int64_t rows, int64_t out,
-                            int64_t rank_g, int64_t rank_p, PenaltyForm form, const double* weight,
-                            Accum<U>* du_g, int64_t ldd_g, Accum<U>* du_p, int64_t ldd_p,
-                            Accum<U>* db_g, Accum<U>* db_p, double* value, const Stream& stream) {
-  for (const int64_t rank : {rank_g, rank_p})
-    OF_CHECK(0 < rank && rank <= kMaxRank, "rank " + std::to_string(rank) + " is not in 1..64");
-  OF_CHECK(form != PenaltyForm::raw2, "`features` has no raw2 form");
-  const Triple triple{int(rank_g), int(rank_p)};
-  const int64_t block_rows = features_block_rows(rows), blocks = ceil_div(rows, block_rows);
-  const int entries = triple.size(), at_a_time = tokens_at_a_time(rank_g + rank_p);
-  const bool outer = db_g != nullptr || db_p != nullptr;
-  auto* grams = scratch_as<double>(stream, orthogonality_features_scratch(rows, rank_g, rank_p));
+void orthogonality_features(const OrthogonalityFeatures<U>& a, const Stream& stream) {
+  const int64_t ranks[] = {a.rank_g, a.rank_p};
+  for (const int64_t rank : ranks)
+    OF_CHECK(0 < rank && rank <= kMaxRank,
+             "rank " + std::to_string(rank) + " is not in 1.." + std::to_string(kMaxRank));
+  OF_CHECK(a.form != PenaltyForm::raw2, "`features` has no raw2 form");
+  const int64_t block_rows = features_block_rows(a.rows), blocks = ceil_div(a.rows, block_rows);
+  const int entries = triple_of(a).size(), at_a_time = tokens_at_a_time(a.rank_g + a.rank_p);
+  auto* grams =
+      scratch_as<double>(stream, orthogonality_features_scratch(a.rows, a.rank_g, a.rank_p));
   double *totals = grams + entries, *partial = totals + entries + 1;
-  const int64_t tiles = ceil_div(rank_g, 4) * ceil_div(rank_g + rank_p, 4) +
-                        ceil_div(rank_p, 4) * ceil_div(rank_p, 4);
-  launch(features_gram_kernel<Accum<U>>,
-         {.grid_x = unsigned(ceil_div(tiles, kWarps)), .threads_x = kThreads}, stream, b_g, b_p,
-         out, triple, grams);
+  const int64_t tiles = ceil_div(a.rank_g, 4) * ceil_div(a.rank_g + a.rank_p, 4) +
+                        ceil_div(a.rank_p, 4) * ceil_div(a.rank_p, 4);
+  launch(features_gram_kernel<U>,
+         {.grid_x = unsigned(ceil_div(tiles, kWarps)), .threads_x = kThreads}, stream, a, grams);
   launch(features_kernel<U>,
          {.grid_x = unsigned(blocks),
           .threads_x = kThreads,
-          .shared_bytes =
-              size_t(entries) * sizeof(double) + size_t(at_a_time) * token_bytes(rank_g + rank_p)},
-         stream, u_g, ld_g, u_p, ld_p, rows, block_rows, at_a_time, triple, form, weight, grams,
-         du_g, ldd_g, du_p, ldd_p, outer, partial);
-  launch(features_fold_kernel,
-         {.grid_x = unsigned(ceil_div(entries + 1, 32)), .threads_x = 32, .threads_y = kWarps},
-         stream, partial, blocks, entries, outer, weight, totals, value);
-  if (outer && rows > 0)
-    launch(features_gradient_kernel<Accum<U>>,
-           {.grid_x = unsigned(ceil_div(out, kOutputs)), .threads_x = kThreads}, stream, b_g, b_p,
-           out, triple, weight, totals, db_g, db_p);
+          .shared_bytes = size_t(entries) * sizeof(double) +
+                          size_t(at_a_time) * token_bytes(a.rank_g + a.rank_p)},
+         stream, a, block_rows, at_a_time, grams, partial);
+  launch(features_fold_kernel<U>, fold_shape(entries + 1), stream, a, partial, blocks, totals);
+  if (wants_outer(a) && a.rows > 0)
+    launch(features_gradient_kernel<U>,
+           {.grid_x = unsigned(ceil_div(a.out, kOutputs)), .threads_x = kThreads}, stream, a,
+           totals);
 }
 
-#define OF_INSTANTIATE(T)                                                                          \
-  template void orthogonality_update<T>(const OrthogonalityLayer<T>*, int64_t, PenaltyForm,        \
-                                        const double*, double*, const OF_STREAM&);                 \
-  template void orthogonality_base<T>(const OrthogonalityLayer<T>*, int64_t, PenaltyForm,          \
-                                      const double*, double*, const OF_STREAM&);                   \
-  template void orthogonality_subspace<T>(const OrthogonalityLayer<T>*, int64_t, const double*,    \
-                                          double*, const OF_STREAM&);                              \
-  template void orthogonality_subspace_l1<T>(const OrthogonalityLayer<T>*, int64_t, const double*, \
-                                             double*, const OF_STREAM&);                           \
-  template void orthogonality_base_subspace<T>(const OrthogonalityLayer<T>*, int64_t,              \
-                                               const double*, double*, const OF_STREAM&);          \
-  template void delta_norm2<T>(const OrthogonalityLayer<T>*, int64_t, double*, const OF_STREAM&);
-OF_INSTANTIATE(float)
-#undef OF_INSTANTIATE
-
-#define OF_INSTANTIATE(U)                                                                      \
-  template void orthogonality_features<U>(const U*, int64_t, const U*, int64_t, const float*,  \
-                                          const float*, int64_t, int64_t, int64_t, int64_t,    \
-                                          PenaltyForm, const double*, float*, int64_t, float*, \
-                                          int64_t, float*, float*, double*, const OF_STREAM&);
-OF_INSTANTIATE(float)
-OF_INSTANTIATE(bf16)
-#undef OF_INSTANTIATE
+template void orthogonality_update(const OrthogonalityPenalty<float>&, const OF_STREAM&);
+template void orthogonality_base(const OrthogonalityPenalty<float>&, const OF_STREAM&);
+template void orthogonality_subspace(const OrthogonalityPenalty<float>&, const OF_STREAM&);
+template void orthogonality_subspace_l1(const OrthogonalityPenalty<float>&, const OF_STREAM&);
+template void orthogonality_base_subspace(const OrthogonalityPenalty<float>&, const OF_STREAM&);
+template void delta_norm2(const DeltaNorm2<float>&, const OF_STREAM&);
+template void orthogonality_features(const OrthogonalityFeatures<float>&, const OF_STREAM&);
+template void orthogonality_features(const OrthogonalityFeatures<bf16>&, const OF_STREAM&);
 
 }  // namespace orthofed::gpu

@@ -12,8 +12,8 @@
 // form: c above is cosine2; abs_cosine is its root |<X, Y>| / (|X| |Y|); raw2 is <X, Y>^2 (update
 // and base only). `subspace` sums cosine2, `subspace_l1` abs_cosine, over pairs of rows.
 // A term whose denominator is <= 1e-30 has value 0 and gradient 0 (raw2 has no denominator). No
-// additive epsilon. Ranks and k from 1 to 64; nothing of size out x in is formed, nothing is
-// allocated. Work in multiply-adds, R = r_g + r_p: R^2 (in + out), `base` 3 R in out and
+// additive epsilon. Ranks and k from 1 to kMaxPenaltyRank; nothing of size out x in is formed,
+// nothing is allocated. Work in multiply-adds, R = r_g + r_p: R^2 (in + out), `base` 3 R in out and
 // `base_subspace` 2 R k in more; `subspace` and `subspace_l1` R^2 in; `features` 2 R^2 rows.
 // Instantiated for double and float, `features` for bf16 too.
 //
@@ -23,10 +23,9 @@
 // added in two products, each rounded to T. Same bits at every run and, on a CPU, at every number
 // of threads.
 //
-// All functions but top_right_singular_vectors exist on every device; arrays and the numbers that
-// pointers give live in that device's memory. All layers of a model are one call, on a GPU one
-// launch (`base` two, `features` four for its one layer). Its fp64 units bound them; GPUs without
-// many (compute capability 8.6, 8.9, 12) take tens of times longer.
+// Arrays, and the numbers that pointers give, live in the device's memory. All layers of a model are
+// one call, on a GPU one launch (`base` two, `features` four for its one layer). Its fp64 units bound
+// them; GPUs without many (compute capability 8.6, 8.9, 12) take tens of times longer.
 #pragma once
 #include <algorithm>
 #include <cstddef>
@@ -36,6 +35,8 @@
 #include "kernels/core/types.h"
 
 namespace orthofed {
+
+inline constexpr int64_t kMaxPenaltyRank = 64;  // of each adapter, and of `base_subspace`'s k
 
 enum class PenaltyForm { cosine2, abs_cosine, raw2 };
 
@@ -51,56 +52,68 @@ struct OrthogonalityLayer {
   double w0_norm2 = 0;     // |W0|_F^2, computed once
   const T* v_k = nullptr;  // [k, in]: rows are the top right singular vectors, for `base_subspace`
   int64_t k = 0;
+};
 
-  template <class F>
-  void each_pointer(const F& f) {
-    f(a_g), f(b_g), f(a_p), f(b_p), f(da_g), f(db_g), f(da_p), f(db_p), f(w0), f(v_k);
-  }
+// `update`, `base`, `subspace`, `subspace_l1` and `base_subspace` of layers[0..count-1]. Each layer's
+// value is written, and *weight * gradient is added to its gradient buffers (*weight 0: values only).
+// Layers must not share gradient buffers. Ranks out of range: Error on a CPU, a trap on a GPU.
+// Scratch on a GPU: `base` needs orthogonality_base_scratch(count) bytes.
+template <class T>
+struct OrthogonalityPenalty {
+  const OrthogonalityLayer<T>* layers;  // [count]
+  int64_t count;
+  PenaltyForm form = PenaltyForm::cosine2;  // of `update` and `base`; the others have one
+  const double* weight;
+  double* values;  // [count]
+};
+
+// |B A|_F^2 of each layer's general and personal adapter, from the Grams.
+template <class T>
+struct DeltaNorm2 {
+  const OrthogonalityLayer<T>* layers;  // [count]
+  int64_t count;
+  double* norms2;  // [count, 2]
+};
+
+// `features` of one layer, where u = A x is of the layer's actual input. The value is the mean over
+// rows; *weight * gradient is added to du and db. Not with raw2.
+// Scratch on a GPU: orthogonality_features_scratch(rows, rank_g, rank_p) bytes.
+template <class U>
+struct OrthogonalityFeatures {
+  const U* u_g;  // [rows, rank_g] pitch ld_g
+  int64_t ld_g;
+  const U* u_p;  // [rows, rank_p] pitch ld_p
+  int64_t ld_p;
+  const Accum<U>*b_g, *b_p;  // [out, rank_g], [out, rank_p]
+  int64_t rows, out, rank_g, rank_p;
+  PenaltyForm form;
+  const double* weight;
+  Accum<U>* du_g = nullptr;  // [rows, rank_g] pitch ldd_g; null: not wanted
+  int64_t ldd_g = 0;
+  Accum<U>* du_p = nullptr;  // [rows, rank_p] pitch ldd_p; null: not wanted
+  int64_t ldd_p = 0;
+  Accum<U>*db_g = nullptr, *db_p = nullptr;  // [out, rank_g], [out, rank_p]; null: not wanted
+  double* value;
 };
 
 }  // namespace orthofed
 
 namespace orthofed::cpu {
 
-// Each writes the values of layers[0..count-1] to values [count] and adds *weight * gradient to the
-// layers' gradient buffers (*weight 0: values only). Layers must not share gradient buffers. Ranks
-// out of range: Error on a CPU, a trap on a GPU.
 template <class T>
-void orthogonality_update(const OrthogonalityLayer<T>* layers, int64_t count, PenaltyForm form,
-                          const double* weight, double* values);
+void orthogonality_update(const OrthogonalityPenalty<T>& a);
 template <class T>
-void orthogonality_base(const OrthogonalityLayer<T>* layers, int64_t count, PenaltyForm form,
-                        const double* weight, double* values);
+void orthogonality_base(const OrthogonalityPenalty<T>& a);
 template <class T>
-void orthogonality_subspace(const OrthogonalityLayer<T>* layers, int64_t count,
-                            const double* weight, double* values);
+void orthogonality_subspace(const OrthogonalityPenalty<T>& a);
 template <class T>
-void orthogonality_subspace_l1(const OrthogonalityLayer<T>* layers, int64_t count,
-                               const double* weight, double* values);
+void orthogonality_subspace_l1(const OrthogonalityPenalty<T>& a);
 template <class T>
-void orthogonality_base_subspace(const OrthogonalityLayer<T>* layers, int64_t count,
-                                 const double* weight, double* values);
-
-// norms2 [count, 2] = |B A|_F^2 of each layer's general and personal adapter, from the Grams.
+void orthogonality_base_subspace(const OrthogonalityPenalty<T>& a);
 template <class T>
-void delta_norm2(const OrthogonalityLayer<T>* layers, int64_t count, double* norms2);
-
-// features: u_g [rows, rank_g], u_p [rows, rank_p] are A x of the layer's actual input, U their
-// element type. *value = the mean over rows; adds *weight * gradient to du_g, du_p (of the same
-// shapes, in Accum<U>) and to db_g, db_p (null: not wanted).
+void delta_norm2(const DeltaNorm2<T>& a);
 template <class U>
-void orthogonality_features(const U* u_g, int64_t ld_g, const U* u_p, int64_t ld_p,
-                            const Accum<U>* b_g, const Accum<U>* b_p, int64_t rows, int64_t out,
-                            int64_t rank_g, int64_t rank_p, PenaltyForm form, const double* weight,
-                            Accum<U>* du_g, int64_t ldd_g, Accum<U>* du_p, int64_t ldd_p,
-                            Accum<U>* db_g, Accum<U>* db_p, double* value);
-
-// v_k [k, in]: the top-k right singular vectors of w [out, in], k <= min(out, in), as orthonormal
-// rows in descending order, by block Krylov iteration in double from a fixed start until
-// |W^T W v - s^2 v| <= 1e-10 s_1^2. Set-up, not a step: the only function here that allocates.
-template <class T>
-void top_right_singular_vectors(const T* w, int64_t ldw, int64_t out, int64_t in, int64_t k,
-                                T* v_k);
+void orthogonality_features(const OrthogonalityFeatures<U>& a);
 
 }  // namespace orthofed::cpu
 
@@ -124,45 +137,40 @@ Cost adapters(const OrthogonalityLayer<T>& l, bool with_b = true) {
 }
 
 template <class T>
-Cost orthogonality_update(const OrthogonalityLayer<T>* layers, int64_t count, PenaltyForm,
-                          const double* weight, double* values) {
-  Cost c{0, moved(weight, 1) + written(values, count)};
-  for (int64_t k = 0; k < count; ++k) c += adapters(layers[k]);
+Cost orthogonality_update(const OrthogonalityPenalty<T>& a) {
+  Cost c{0, moved(a.weight, 1) + written(a.values, a.count)};
+  for (int64_t k = 0; k < a.count; ++k) c += adapters(a.layers[k]);
   return c;
 }
 template <class T>
-Cost orthogonality_base(const OrthogonalityLayer<T>* layers, int64_t count, PenaltyForm form,
-                        const double* weight, double* values) {
-  Cost c = orthogonality_update<T>(layers, count, form, weight, values);
-  for (const OrthogonalityLayer<T>* l = layers; l != layers + count; ++l)
+Cost orthogonality_base(const OrthogonalityPenalty<T>& a) {
+  Cost c = orthogonality_update(a);
+  for (const OrthogonalityLayer<T>* l = a.layers; l != a.layers + a.count; ++l)
     c += {6.0 * (l->rank_g + l->rank_p) * l->in * l->out, moved(l->w0, double(l->in) * l->out)};
   return c;
 }
 template <class T>
-Cost orthogonality_subspace(const OrthogonalityLayer<T>* layers, int64_t count,
-                            const double* weight, double* values) {
-  Cost c{0, moved(weight, 1) + written(values, count)};
-  for (int64_t k = 0; k < count; ++k) c += adapters(layers[k], false);
+Cost orthogonality_subspace(const OrthogonalityPenalty<T>& a) {
+  Cost c{0, moved(a.weight, 1) + written(a.values, a.count)};
+  for (int64_t k = 0; k < a.count; ++k) c += adapters(a.layers[k], false);
   return c;
 }
 template <class T>
-Cost orthogonality_subspace_l1(const OrthogonalityLayer<T>* layers, int64_t count,
-                               const double* weight, double* values) {
-  return orthogonality_subspace<T>(layers, count, weight, values);
+Cost orthogonality_subspace_l1(const OrthogonalityPenalty<T>& a) {
+  return orthogonality_subspace(a);
 }
 template <class T>
-Cost orthogonality_base_subspace(const OrthogonalityLayer<T>* layers, int64_t count,
-                                 const double* weight, double* values) {
-  Cost c = orthogonality_update<T>(layers, count, PenaltyForm::cosine2, weight, values);
-  for (const OrthogonalityLayer<T>* l = layers; l != layers + count; ++l)
+Cost orthogonality_base_subspace(const OrthogonalityPenalty<T>& a) {
+  Cost c = orthogonality_update(a);
+  for (const OrthogonalityLayer<T>* l = a.layers; l != a.layers + a.count; ++l)
     c += {4.0 * (l->rank_g + l->rank_p) * l->k * l->in, moved(l->v_k, double(l->k) * l->in)};
   return c;
 }
 // The Grams of each adapter by itself; gradients are not touched.
 template <class T>
-Cost delta_norm2(const OrthogonalityLayer<T>* layers, int64_t count, double* norms2) {
-  Cost c{0, written(norms2, 2.0 * count)};
-  for (const OrthogonalityLayer<T>* l = layers; l != layers + count; ++l) {
+Cost delta_norm2(const DeltaNorm2<T>& a) {
+  Cost c{0, written(a.norms2, 2.0 * a.count)};
+  for (const OrthogonalityLayer<T>* l = a.layers; l != a.layers + a.count; ++l) {
     const double squares = double(l->rank_g * l->rank_g + l->rank_p * l->rank_p);
     c += {2 * squares * (l->in + l->out),
           moved(l->a_g, double(l->rank_g) * l->in) + moved(l->b_g, double(l->rank_g) * l->out) +
@@ -171,18 +179,14 @@ Cost delta_norm2(const OrthogonalityLayer<T>* layers, int64_t count, double* nor
   return c;
 }
 template <class U>
-Cost orthogonality_features(const U* u_g, int64_t, const U* u_p, int64_t, const Accum<U>* b_g,
-                            const Accum<U>* b_p, int64_t rows, int64_t out, int64_t rank_g,
-                            int64_t rank_p, PenaltyForm, const double* weight, Accum<U>* du_g,
-                            int64_t, Accum<U>* du_p, int64_t, Accum<U>* db_g, Accum<U>* db_p,
-                            double* value) {
-  const double rank = double(rank_g + rank_p), tokens = double(rows), outputs = double(out);
+Cost orthogonality_features(const OrthogonalityFeatures<U>& a) {
+  const double rank = double(a.rank_g + a.rank_p), tokens = double(a.rows), outputs = double(a.out);
   return {4 * rank * rank * tokens,
-          moved(u_g, tokens * rank_g) + moved(u_p, tokens * rank_p) + moved(b_g, outputs * rank_g) +
-              moved(b_p, outputs * rank_p) + moved(weight, 1) +
-              written(du_g, tokens * rank_g, true) + written(du_p, tokens * rank_p, true) +
-              written(db_g, outputs * rank_g, true) + written(db_p, outputs * rank_p, true) +
-              written(value, 1)};
+          moved(a.u_g, tokens * a.rank_g) + moved(a.u_p, tokens * a.rank_p) +
+              moved(a.b_g, outputs * a.rank_g) + moved(a.b_p, outputs * a.rank_p) +
+              moved(a.weight, 1) + written(a.du_g, tokens * a.rank_g, true) +
+              written(a.du_p, tokens * a.rank_p, true) + written(a.db_g, outputs * a.rank_g, true) +
+              written(a.db_p, outputs * a.rank_p, true) + written(a.value, 1)};
 }
 
 }  // namespace orthofed::cost
@@ -190,35 +194,22 @@ Cost orthogonality_features(const U* u_g, int64_t, const U* u_p, int64_t, const 
 namespace orthofed::gpu {
 
 template <class T, class Stream>
-void orthogonality_update(const OrthogonalityLayer<T>* layers, int64_t count, PenaltyForm form,
-                          const double* weight, double* values, const Stream& stream);
+void orthogonality_update(const OrthogonalityPenalty<T>& a, const Stream& stream);
 template <class T, class Stream>
-void orthogonality_base(const OrthogonalityLayer<T>* layers, int64_t count, PenaltyForm form,
-                        const double* weight, double* values, const Stream& stream);
+void orthogonality_base(const OrthogonalityPenalty<T>& a, const Stream& stream);
 template <class T, class Stream>
-void orthogonality_subspace(const OrthogonalityLayer<T>* layers, int64_t count,
-                            const double* weight, double* values, const Stream& stream);
+void orthogonality_subspace(const OrthogonalityPenalty<T>& a, const Stream& stream);
 template <class T, class Stream>
-void orthogonality_subspace_l1(const OrthogonalityLayer<T>* layers, int64_t count,
-                               const double* weight, double* values, const Stream& stream);
+void orthogonality_subspace_l1(const OrthogonalityPenalty<T>& a, const Stream& stream);
 template <class T, class Stream>
-void orthogonality_base_subspace(const OrthogonalityLayer<T>* layers, int64_t count,
-                                 const double* weight, double* values, const Stream& stream);
-
+void orthogonality_base_subspace(const OrthogonalityPenalty<T>& a, const Stream& stream);
 template <class T, class Stream>
-void delta_norm2(const OrthogonalityLayer<T>* layers, int64_t count, double* norms2,
-                 const Stream& stream);
-
+void delta_norm2(const DeltaNorm2<T>& a, const Stream& stream);
 template <class U, class Stream>
-void orthogonality_features(const U* u_g, int64_t ld_g, const U* u_p, int64_t ld_p,
-                            const Accum<U>* b_g, const Accum<U>* b_p, int64_t rows, int64_t out,
-                            int64_t rank_g, int64_t rank_p, PenaltyForm form, const double* weight,
-                            Accum<U>* du_g, int64_t ldd_g, Accum<U>* du_p, int64_t ldd_p,
-                            Accum<U>* db_g, Accum<U>* db_p, double* value, const Stream& stream);
+void orthogonality_features(const OrthogonalityFeatures<U>& a, const Stream& stream);
 
-// Scratch memory in bytes; the other penalties need none.
-
-// `base`: each layer's W0 is divided among so many blocks, which each leave two sums.
+// Scratch memory in bytes. `base`: each layer's W0 is divided among so many blocks, which each leave
+// two sums.
 inline constexpr int64_t kBaseStrips = 16;
 inline size_t orthogonality_base_scratch(int64_t count) {
   return size_t(count * kBaseStrips * 2) * sizeof(double);

@@ -4,25 +4,19 @@
 #include "kernels/orthogonality/orthogonality.h"
 
 #include <algorithm>
-#include <cmath>
 #include <initializer_list>
 #include <string>
-#include <utility>
-#include <vector>
 
 #include "kernels/core/check.h"
-#include "kernels/core/parallel.h"
-#include "kernels/core/philox.h"
+#include "kernels/core/rows.h"
 #include "kernels/orthogonality/similarity.h"
 
 namespace orthofed::cpu {
 namespace {
 
-constexpr int64_t max_rank = 64;
-
-// A matrix of up to max_rank x max_rank, 32 KiB of stack.
+// A matrix of up to kMaxPenaltyRank x kMaxPenaltyRank, 32 KiB of stack.
 struct Small {
-  double m[max_rank][max_rank];
+  double m[kMaxPenaltyRank][kMaxPenaltyRank];
   double* operator[](int64_t i) { return m[i]; }
   const double* operator[](int64_t i) const { return m[i]; }
 };
@@ -45,33 +39,14 @@ Adapter<T> personal(const OrthogonalityLayer<T>& l) {
 
 void check_ranks(std::initializer_list<int64_t> ranks) {
   for (int64_t rank : ranks)
-    OF_CHECK(0 < rank && rank <= max_rank,
-             "rank " + std::to_string(rank) + " is not in 1.." + std::to_string(max_rank));
-}
-
-// Chunks of about 2^16 multiply-adds: a function of the shape alone.
-int64_t grain_for(int64_t multiply_adds_each) {
-  return std::max<int64_t>(1, (int64_t{1} << 16) / std::max<int64_t>(1, multiply_adds_each));
-}
-
-// The compiler may not reorder a sum, so the lanes of a vector register are spelt out.
-template <class X, class Y>
-double dot(const X* x, const Y* y, int64_t n) {
-  constexpr int64_t lanes = 16;
-  double sum[lanes] = {};
-  int64_t i = 0;
-  for (; i + lanes <= n; i += lanes)
-    for (int64_t l = 0; l < lanes; ++l) sum[l] += double(x[i + l]) * double(y[i + l]);
-  for (; i < n; ++i) sum[i % lanes] += double(x[i]) * double(y[i]);
-  for (int64_t half = lanes / 2; half > 0; half /= 2)
-    for (int64_t l = 0; l < half; ++l) sum[l] += sum[l + half];
-  return sum[0];
+    OF_CHECK(0 < rank && rank <= kMaxPenaltyRank,
+             "rank " + std::to_string(rank) + " is not in 1.." + std::to_string(kMaxPenaltyRank));
 }
 
 // g [rx, ry] = X Y^T of X [rx, n], Y [ry, n]
 template <class T>
 void row_gram(const T* x, int64_t rx, const T* y, int64_t ry, int64_t n, Small& g) {
-  parallel_for(rx * ry, grain_for(n), [&](int64_t begin, int64_t end) {
+  parallel_for(rx * ry, product_grain(n), [&](int64_t begin, int64_t end) {
     for (int64_t e = begin; e < end; ++e) {
       const int64_t i = e / ry, j = e % ry;
       g[i][j] = dot(x + i * n, y + j * n, n);
@@ -82,9 +57,9 @@ void row_gram(const T* x, int64_t rx, const T* y, int64_t ry, int64_t n, Small& 
 // g [rx, ry] = X^T Y of X [n, rx], Y [n, ry]
 template <class T>
 void column_gram(const T* x, int64_t rx, const T* y, int64_t ry, int64_t n, Small& g) {
-  parallel_for(rx, grain_for(n * ry), [&](int64_t begin, int64_t end) {
+  parallel_for(rx, product_grain(n * ry), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      double sum[max_rank] = {};
+      double sum[kMaxPenaltyRank] = {};
       for (int64_t row = 0; row < n; ++row) {
         const double xi = x[row * rx + i];
         for (int64_t j = 0; j < ry; ++j) sum[j] += xi * double(y[row * ry + j]);
@@ -123,7 +98,7 @@ void add_left_product(const Small& c, int64_t r, int64_t s, const T* x, int64_t 
   if (y == nullptr) return;
   constexpr int64_t width = 256;
   const int64_t blocks = (n + width - 1) / width;
-  parallel_for(blocks, grain_for(r * s * width), [&](int64_t begin, int64_t end) {
+  parallel_for(blocks, product_grain(r * s * width), [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) {
       const int64_t first = block * width, columns = std::min(width, n - first);
       for (int64_t i = 0; i < r; ++i) {
@@ -141,9 +116,9 @@ void add_left_product(const Small& c, int64_t r, int64_t s, const T* x, int64_t 
 template <class T>
 void add_right_product(const T* x, int64_t n, const Small& c, int64_t s, int64_t r, T* y) {
   if (y == nullptr) return;
-  parallel_for(n, grain_for(r * s), [&](int64_t begin, int64_t end) {
+  parallel_for(n, product_grain(r * s), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      double sum[max_rank] = {};
+      double sum[kMaxPenaltyRank] = {};
       for (int64_t j = 0; j < s; ++j)
         for (int64_t i = 0; i < r; ++i) sum[i] += double(x[row * s + j]) * c[j][i];
       for (int64_t i = 0; i < r; ++i) y[row * r + i] = T(y[row * r + i] + sum[i]);
@@ -193,7 +168,7 @@ double base_term(const Adapter<T>& x, const OrthogonalityLayer<T>& layer, Penalt
     });
   }
   if (f.d_inner != 0 && x.da != nullptr) {
-    constexpr int64_t width = max_rank;  // columns of B^T W0 held at a time
+    constexpr int64_t width = kMaxPenaltyRank;  // columns of B^T W0 held at a time
     parallel_for((x.in + width - 1) / width, 1, [&](int64_t begin, int64_t end) {
       for (int64_t block = begin; block < end; ++block) {
         const int64_t first = block * width, columns = std::min(width, x.in - first);
@@ -251,7 +226,7 @@ double subspace(const OrthogonalityLayer<T>& layer, PenaltyForm form, double wei
   const auto g = general(layer), p = personal(layer);
   Small gp, gg, pp;
   row_gram(g.a, g.rank, p.a, p.rank, layer.in, gp);
-  double norm_g[max_rank], norm_p[max_rank];
+  double norm_g[kMaxPenaltyRank], norm_p[kMaxPenaltyRank];
   for (int64_t i = 0; i < g.rank; ++i) norm_g[i] = dot(g.a + i * g.in, g.a + i * g.in, g.in);
   for (int64_t j = 0; j < p.rank; ++j) norm_p[j] = dot(p.a + j * p.in, p.a + j * p.in, p.in);
 
@@ -340,53 +315,51 @@ void each_layer(const OrthogonalityLayer<T>* layers, int64_t count, const F& bod
 }  // namespace
 
 template <class T>
-void orthogonality_update(const OrthogonalityLayer<T>* layers, int64_t count, PenaltyForm form,
-                          const double* weight, double* values) {
-  each_layer(layers, count, [&](int64_t l) { values[l] = update(layers[l], form, *weight); });
+void orthogonality_update(const OrthogonalityPenalty<T>& a) {
+  each_layer(a.layers, a.count,
+             [&](int64_t l) { a.values[l] = update(a.layers[l], a.form, *a.weight); });
 }
 
 template <class T>
-void orthogonality_base(const OrthogonalityLayer<T>* layers, int64_t count, PenaltyForm form,
-                        const double* weight, double* values) {
-  for (int64_t l = 0; l < count; ++l)
-    OF_CHECK(layers[l].w0 != nullptr && layers[l].ld_w0 >= layers[l].in,
+void orthogonality_base(const OrthogonalityPenalty<T>& a) {
+  for (int64_t l = 0; l < a.count; ++l)
+    OF_CHECK(a.layers[l].w0 != nullptr && a.layers[l].ld_w0 >= a.layers[l].in,
              "`base` needs W0 [out, in]");
-  each_layer(layers, count, [&](int64_t l) { values[l] = base(layers[l], form, *weight); });
+  each_layer(a.layers, a.count,
+             [&](int64_t l) { a.values[l] = base(a.layers[l], a.form, *a.weight); });
 }
 
 template <class T>
-void orthogonality_subspace(const OrthogonalityLayer<T>* layers, int64_t count,
-                            const double* weight, double* values) {
-  each_layer(layers, count, [&](int64_t l) {
-    values[l] = subspace(layers[l], PenaltyForm::cosine2, *weight,
-                         double(std::min(layers[l].rank_g, layers[l].rank_p)));
+void orthogonality_subspace(const OrthogonalityPenalty<T>& a) {
+  each_layer(a.layers, a.count, [&](int64_t l) {
+    a.values[l] = subspace(a.layers[l], PenaltyForm::cosine2, *a.weight,
+                           double(std::min(a.layers[l].rank_g, a.layers[l].rank_p)));
   });
 }
 
 template <class T>
-void orthogonality_subspace_l1(const OrthogonalityLayer<T>* layers, int64_t count,
-                               const double* weight, double* values) {
-  each_layer(layers, count, [&](int64_t l) {
-    values[l] = subspace(layers[l], PenaltyForm::abs_cosine, *weight,
-                         double(layers[l].rank_g * layers[l].rank_p));
+void orthogonality_subspace_l1(const OrthogonalityPenalty<T>& a) {
+  each_layer(a.layers, a.count, [&](int64_t l) {
+    a.values[l] = subspace(a.layers[l], PenaltyForm::abs_cosine, *a.weight,
+                           double(a.layers[l].rank_g * a.layers[l].rank_p));
   });
 }
 
 template <class T>
-void orthogonality_base_subspace(const OrthogonalityLayer<T>* layers, int64_t count,
-                                 const double* weight, double* values) {
-  for (int64_t l = 0; l < count; ++l) {
-    check_ranks({layers[l].k});
-    OF_CHECK(layers[l].v_k != nullptr, "`base_subspace` needs V_k [k, in]");
+void orthogonality_base_subspace(const OrthogonalityPenalty<T>& a) {
+  for (int64_t l = 0; l < a.count; ++l) {
+    check_ranks({a.layers[l].k});
+    OF_CHECK(a.layers[l].v_k != nullptr, "`base_subspace` needs V_k [k, in]");
   }
-  each_layer(layers, count, [&](int64_t l) { values[l] = base_subspace(layers[l], *weight); });
+  each_layer(a.layers, a.count,
+             [&](int64_t l) { a.values[l] = base_subspace(a.layers[l], *a.weight); });
 }
 
 template <class T>
-void delta_norm2(const OrthogonalityLayer<T>* layers, int64_t count, double* norms2) {
-  each_layer(layers, count, [&](int64_t l) {
-    norms2[2 * l] = norm2(general(layers[l]));
-    norms2[2 * l + 1] = norm2(personal(layers[l]));
+void delta_norm2(const DeltaNorm2<T>& a) {
+  each_layer(a.layers, a.count, [&](int64_t l) {
+    a.norms2[2 * l] = norm2(general(a.layers[l]));
+    a.norms2[2 * l + 1] = norm2(personal(a.layers[l]));
   });
 }
 
@@ -395,22 +368,18 @@ void delta_norm2(const OrthogonalityLayer<T>* layers, int64_t count, double* nor
 // and summed over tokens
 //   dB_g = B_p (sum f_z u_p u_g^T) + B_g (sum 2 f_n u_g u_g^T).
 template <class U>
-void orthogonality_features(const U* u_g, int64_t ld_g, const U* u_p, int64_t ld_p,
-                            const Accum<U>* b_g, const Accum<U>* b_p, int64_t rows, int64_t out,
-                            int64_t rank_g, int64_t rank_p, PenaltyForm form,
-                            const double* weight_pointer, Accum<U>* du_g, int64_t ldd_g,
-                            Accum<U>* du_p, int64_t ldd_p, Accum<U>* db_g, Accum<U>* db_p,
-                            double* mean) {
+void orthogonality_features(const OrthogonalityFeatures<U>& a) {
   using A = Accum<U>;
+  const int64_t rows = a.rows, rank_g = a.rank_g, rank_p = a.rank_p;
   check_ranks({rank_g, rank_p});
-  OF_CHECK(form != PenaltyForm::raw2, "`features` has no raw2 form");
-  *mean = 0;
+  OF_CHECK(a.form != PenaltyForm::raw2, "`features` has no raw2 form");
+  *a.value = 0;
   if (rows == 0) return;
-  const double weight = *weight_pointer;
+  const double weight = *a.weight;
   Small gg, gp, pp, s_gg, s_gp, s_pp;
-  column_gram(b_g, rank_g, b_g, rank_g, out, gg);
-  column_gram(b_g, rank_g, b_p, rank_p, out, gp);
-  column_gram(b_p, rank_p, b_p, rank_p, out, pp);
+  column_gram(a.b_g, rank_g, a.b_g, rank_g, a.out, gg);
+  column_gram(a.b_g, rank_g, a.b_p, rank_p, a.out, gp);
+  column_gram(a.b_p, rank_p, a.b_p, rank_p, a.out, pp);
   const Small pg = transposed(gp, rank_g, rank_p);
   for (int64_t i = 0; i < rank_g; ++i) std::fill(s_gg[i], s_gg[i] + rank_g, 0.0);
   for (int64_t i = 0; i < rank_g; ++i) std::fill(s_gp[i], s_gp[i] + rank_p, 0.0);
@@ -423,13 +392,13 @@ void orthogonality_features(const U* u_g, int64_t ld_g, const U* u_p, int64_t ld
   const double share = weight / double(rows);
   for (int64_t first = 0; first < rows; first += most_rows) {
     const int64_t count = std::min(most_rows, rows - first);
-    const U *block_g = u_g + first * ld_g, *block_p = u_p + first * ld_p;
+    const U *block_g = a.u_g + first * a.ld_g, *block_p = a.u_p + first * a.ld_p;
     const int64_t token_cost = (rank_g + rank_p) * (rank_g + rank_p);
-    parallel_for(count, grain_for(token_cost), [&](int64_t begin, int64_t end) {
+    parallel_for(count, product_grain(token_cost), [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
-        const U *ug = block_g + row * ld_g, *up = block_p + row * ld_p;
-        double gg_ug[max_rank] = {}, gp_up[max_rank] = {}, pp_up[max_rank] = {},
-               pg_ug[max_rank] = {};
+        const U *ug = block_g + row * a.ld_g, *up = block_p + row * a.ld_p;
+        double gg_ug[kMaxPenaltyRank] = {}, gp_up[kMaxPenaltyRank] = {},
+               pp_up[kMaxPenaltyRank] = {}, pg_ug[kMaxPenaltyRank] = {};
         for (int64_t j = 0; j < rank_g; ++j) {
           const double u = A(ug[j]);
           for (int64_t i = 0; i < rank_g; ++i) gg_ug[i] += u * gg[j][i];
@@ -444,30 +413,30 @@ void orthogonality_features(const U* u_g, int64_t ld_g, const U* u_p, int64_t ld
         for (int64_t i = 0; i < rank_g; ++i) z += double(A(ug[i])) * gp_up[i];
         for (int64_t i = 0; i < rank_g; ++i) norm_g += double(A(ug[i])) * gg_ug[i];
         for (int64_t i = 0; i < rank_p; ++i) norm_p += double(A(up[i])) * pp_up[i];
-        const Similarity f = similarity(z, norm_g, norm_p, form);
+        const Similarity f = similarity(z, norm_g, norm_p, a.form);
         values[row] = f.value;
         f_z[row] = share * f.d_inner;
         f_g[row] = 2 * share * f.d_norm_x;
         f_p[row] = 2 * share * f.d_norm_y;
-        if (weight != 0 && du_g != nullptr) {
-          A* du = du_g + (first + row) * ldd_g;
+        if (weight != 0 && a.du_g != nullptr) {
+          A* du = a.du_g + (first + row) * a.ldd_g;
           for (int64_t i = 0; i < rank_g; ++i)
             du[i] = A(du[i] + (f_z[row] * gp_up[i] + f_g[row] * gg_ug[i]));
         }
-        if (weight != 0 && du_p != nullptr) {
-          A* du = du_p + (first + row) * ldd_p;
+        if (weight != 0 && a.du_p != nullptr) {
+          A* du = a.du_p + (first + row) * a.ldd_p;
           for (int64_t i = 0; i < rank_p; ++i)
             du[i] = A(du[i] + (f_z[row] * pg_ug[i] + f_p[row] * pp_up[i]));
         }
       }
     });
-    for (int64_t row = 0; row < count; ++row) *mean += values[row] / double(rows);
+    for (int64_t row = 0; row < count; ++row) *a.value += values[row] / double(rows);
     if (weight == 0) continue;
 
     // s [r, s] += sum over tokens of f u u'^T
     const auto add_outer = [&](const double* f, const U* u, int64_t ldu, int64_t ru, const U* v,
                                int64_t ldv, int64_t rv, Small& s) {
-      parallel_for(ru, grain_for(count * rv), [&](int64_t begin, int64_t end) {
+      parallel_for(ru, product_grain(count * rv), [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i)
           for (int64_t row = 0; row < count; ++row) {
             const double fu = f[row] * double(A(u[row * ldu + i]));
@@ -475,205 +444,31 @@ void orthogonality_features(const U* u_g, int64_t ld_g, const U* u_p, int64_t ld
           }
       });
     };
-    if (db_g != nullptr) add_outer(f_g, block_g, ld_g, rank_g, block_g, ld_g, rank_g, s_gg);
-    if (db_p != nullptr) add_outer(f_p, block_p, ld_p, rank_p, block_p, ld_p, rank_p, s_pp);
-    if (db_g != nullptr || db_p != nullptr)
-      add_outer(f_z, block_g, ld_g, rank_g, block_p, ld_p, rank_p, s_gp);
+    if (a.db_g != nullptr) add_outer(f_g, block_g, a.ld_g, rank_g, block_g, a.ld_g, rank_g, s_gg);
+    if (a.db_p != nullptr) add_outer(f_p, block_p, a.ld_p, rank_p, block_p, a.ld_p, rank_p, s_pp);
+    if (a.db_g != nullptr || a.db_p != nullptr)
+      add_outer(f_z, block_g, a.ld_g, rank_g, block_p, a.ld_p, rank_p, s_gp);
   }
   if (weight == 0) return;
-  add_right_product(b_p, out, transposed(s_gp, rank_g, rank_p), rank_p, rank_g, db_g);
-  add_right_product(b_g, out, s_gg, rank_g, rank_g, db_g);
-  add_right_product(b_g, out, s_gp, rank_g, rank_p, db_p);
-  add_right_product(b_p, out, s_pp, rank_p, rank_p, db_p);
+  add_right_product(a.b_p, a.out, transposed(s_gp, rank_g, rank_p), rank_p, rank_g, a.db_g);
+  add_right_product(a.b_g, a.out, s_gg, rank_g, rank_g, a.db_g);
+  add_right_product(a.b_g, a.out, s_gp, rank_g, rank_p, a.db_p);
+  add_right_product(a.b_p, a.out, s_pp, rank_p, rank_p, a.db_p);
 }
 
-namespace {
-
-// Rows first..end-1 of x [end, n] made orthonormal to all rows before them, by Gram-Schmidt done
-// twice ("twice is enough", Parlett). A row that the others span is replaced by a random one.
-void orthonormalise(double* x, int64_t first, int64_t end, int64_t n, const Philox& rng,
-                    uint64_t& draws) {
-  for (int64_t i = first; i < end; ++i) {
-    double* row = x + i * n;
-    for (;;) {
-      const double before = std::sqrt(dot(row, row, n));
-      for (int pass = 0; pass < 2; ++pass)
-        for (int64_t j = 0; j < i; ++j) {
-          const double* other = x + j * n;
-          const double along = dot(row, other, n);
-          for (int64_t t = 0; t < n; ++t) row[t] -= along * other[t];
-        }
-      const double after = std::sqrt(dot(row, row, n));
-      if (after > 1e-12 * before) {
-        for (int64_t t = 0; t < n; ++t) row[t] /= after;
-        break;
-      }
-      for (int64_t t = 0; t < n; ++t) row[t] = normal(rng, draws++);
-    }
-  }
-}
-
-// Eigenvalues (descending, into h's diagonal) and eigenvectors (rows of q) of a symmetric h [p, p],
-// by cyclic Jacobi rotations.
-void symmetric_eigen(std::vector<double>& h, std::vector<double>& q, int64_t p) {
-  std::fill(q.begin(), q.end(), 0.0);
-  for (int64_t i = 0; i < p; ++i) q[i * p + i] = 1;
-  for (int sweep = 0; sweep < 60; ++sweep) {
-    double off = 0, total = 0;
-    for (int64_t i = 0; i < p; ++i)
-      for (int64_t j = 0; j < p; ++j) {
-        total += h[i * p + j] * h[i * p + j];
-        if (i != j) off += h[i * p + j] * h[i * p + j];
-      }
-    if (off <= 1e-28 * total) break;
-    const double negligible = 1e-14 * std::sqrt(total) / double(p);
-    for (int64_t i = 0; i < p; ++i)
-      for (int64_t j = i + 1; j < p; ++j) {
-        if (std::abs(h[i * p + j]) <= negligible) continue;
-        const double theta = (h[j * p + j] - h[i * p + i]) / (2 * h[i * p + j]);
-        const double t = (theta < 0 ? -1 : 1) / (std::abs(theta) + std::sqrt(theta * theta + 1));
-        const double c = 1 / std::sqrt(t * t + 1), s = t * c;
-        for (int64_t l = 0; l < p; ++l) {  // columns of h
-          const double hi = h[l * p + i], hj = h[l * p + j];
-          h[l * p + i] = c * hi - s * hj;
-          h[l * p + j] = s * hi + c * hj;
-        }
-        for (int64_t l = 0; l < p; ++l) {  // rows of h, and of q
-          const double hi = h[i * p + l], hj = h[j * p + l];
-          h[i * p + l] = c * hi - s * hj;
-          h[j * p + l] = s * hi + c * hj;
-          const double qi = q[i * p + l], qj = q[j * p + l];
-          q[i * p + l] = c * qi - s * qj;
-          q[j * p + l] = s * qi + c * qj;
-        }
-      }
-  }
-  for (int64_t i = 0; i < p; ++i) {
-    int64_t best = i;
-    for (int64_t j = i + 1; j < p; ++j)
-      if (h[j * p + j] > h[best * p + best]) best = j;
-    std::swap(h[i * p + i], h[best * p + best]);
-    for (int64_t l = 0; l < p; ++l) std::swap(q[i * p + l], q[best * p + l]);
-  }
-}
-
-// y [p, out] = x W^T
-template <class T>
-void times_transposed(const double* x, int64_t p, const T* w, int64_t ldw, int64_t out, int64_t in,
-                      double* y) {
-  parallel_for(out, grain_for(p * in), [&](int64_t begin, int64_t end) {
-    for (int64_t o = begin; o < end; ++o)
-      for (int64_t i = 0; i < p; ++i) y[i * out + o] = dot(x + i * in, w + o * ldw, in);
-  });
-}
-
-// z [p, in] = y W
-template <class T>
-void times(const double* y, int64_t p, const T* w, int64_t ldw, int64_t out, int64_t in,
-           double* z) {
-  constexpr int64_t width = 128;
-  parallel_for((in + width - 1) / width, 1, [&](int64_t begin, int64_t end) {
-    const int64_t first = begin * width, last = std::min(in, end * width);
-    for (int64_t i = 0; i < p; ++i) std::fill(z + i * in + first, z + i * in + last, 0.0);
-    for (int64_t o = 0; o < out; ++o)
-      for (int64_t i = 0; i < p; ++i) {
-        const double yi = y[i * out + o];
-        for (int64_t t = first; t < last; ++t) z[i * in + t] += yi * double(w[o * ldw + t]);
-      }
-  });
-}
-
-}  // namespace
-
-// Block Krylov iteration with Rayleigh-Ritz and restarts (Golub, Underwood, "The block Lanczos
-// method", 1977; Musco, Musco, arXiv 1504.05477): the eigenvectors of G = W^T W within the span of
-// x, Gx, G^2 x, ..., then again from the best of them. The singular values of a trained weight lie
-// close together, and the plain power G^j x converges too slowly to be of use.
-template <class T>
-void top_right_singular_vectors(const T* w, int64_t ldw, int64_t out, int64_t in, int64_t k,
-                                T* v_k) {
-  OF_CHECK(0 < k && k <= in && k <= out, "k must be in 1..min(in, out)");
-  constexpr int64_t blocks = 5;
-  const int64_t p = std::min(in, k + 8), m = std::min(in, blocks * p);
-  const Philox rng = PhiloxKey(0).with("top_right_singular_vectors");
-  uint64_t draws = 0;
-  std::vector<double> x(m * in), y(m * out), gx(p * in), ritz(p * in);
-  std::vector<double> h(m * m), q(m * m);
-  for (int64_t e = 0; e < p * in; ++e) x[e] = normal(rng, draws++);
-
-  constexpr int most_restarts = 1000;
-  constexpr double tolerance = 1e-10;
-  for (int restart = 0;; ++restart) {
-    OF_CHECK(restart < most_restarts, "the singular vectors do not converge");
-    orthonormalise(x.data(), 0, p, in, rng, draws);
-    for (int64_t first = 0; first < m; first += p) {
-      const int64_t rows = std::min(p, m - first), next = std::min(p, m - first - rows);
-      double* yb = y.data() + first * out;
-      times_transposed(x.data() + first * in, rows, w, ldw, out, in, yb);
-      if (next <= 0) break;
-      times(yb, next, w, ldw, out, in, x.data() + (first + rows) * in);
-      orthonormalise(x.data(), first + rows, first + rows + next, in, rng, draws);
-    }
-    // x G x^T = (x W^T)(x W^T)^T
-    parallel_for(m, grain_for(m * out), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i)
-        for (int64_t j = 0; j < m; ++j)
-          h[i * m + j] = dot(y.data() + i * out, y.data() + j * out, out);
-    });
-    run_cloned([&] { symmetric_eigen(h, q, m); });
-    const double largest = h[0];
-    OF_CHECK(std::isfinite(largest), "the weight is not finite");
-
-    std::fill(ritz.begin(), ritz.end(), 0.0);
-    parallel_for(p, grain_for(m * in), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i)
-        for (int64_t j = 0; j < m; ++j)
-          for (int64_t t = 0; t < in; ++t) ritz[i * in + t] += q[i * m + j] * x[j * in + t];
-    });
-    std::copy(ritz.begin(), ritz.end(), x.begin());
-
-    // |G v - lambda v| bounds how far v is from an eigenvector, also where eigenvalues coincide.
-    times_transposed(x.data(), k, w, ldw, out, in, y.data());
-    times(y.data(), k, w, ldw, out, in, gx.data());
-    double residual = 0;
-    for (int64_t i = 0; i < k; ++i) {
-      double sum = 0;
-      for (int64_t t = 0; t < in; ++t) {
-        const double r = gx[i * in + t] - h[i * m + i] * x[i * in + t];
-        sum += r * r;
-      }
-      residual = std::max(residual, std::sqrt(sum));
-    }
-    if (residual <= tolerance * largest) break;
-  }
-  for (int64_t e = 0; e < k * in; ++e) v_k[e] = T(x[e]);
-}
-
-#define OF_INSTANTIATE(T)                                                                          \
-  template void orthogonality_update<T>(const OrthogonalityLayer<T>*, int64_t, PenaltyForm,        \
-                                        const double*, double*);                                   \
-  template void orthogonality_base<T>(const OrthogonalityLayer<T>*, int64_t, PenaltyForm,          \
-                                      const double*, double*);                                     \
-  template void orthogonality_subspace<T>(const OrthogonalityLayer<T>*, int64_t, const double*,    \
-                                          double*);                                                \
-  template void orthogonality_subspace_l1<T>(const OrthogonalityLayer<T>*, int64_t, const double*, \
-                                             double*);                                             \
-  template void orthogonality_base_subspace<T>(const OrthogonalityLayer<T>*, int64_t,              \
-                                               const double*, double*);                            \
-  template void delta_norm2<T>(const OrthogonalityLayer<T>*, int64_t, double*);                    \
-  template void top_right_singular_vectors<T>(const T*, int64_t, int64_t, int64_t, int64_t, T*);
+#define OF_INSTANTIATE(T)                                                    \
+  template void orthogonality_update(const OrthogonalityPenalty<T>&);        \
+  template void orthogonality_base(const OrthogonalityPenalty<T>&);          \
+  template void orthogonality_subspace(const OrthogonalityPenalty<T>&);      \
+  template void orthogonality_subspace_l1(const OrthogonalityPenalty<T>&);   \
+  template void orthogonality_base_subspace(const OrthogonalityPenalty<T>&); \
+  template void delta_norm2(const DeltaNorm2<T>&);
 OF_INSTANTIATE(double)
 OF_INSTANTIATE(float)
 #undef OF_INSTANTIATE
 
-#define OF_INSTANTIATE(U)                                                                        \
-  template void orthogonality_features<U>(const U*, int64_t, const U*, int64_t, const Accum<U>*, \
-                                          const Accum<U>*, int64_t, int64_t, int64_t, int64_t,   \
-                                          PenaltyForm, const double*, Accum<U>*, int64_t,        \
-                                          Accum<U>*, int64_t, Accum<U>*, Accum<U>*, double*);
-OF_INSTANTIATE(double)
-OF_INSTANTIATE(float)
-OF_INSTANTIATE(bf16)
-#undef OF_INSTANTIATE
+template void orthogonality_features(const OrthogonalityFeatures<double>&);
+template void orthogonality_features(const OrthogonalityFeatures<float>&);
+template void orthogonality_features(const OrthogonalityFeatures<bf16>&);
 
 }  // namespace orthofed::cpu

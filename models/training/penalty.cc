@@ -8,6 +8,7 @@
 #include "engine/tensor/allocator.h"
 #include "engine/tensor/bytes.h"
 #include "kernels/orthogonality/orthogonality.h"
+#include "kernels/orthogonality/singular_vectors.h"
 
 namespace orthofed {
 namespace {
@@ -119,18 +120,21 @@ namespace {
 template <class R>
 void run_kind(const std::string& kind, const Tensor& list, int64_t count, PenaltyForm form,
               const double* weight, double* values) {
-  const auto* layers = as<const OrthogonalityLayer<R>>(list);
+  const OrthogonalityPenalty<R> arguments{.layers = as<const OrthogonalityLayer<R>>(list),
+                                          .count = count,
+                                          .form = form,
+                                          .weight = weight,
+                                          .values = values};
   if (kind == "update")
-    of_on(queue_of(list), orthogonality_update, R)(layers, count, form, weight, values);
+    OF_RUN(queue_of(list), orthogonality_update, arguments);
   else if (kind == "base")
-    of_on(queue_of(list, gpu::orthogonality_base_scratch(count)), orthogonality_base, R)(
-        layers, count, form, weight, values);
+    OF_RUN(queue_of(list, gpu::orthogonality_base_scratch(count)), orthogonality_base, arguments);
   else if (kind == "subspace")
-    of_on(queue_of(list), orthogonality_subspace, R)(layers, count, weight, values);
+    OF_RUN(queue_of(list), orthogonality_subspace, arguments);
   else if (kind == "subspace_l1")
-    of_on(queue_of(list), orthogonality_subspace_l1, R)(layers, count, weight, values);
+    OF_RUN(queue_of(list), orthogonality_subspace_l1, arguments);
   else
-    of_on(queue_of(list), orthogonality_base_subspace, R)(layers, count, weight, values);
+    OF_RUN(queue_of(list), orthogonality_base_subspace, arguments);
 }
 
 double mean(const std::vector<double>& values) {
@@ -207,8 +211,10 @@ PenaltyValues Penalties::measure() {
       v[kind] = mean(values.to_vector());
     }
     const Tensor norms2 = Tensor::dense_zeros({count, 2}, DType::f64);
-    of_on(queue_of(norms2), delta_norm2, R)(as<const OrthogonalityLayer<R>>(all.entries), count,
-                                            norms2.data<double>());
+    OF_RUN(queue_of(norms2), delta_norm2,
+           DeltaNorm2<R>{.layers = as<const OrthogonalityLayer<R>>(all.entries),
+                         .count = count,
+                         .norms2 = norms2.data<double>()});
     for (const int personal : {0, 1}) {
       std::vector<double> norms = norms2.columns(personal, personal + 1).to_vector();
       for (double& n : norms) n = std::sqrt(n);

@@ -281,8 +281,11 @@ TEST_F(WatchTest, ShadowFollowsTheListsThatThereAre) {
   layer.a_g = a.data<float>(), layer.b_g = b.data<float>();
   layer.a_p = c.data<float>(), layer.b_p = d.data<float>();
   const Tensor layers = bytes_of(std::vector<OrthogonalityLayer<float>>{layer});
-  of_on(q, orthogonality_update, float)(as<const OrthogonalityLayer<float>>(layers), int64_t{1},
-                                        PenaltyForm::cosine2, rate + 2, rate);
+  OF_RUN(q, orthogonality_update,
+         OrthogonalityPenalty<float>{.layers = as<const OrthogonalityLayer<float>>(layers),
+                                     .count = 1,
+                                     .weight = rate + 2,
+                                     .values = rate});
   EXPECT_GT(scalars.to_vector()[0], 0);
 }
 

@@ -55,11 +55,20 @@ TEST(Cost, Attention) {  // 2 images of 5 tokens, 3 heads of 4: 10 rows of 12
 }
 
 TEST(Cost, CrossEntropy) {
-  EXPECT_TRUE(
-      is(cost::cross_entropy<float>(f, 7, labels, f, nullptr, nullptr, f, nullptr, f, 7, 3, 7, {}),
-         50 * 21, 84 + 12 + 12 + 4 + 84));
-  EXPECT_TRUE(is(cost::cross_entropy<float>(f, 7, labels, f, f, f, f, f, nullptr, 7, 3, 7, {}),
-                 50 * 21, 84 + 12 + 12 + 28 + 28 + 4 + 12));
+  CrossEntropy<float> a{.logits = f,
+                        .ld = 7,
+                        .labels = labels,
+                        .weights = f,
+                        .loss = f,
+                        .dlogits = f,
+                        .ldd = 7,
+                        .batch = 3,
+                        .classes = 7};
+  EXPECT_TRUE(is(cost::cross_entropy(a), 50 * 21, 84 + 12 + 12 + 4 + 84));
+  a.class_weights = a.prior = f;
+  a.losses = f;
+  a.dlogits = nullptr;
+  EXPECT_TRUE(is(cost::cross_entropy(a), 50 * 21, 84 + 12 + 12 + 28 + 28 + 4 + 12));
 }
 
 TEST(Cost, Elementwise) {
@@ -198,25 +207,43 @@ TEST(Cost, Orthogonality) {
   l.k = 4;
   const OrthogonalityLayer<float> layers[] = {l, l};
   const double grams = 2 * 2 * 9 * 12, adapters = 2 * 3 * 4 * 3 * 12, scalars = 8 + 16;
-  const auto form = PenaltyForm::cosine2;
-  EXPECT_TRUE(
-      is(cost::orthogonality_update<float>(layers, 2, form, d, d), grams, adapters + scalars));
-  EXPECT_TRUE(is(cost::orthogonality_base<float>(layers, 2, form, d, d), grams + 2 * 2 * 3 * 3 * 35,
+  const OrthogonalityPenalty<float> both{.layers = layers, .count = 2, .weight = d, .values = d};
+  EXPECT_TRUE(is(cost::orthogonality_update(both), grams, adapters + scalars));
+  EXPECT_TRUE(is(cost::orthogonality_base(both), grams + 2 * 2 * 3 * 3 * 35,
                  adapters + scalars + 2 * 4 * 35));
-  EXPECT_TRUE(is(cost::orthogonality_base_subspace<float>(layers, 2, d, d),
-                 grams + 2 * 2 * 2 * 3 * 4 * 5, adapters + scalars + 2 * 4 * 20));
-  EXPECT_TRUE(is(cost::orthogonality_subspace<float>(layers, 2, d, d), 2 * 2 * 9 * 5,
-                 2 * 3 * 4 * 3 * 5 + scalars));
-  EXPECT_TRUE(is(cost::orthogonality_subspace_l1<float>(layers, 2, d, d), 2 * 2 * 9 * 5,
-                 2 * 3 * 4 * 3 * 5 + scalars));
-  EXPECT_TRUE(is(cost::delta_norm2<float>(layers, 2, d), 2 * 2 * 5 * 12, 2 * 4 * 3 * 12 + 32));
+  EXPECT_TRUE(is(cost::orthogonality_base_subspace(both), grams + 2 * 2 * 2 * 3 * 4 * 5,
+                 adapters + scalars + 2 * 4 * 20));
+  EXPECT_TRUE(is(cost::orthogonality_subspace(both), 2 * 2 * 9 * 5, 2 * 3 * 4 * 3 * 5 + scalars));
+  EXPECT_TRUE(
+      is(cost::orthogonality_subspace_l1(both), 2 * 2 * 9 * 5, 2 * 3 * 4 * 3 * 5 + scalars));
+  EXPECT_TRUE(
+      is(cost::delta_norm2(DeltaNorm2<float>{layers, 2, d}), 2 * 2 * 5 * 12, 2 * 4 * 3 * 12 + 32));
   l.da_g = l.db_g = nullptr;
-  EXPECT_TRUE(is(cost::orthogonality_update<float>(&l, 1, form, d, d), grams / 2,
-                 4 * 3 * 12 + 2 * 4 * 12 + 16));
+  EXPECT_TRUE(is(cost::orthogonality_update(OrthogonalityPenalty<float>{
+                     .layers = &l, .count = 1, .weight = d, .values = d}),
+                 grams / 2, 4 * 3 * 12 + 2 * 4 * 12 + 16));
   // 3 tokens; u and b read, du and db added to
-  EXPECT_TRUE(is(cost::orthogonality_features<bf16>(h, 3, h, 3, f, f, 3, 7, 2, 1, form, d, f, 3, f,
-                                                    3, f, f, d),
-                 2 * 2 * 9 * 3, 2 * 9 + 4 * 21 + 8 * 9 + 8 * 21 + 16));
+  const OrthogonalityFeatures<bf16> features{.u_g = h,
+                                             .ld_g = 3,
+                                             .u_p = h,
+                                             .ld_p = 3,
+                                             .b_g = f,
+                                             .b_p = f,
+                                             .rows = 3,
+                                             .out = 7,
+                                             .rank_g = 2,
+                                             .rank_p = 1,
+                                             .form = PenaltyForm::cosine2,
+                                             .weight = d,
+                                             .du_g = f,
+                                             .ldd_g = 3,
+                                             .du_p = f,
+                                             .ldd_p = 3,
+                                             .db_g = f,
+                                             .db_p = f,
+                                             .value = d};
+  EXPECT_TRUE(is(cost::orthogonality_features(features), 2 * 2 * 9 * 3,
+                 2 * 9 + 4 * 21 + 8 * 9 + 8 * 21 + 16));
 }
 
 TEST(Cost, Tokens) {  // 2 images, 1 class token and 4 patches of 3 numbers

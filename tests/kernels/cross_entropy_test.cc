@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "kernels/core/check.h"
+#include "tests/kernels/cross_entropy_reference.h"
 #include "tests/support/compare.h"
 #include "tests/support/device.h"
 #include "tests/support/gradcheck.h"
@@ -35,13 +36,25 @@ struct Case {
     fill_uniform(prior, 4, -3, 0);
     for (int64_t b = 0; b < s.batch; ++b) labels(0, b) = int32_t((5 * b + 1) % s.classes);
   }
+  orthofed::CrossEntropy<T> arguments(Buffer<T>& loss) {
+    return {.logits = logits.data(),
+            .ld = logits.ld(),
+            .labels = labels.data(),
+            .weights = weights.data(),
+            .class_weights = weighted ? class_weights.data() : nullptr,
+            .prior = adjusted ? prior.data() : nullptr,
+            .loss = loss.data(),
+            .losses = losses.data(),
+            .dlogits = dlogits.data(),
+            .ldd = dlogits.ld(),
+            .batch = logits.rows(),
+            .classes = logits.cols(),
+            .options = options};
+  }
   T run(const Queue& queue = {}) {
     Buffer<T> loss(1, 1);
     const WithScratch at(queue, gpu::cross_entropy_scratch(logits.rows()));
-    of_on(at, cross_entropy, T)(
-        logits.data(), logits.ld(), labels.data(), weights.data(),
-        weighted ? class_weights.data() : nullptr, adjusted ? prior.data() : nullptr, loss.data(),
-        losses.data(), dlogits.data(), dlogits.ld(), logits.rows(), logits.cols(), options);
+    OF_RUN(at, cross_entropy, arguments(loss));
     finish(at);
     EXPECT_TRUE(loss.verify());
     return loss(0, 0);
@@ -55,38 +68,19 @@ struct Case {
 struct Reference {
   template <class T>
   explicit Reference(const Case<T>& c) {
-    const int64_t batch = c.logits.rows(), classes = c.logits.cols();
-    const double a = c.options.label_smoothing, f = c.options.focal;
+    const int64_t batch = c.logits.rows();
     double total = 0;
     for (int64_t b = 0; b < batch; ++b) {
-      std::vector<double> q;
-      double sum = 0, top = -std::numeric_limits<double>::infinity();
-      for (int64_t j = 0; j < classes; ++j) {
-        q.push_back(double(c.logits(b, j)) + (c.adjusted ? double(c.prior(0, j)) : 0));
-        top = std::max(top, q.back());
-      }
-      for (double& v : q) sum += v = std::exp(v - top);
-      for (double& v : q) v /= sum;
-      double loss = 0, chain = 0;
-      std::vector<double> slope;  // t_j q_j phi'(q_j)
-      for (int64_t j = 0; j < classes; ++j) {
-        const double t = (j == c.labels(0, b) ? 1 - a : 0) + a / double(classes), p = q[size_t(j)];
-        if (t == 0) {
-          slope.push_back(0);
-          continue;
-        }
-        loss -= t * std::pow(1 - p, f) * std::log(p);
-        slope.push_back(t * ((f == 0 || p == 1 ? 0 : f * p * std::pow(1 - p, f - 1) * std::log(p)) -
-                             std::pow(1 - p, f)));
-        chain += slope.back();
-      }
+      const auto sample = reference::cross_entropy_sample(
+          c.logits.cols(), c.labels(0, b), c.options, [&](int64_t j) {
+            return double(c.logits(b, j)) + (c.adjusted ? double(c.prior(0, j)) : 0);
+          });
       weight.push_back(double(c.weights(0, b)) *
                        (c.weighted ? double(c.class_weights(0, c.labels(0, b))) : 1));
       total += weight.back();
-      mean += weight.back() * loss;
-      losses.push_back(loss);
-      for (int64_t j = 0; j < classes; ++j)
-        dlogits.push_back(weight.back() * (slope[size_t(j)] - q[size_t(j)] * chain));
+      mean += weight.back() * sample.loss;
+      losses.push_back(sample.loss);
+      for (const double v : sample.gradient) dlogits.push_back(weight.back() * v);
     }
     if (batch == 0) return;
     mean /= total;
@@ -221,9 +215,11 @@ TYPED_TEST(CrossEntropy, OutputsAreOptionalAndTheGradientMayReplaceTheLogits) {
     const WithScratch at(queue, gpu::cross_entropy_scratch(4));
     Buffer<T> alone(1, 1);
     const auto run = [&](T* dlogits, int64_t ldd) {
-      of_on(at, cross_entropy, T)(c.logits.data(), c.logits.ld(), c.labels.data(), c.weights.data(),
-                                  nullptr, nullptr, alone.data(), nullptr, dlogits, ldd, 4, 9,
-                                  c.options);
+      auto arguments = c.arguments(alone);
+      arguments.losses = nullptr;
+      arguments.dlogits = dlogits;
+      arguments.ldd = ldd;
+      OF_RUN(at, cross_entropy, arguments);
       finish(at);
       EXPECT_EQ(alone(0, 0), loss);
     };

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "kernels/core/check.h"
+#include "tests/kernels/orthogonality_reference.h"
 #include "tests/support/buffer.h"
 #include "tests/support/compare.h"
 #include "tests/support/device.h"
@@ -41,8 +42,6 @@ std::atomic<int64_t> allocations{0};
 
 namespace orthofed::test {
 namespace {
-
-constexpr double smallest_denominator = 1e-30;
 
 enum class Kind { update, base, subspace, subspace_l1, base_subspace };
 
@@ -134,17 +133,19 @@ struct Gradients {
 template <class T>
 void call(const Queue& queue, Case c, const OrthogonalityLayer<T>* layers, int64_t count,
           const double* weight, double* values) {
+  const OrthogonalityPenalty<T> arguments{
+      .layers = layers, .count = count, .form = c.form, .weight = weight, .values = values};
   switch (c.kind) {
     case Kind::update:
-      return of_on(queue, orthogonality_update, T)(layers, count, c.form, weight, values);
+      return OF_RUN(queue, orthogonality_update, arguments);
     case Kind::base:
-      return of_on(queue, orthogonality_base, T)(layers, count, c.form, weight, values);
+      return OF_RUN(queue, orthogonality_base, arguments);
     case Kind::subspace:
-      return of_on(queue, orthogonality_subspace, T)(layers, count, weight, values);
+      return OF_RUN(queue, orthogonality_subspace, arguments);
     case Kind::subspace_l1:
-      return of_on(queue, orthogonality_subspace_l1, T)(layers, count, weight, values);
+      return OF_RUN(queue, orthogonality_subspace_l1, arguments);
     case Kind::base_subspace:
-      return of_on(queue, orthogonality_base_subspace, T)(layers, count, weight, values);
+      return OF_RUN(queue, orthogonality_base_subspace, arguments);
   }
 }
 
@@ -180,64 +181,32 @@ double run(Case c, const OrthogonalityLayer<T>& layer, double weight, const Queu
   return run<T>(c, std::vector<OrthogonalityLayer<T>>{layer}, weight, queue)[0];
 }
 
-// x [r, n] times y [n, c], all as to_double() gives them
-std::vector<double> product(const std::vector<double>& x, const std::vector<double>& y, int64_t r,
-                            int64_t n, int64_t c) {
-  std::vector<double> z(r * c, 0.0);
-  for (int64_t i = 0; i < r; ++i)
-    for (int64_t l = 0; l < n; ++l)
-      for (int64_t j = 0; j < c; ++j) z[i * c + j] += x[i * n + l] * y[l * c + j];
-  return z;
-}
-
-double inner(const std::vector<double>& x, const std::vector<double>& y) {
-  double sum = 0;
-  for (size_t i = 0; i < x.size(); ++i) sum += x[i] * y[i];
-  return sum;
-}
-
-double similarity(const std::vector<double>& x, const std::vector<double>& y, PenaltyForm form) {
-  const double z = inner(x, y), denominator = inner(x, x) * inner(y, y);
-  if (form == PenaltyForm::raw2) return z * z;
-  if (denominator <= smallest_denominator) return 0;
-  return form == PenaltyForm::cosine2 ? z * z / denominator : std::abs(z) / std::sqrt(denominator);
-}
-
-std::vector<double> row(const Buffer<double>& x, int64_t i) {
-  return {&x(i, 0), &x(i, 0) + x.cols()};
-}
-
-// The definition in METHOD's words, through dense DeltaW [out, in].
 double dense(Case c, const Tensors<double>& t) {
   const Shape& s = t.shape;
-  const auto delta = [&](const Buffer<double>& b, const Buffer<double>& a) {
-    return product(b.to_double(), a.to_double(), s.out, a.rows(), s.in);
-  };
-  if (c.kind == Kind::update) return similarity(delta(t.b_g, t.a_g), delta(t.b_p, t.a_p), c.form);
-  if (c.kind == Kind::base) {
-    const auto w0 = t.w0.to_double();
-    return (similarity(w0, delta(t.b_g, t.a_g), c.form) +
-            similarity(w0, delta(t.b_p, t.a_p), c.form)) /
-           2;
+  const reference::Orthogonality o{.in = s.in,
+                                   .out = s.out,
+                                   .rank_g = s.rank_g,
+                                   .rank_p = s.rank_p,
+                                   .k = s.k,
+                                   .a_g = t.a_g.to_double(),
+                                   .b_g = t.b_g.to_double(),
+                                   .a_p = t.a_p.to_double(),
+                                   .b_p = t.b_p.to_double(),
+                                   .w0 = t.w0.to_double(),
+                                   .v_k = t.v_k.to_double()};
+  switch (c.kind) {
+    case Kind::update:
+      return o.update(c.form);
+    case Kind::base:
+      return o.base(c.form);
+    case Kind::subspace:
+      return o.subspace();
+    case Kind::subspace_l1:
+      return o.subspace_l1();
+    case Kind::base_subspace:
+      return o.base_subspace();
   }
-  if (c.kind == Kind::base_subspace) {
-    std::vector<double> v(s.in * s.k);  // [in, k]
-    for (int64_t i = 0; i < s.k; ++i)
-      for (int64_t j = 0; j < s.in; ++j) v[j * s.k + i] = t.v_k(i, j);
-    const auto share = [&](const std::vector<double>& d) {
-      if (inner(d, d) <= smallest_denominator) return 0.0;
-      const auto dv = product(d, v, s.out, s.in, s.k);
-      return inner(dv, dv) / inner(d, d);
-    };
-    return (share(delta(t.b_g, t.a_g)) + share(delta(t.b_p, t.a_p))) / 2;
-  }
-  double sum = 0;
-  const bool l1 = c.kind == Kind::subspace_l1;
-  for (int64_t i = 0; i < s.rank_g; ++i)
-    for (int64_t j = 0; j < s.rank_p; ++j)
-      sum += similarity(row(t.a_g, i), row(t.a_p, j),
-                        l1 ? PenaltyForm::abs_cosine : PenaltyForm::cosine2);
-  return sum / double(l1 ? s.rank_g * s.rank_p : std::min(s.rank_g, s.rank_p));
+  return NAN;
 }
 
 TEST(Orthogonality, values_equal_the_dense_formula) {
@@ -475,7 +444,8 @@ TEST(Orthogonality, ranks_beyond_the_limit_are_refused) {
     for (const Case& c : cases) EXPECT_THROW(run(c, t.layer(), 0, queue), Error) << name_of(c);
     const auto layer = t.layer();
     std::vector<double> norms2(2);
-    EXPECT_THROW((of_on(queue, delta_norm2, float)(&layer, 1, norms2.data())), Error);
+    const DeltaNorm2<float> arguments{.layers = &layer, .count = 1, .norms2 = norms2.data()};
+    EXPECT_THROW(OF_RUN(queue, delta_norm2, arguments), Error);
   });
 }
 
@@ -486,14 +456,17 @@ TEST(Orthogonality, delta_norm2_equals_the_dense_norm) {
   for (const Tensors<float>& t : all) {
     layers.push_back(t.layer());
     for (const auto& [a, b] : {std::pair{&t.a_g, &t.b_g}, std::pair{&t.a_p, &t.b_p}}) {
-      const auto d = product(b->to_double(), a->to_double(), b->rows(), a->rows(), a->cols());
-      want.push_back(inner(d, d));
+      const auto d =
+          reference::product(b->to_double(), a->to_double(), b->rows(), a->rows(), a->cols());
+      want.push_back(reference::inner(d, d));
     }
   }
   SharedLayers<float> shared(layers);
   for_each_device<float>([&](const Queue& queue) {
     Buffer<double> norms2(int64_t(layers.size()), 2);
-    of_on(queue, delta_norm2, float)(shared.data(), norms2.rows(), norms2.data());
+    OF_RUN(queue, delta_norm2,
+           DeltaNorm2<float>{
+               .layers = shared.data(), .count = norms2.rows(), .norms2 = norms2.data()});
     finish(queue);
     EXPECT_TRUE(close(norms2, want, Budget{1e-12, 0}));
   });
@@ -529,28 +502,47 @@ struct Tokens {
   double run(PenaltyForm form, double w, const Queue& queue = {}) {
     weight.fill(w);
     if (queue.device == Device::cpu) {
-      call(form, queue);
+      OF_RUN(queue, orthogonality_features, arguments(form));
     } else {
-      call(form, WithScratch(queue, gpu::orthogonality_features_scratch(rows, rank_g, rank_p)));
+      const WithScratch with(queue, gpu::orthogonality_features_scratch(rows, rank_g, rank_p));
+      OF_RUN(with, orthogonality_features, arguments(form));
       finish(queue);
     }
     return value(0, 0);
   }
-  void call(PenaltyForm form, const Queue& queue) {
-    of_on(queue, orthogonality_features, U)(u_g.data(), u_g.ld(), u_p.data(), u_p.ld(), b_g.data(),
-                                            b_p.data(), rows, out, rank_g, rank_p, form,
-                                            weight.data(), du_g.data(), du_g.ld(), du_p.data(),
-                                            du_p.ld(), db_g.data(), db_p.data(), value.data());
+  OrthogonalityFeatures<U> arguments(PenaltyForm form) {
+    return {.u_g = u_g.data(),
+            .ld_g = u_g.ld(),
+            .u_p = u_p.data(),
+            .ld_p = u_p.ld(),
+            .b_g = b_g.data(),
+            .b_p = b_p.data(),
+            .rows = rows,
+            .out = out,
+            .rank_g = rank_g,
+            .rank_p = rank_p,
+            .form = form,
+            .weight = weight.data(),
+            .du_g = du_g.data(),
+            .ldd_g = du_g.ld(),
+            .du_p = du_p.data(),
+            .ldd_p = du_p.ld(),
+            .db_g = db_g.data(),
+            .db_p = db_p.data(),
+            .value = value.data()};
   }
 };
 
-// h = B u for every token, then the mean of the similarity of two vectors.
 double dense(PenaltyForm form, const Tokens<double>& t) {
-  double sum = 0;
-  for (int64_t r = 0; r < t.rows; ++r)
-    sum += similarity(product(t.b_g.to_double(), row(t.u_g, r), t.out, t.rank_g, 1),
-                      product(t.b_p.to_double(), row(t.u_p, r), t.out, t.rank_p, 1), form);
-  return t.rows == 0 ? 0 : sum / double(t.rows);
+  return reference::Features{t.rows,
+                             t.out,
+                             t.rank_g,
+                             t.rank_p,
+                             t.u_g.to_double(),
+                             t.u_p.to_double(),
+                             t.b_g.to_double(),
+                             t.b_p.to_double()}
+      .mean(form);
 }
 
 struct FeatureShape {
@@ -644,10 +636,10 @@ TEST(OrthogonalityFeatures, gradients_that_nobody_wants_are_not_needed) {
     for (auto* g : {&none.du_g, &none.du_p, &none.db_g, &none.db_p})
       EXPECT_TRUE(close(*g, std::vector<double>(size_t(g->rows() * g->cols()), 0.25), Budget{}));
     const WithScratch with(queue, gpu::orthogonality_features_scratch(9, 3, 2));
-    of_on(with, orthogonality_features, float)(
-        some.u_g.data(), some.u_g.ld(), some.u_p.data(), some.u_p.ld(), some.b_g.data(),
-        some.b_p.data(), 9, 5, 3, 2, PenaltyForm::abs_cosine, all.weight.data(), nullptr, 0,
-        some.du_p.data(), some.du_p.ld(), nullptr, some.db_p.data(), some.value.data());
+    auto arguments = some.arguments(PenaltyForm::abs_cosine);
+    arguments.weight = all.weight.data();
+    arguments.du_g = arguments.db_g = nullptr;
+    OF_RUN(with, orthogonality_features, arguments);
     finish(queue);
     EXPECT_EQ(some.value(0, 0), value);
     EXPECT_TRUE(identical(some.du_p, all.du_p));
@@ -674,7 +666,7 @@ TEST(OrthogonalityFeatures, and_all_other_penalties_allocate_nothing) {
   const double weight = 1;
   double value = 0, norms2[2];
   const int64_t before = allocations;
-  cpu::delta_norm2(&layer, 1, norms2);
+  cpu::delta_norm2(DeltaNorm2<float>{.layers = &layer, .count = 1, .norms2 = norms2});
   for (const Case& c : cases) call(Queue{}, c, &layer, 1, &weight, &value);
   EXPECT_EQ(allocations - before, 0);
   EXPECT_TRUE(norms2[0] > 0 && value > 0);
@@ -683,91 +675,6 @@ TEST(OrthogonalityFeatures, and_all_other_penalties_allocate_nothing) {
   const int64_t before_features = allocations;
   tokens.run(PenaltyForm::cosine2, 1);
   EXPECT_EQ(allocations - before_features, 0);
-}
-
-// Orthonormal eigenvectors of W^T W in descending order, and nothing larger left outside.
-template <class T>
-void expect_top(const Buffer<T>& w, int64_t k, double tolerance) {
-  Buffer<T> v(k, w.cols()), again(k, w.cols());
-  cpu::top_right_singular_vectors(w.data(), w.ld(), w.rows(), w.cols(), k, v.data());
-  cpu::top_right_singular_vectors(w.data(), w.ld(), w.rows(), w.cols(), k, again.data());
-  EXPECT_TRUE(identical(v, again));
-  EXPECT_TRUE(v.verify());
-  const auto dense_w = w.to_double(), dense_v = v.to_double();
-  std::vector<double> vt(w.cols() * k), wt(w.cols() * w.rows());
-  for (int64_t i = 0; i < k; ++i)
-    for (int64_t j = 0; j < w.cols(); ++j) vt[j * k + i] = dense_v[i * w.cols() + j];
-  for (int64_t i = 0; i < w.rows(); ++i)
-    for (int64_t j = 0; j < w.cols(); ++j) wt[j * w.rows() + i] = dense_w[i * w.cols() + j];
-  const auto wv = product(dense_w, vt, w.rows(), w.cols(), k);  // [out, k]
-  const auto gv = product(wt, wv, w.cols(), w.rows(), k);       // [in, k]
-  const auto gram = product(dense_v, vt, k, w.cols(), k);       // [k, k]
-  const auto ritz = product(dense_v, gv, k, w.cols(), k);       // [k, k]: diag(s^2)
-  const double largest = ritz[0];
-  for (int64_t i = 0; i < k; ++i) {
-    for (int64_t j = 0; j < k; ++j) EXPECT_NEAR(gram[i * k + j], i == j, tolerance);
-    if (i > 0) {
-      EXPECT_TRUE(ritz[i * k + i] <= ritz[(i - 1) * k + i - 1] + tolerance * largest);
-    }
-    for (int64_t j = 0; j < w.cols(); ++j)
-      EXPECT_NEAR(gv[j * k + i], ritz[i * k + i] * vt[j * k + i], tolerance * largest);
-  }
-  // Power iteration on what is orthogonal to V finds nothing above the smallest chosen one.
-  std::vector<double> x(w.cols());
-  const Philox rng = PhiloxKey(seed()).with(99);
-  for (size_t i = 0; i < x.size(); ++i) x[i] = normal(rng, i);
-  double left = 0;
-  for (int step = 0; step < 200; ++step) {
-    const double before = std::sqrt(inner(x, x));
-    const auto along = product(dense_v, x, k, w.cols(), 1);
-    for (int64_t i = 0; i < k; ++i)
-      for (int64_t j = 0; j < w.cols(); ++j) x[j] -= along[i] * dense_v[i * w.cols() + j];
-    const double norm = std::sqrt(inner(x, x));
-    if (norm <= tolerance * before) break;  // nothing but rounding is left
-    for (double& value : x) value /= norm;
-    const auto wx = product(dense_w, x, w.rows(), w.cols(), 1);
-    left = inner(wx, wx);
-    x = product(wt, wx, w.cols(), w.rows(), 1);
-  }
-  EXPECT_TRUE(left <= ritz[k * k - 1] + tolerance * largest) << left << " " << ritz[k * k - 1];
-}
-
-TEST(TopRightSingularVectors, are_the_largest_eigenvectors) {
-  for (const auto& [out, in, k] : std::vector<std::array<int64_t, 3>>{
-           {1, 1, 1}, {7, 5, 5}, {5, 7, 3}, {131, 97, 16}, {97, 131, 16}, {64, 191, 1}}) {
-    SCOPED_TRACE(std::to_string(out) + " x " + std::to_string(in));
-    Buffer<double> w(out, in, 3);
-    fill_normal(w, 21);
-    expect_top(w, k, 1e-9);
-    expect_top(convert<float>(w, 2), k, 1e-5);
-  }
-}
-
-TEST(TopRightSingularVectors, equal_and_vanishing_singular_values) {
-  Buffer<double> identity(40, 40);
-  identity.fill(0);
-  for (int64_t i = 0; i < 40; ++i) identity(i, i) = 1;
-  expect_top(identity, 16, 1e-9);
-  Buffer<double> pairs(90, 90);  // every singular value twice, over eight orders of magnitude
-  pairs.fill(0);
-  for (int64_t i = 0; i < 90; ++i) pairs(i, 89 - i) = std::pow(10.0, -double(i / 2) / 5);
-  expect_top(pairs, 15, 1e-9);
-  Buffer<double> rank_two(30, 60);
-  for (int64_t i = 0; i < 30; ++i)
-    for (int64_t j = 0; j < 60; ++j) rank_two(i, j) = i + 1 + (j % 7) * (i % 3);
-  expect_top(rank_two, 16, 1e-9);
-  Buffer<double> zero(20, 20);
-  zero.fill(0);
-  expect_top(zero, 16, 1e-9);
-}
-
-TEST(TopRightSingularVectors, bad_input_is_refused) {
-  Buffer<double> w(4, 6), v(5, 6);
-  fill_normal(w, 22);
-  EXPECT_THROW(cpu::top_right_singular_vectors(w.data(), w.ld(), 4, 6, 5, v.data()), Error);
-  EXPECT_THROW(cpu::top_right_singular_vectors(w.data(), w.ld(), 4, 6, 0, v.data()), Error);
-  w(1, 1) = std::numeric_limits<double>::quiet_NaN();
-  EXPECT_THROW(cpu::top_right_singular_vectors(w.data(), w.ld(), 4, 6, 2, v.data()), Error);
 }
 
 }  // namespace
