@@ -14,6 +14,7 @@ import os
 import re
 import statistics
 import sys
+import textwrap
 
 import records as rec
 import svg
@@ -429,6 +430,13 @@ def write(path, text):
         out.write(text)
 
 
+def wrapped(line):
+    """A paragraph in lines of at most 120 columns; tables, headings and pictures as they are."""
+    if not line or line[0] in "|!#":
+        return [line]
+    return textwrap.wrap(line, 120, break_long_words=False, break_on_hyphens=False)
+
+
 def report(records, images, link):
     """The lines of the page; writes the plots."""
     lines = []
@@ -451,7 +459,7 @@ def report(records, images, link):
     lines += waterfall_section(steps)
     plot("bench_waterfall.svg", "Where a step's time goes, by kind of kernel", waterfall_plot(steps))
     plot("bench_batch.svg", "Images a second against the batch", batch_plot(steps))
-    return lines
+    return [piece for line in lines for piece in wrapped(line)]
 
 
 def main():

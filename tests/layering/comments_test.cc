@@ -27,7 +27,6 @@ const Lines kUnmended = {
     "cli/doctor.cc",
     "cli/terminal/federation_view.h",
     "cli/terminal/terminal.h",
-    "docs/benchmarks.md",
     "docs/configuration.md",
     "federation/combine/average.h",
     "federation/local/processes.h",

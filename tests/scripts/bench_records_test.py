@@ -141,6 +141,14 @@ class Scripts(unittest.TestCase):
             self.assertNotIn("nan", picture)
         self.assertEqual(self.page([file], page)[2], page)  # written again, it is the same
 
+    def test_paragraphs_have_lines_of_120_columns(self):
+        name = "2026-01-02-" + 9 * "planted-" + "kernels.jsonl"
+        _, _, page = self.page([self.plant(name, [record("gelu/forward")])])
+        self.assertIn(name, page)
+        self.assertIn("Commit", page)
+        for line in page.splitlines():
+            self.assertTrue(len(line) <= 120 or line[0] in "|!", line)
+
     def test_nothing_comes_of_what_was_not_measured(self):
         bare = record(ceilings={"gflops": None, "gbs": None}, ceiling_percent=None)
         _, _, page = self.page([self.plant("x.jsonl", [bare])])
