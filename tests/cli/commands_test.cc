@@ -48,13 +48,8 @@ struct World {
   std::string base, headed, manifest, config;
 
   World() {
-    VitConfig tiny;
-    tiny.image_size = kSize;
-    tiny.patch = 8;
-    tiny.dim = 12;
-    tiny.depth = 2;
-    tiny.heads = 3;
-    tiny.mlp_dim = 24;
+    VitConfig tiny{
+        .image_size = kSize, .patch = 8, .dim = 12, .depth = 2, .heads = 3, .mlp_dim = 24};
     base = save_base(Vit::create(tiny, DType::f32, 1), dir / "base");
     tiny.classes = 3;
     headed = save_base(Vit::create(tiny, DType::f32, 2), dir / "headed");

@@ -55,13 +55,8 @@ struct World {
   std::string base, run;
 
   World() {
-    VitConfig c;
-    c.image_size = 16;
-    c.patch = 8;
-    c.dim = 12;
-    c.depth = 2;
-    c.heads = 3;
-    c.mlp_dim = 24;
+    const VitConfig c{
+        .image_size = 16, .patch = 8, .dim = 12, .depth = 2, .heads = 3, .mlp_dim = 24};
     base = save_base(Vit::create(c, DType::f32, 1), dir / "base");
     uint64_t seed = 0;
     for (const std::string client : {"a", "b"})

@@ -66,7 +66,7 @@ void expect_top(const Buffer<T>& w, int64_t k, double tolerance) {
   EXPECT_TRUE(left <= ritz[k * k - 1] + tolerance * largest) << left << " " << ritz[k * k - 1];
 }
 
-TEST(TopRightSingularVectors, are_the_largest_eigenvectors) {
+TEST(TopRightSingularVectors, AreTheLargestEigenvectors) {
   for (const auto& [out, in, k] : std::vector<std::array<int64_t, 3>>{
            {1, 1, 1}, {7, 5, 5}, {5, 7, 3}, {131, 97, 16}, {97, 131, 16}, {64, 191, 1}}) {
     SCOPED_TRACE(std::to_string(out) + " x " + std::to_string(in));
@@ -77,7 +77,7 @@ TEST(TopRightSingularVectors, are_the_largest_eigenvectors) {
   }
 }
 
-TEST(TopRightSingularVectors, equal_and_vanishing_singular_values) {
+TEST(TopRightSingularVectors, EqualAndVanishingSingularValues) {
   Buffer<double> identity(40, 40);
   identity.fill(0);
   for (int64_t i = 0; i < 40; ++i) identity(i, i) = 1;
@@ -95,7 +95,7 @@ TEST(TopRightSingularVectors, equal_and_vanishing_singular_values) {
   expect_top(zero, 16, 1e-9);
 }
 
-TEST(TopRightSingularVectors, bad_input_is_refused) {
+TEST(TopRightSingularVectors, BadInputIsRefused) {
   Buffer<double> w(4, 6), v(5, 6);
   fill_normal(w, 22);
   EXPECT_THROW(cpu::top_right_singular_vectors(w.data(), w.ld(), 4, 6, 5, v.data()), Error);

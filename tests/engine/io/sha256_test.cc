@@ -15,7 +15,7 @@ namespace {
 const std::string million_a = "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0";
 
 // FIPS 180-4 examples as NIST publishes them ("Secure Hashing" example values).
-TEST(Sha256, nist_vectors) {
+TEST(Sha256, NistVectors) {
   EXPECT_EQ(sha256(""), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
   EXPECT_EQ(sha256("abc"), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
   EXPECT_EQ(sha256("abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq"),
@@ -23,7 +23,7 @@ TEST(Sha256, nist_vectors) {
   EXPECT_EQ(sha256(std::string(1000000, 'a')), million_a);
 }
 
-TEST(Sha256, pieces_give_the_digest_of_the_whole) {
+TEST(Sha256, PiecesGiveTheDigestOfTheWhole) {
   const std::string text(1000003, 'x');
   Sha256 digest;
   for (size_t at = 0; at < text.size();) {
@@ -36,11 +36,11 @@ TEST(Sha256, pieces_give_the_digest_of_the_whole) {
   EXPECT_THROW(digest.update("a", 1), Error);
 }
 
-TEST(Sha256, a_zero_byte_counts) {
+TEST(Sha256, AZeroByteCounts) {
   EXPECT_NE(sha256(std::string("a\0b", 3)), sha256(std::string("ab")));
 }
 
-TEST(Sha256, of_a_file) {
+TEST(Sha256, OfAFile) {
   const auto path =
       std::filesystem::temp_directory_path() / ("sha256_test." + std::to_string(::getpid()));
   {

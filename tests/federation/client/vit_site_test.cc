@@ -34,13 +34,8 @@ using test::TemporaryDirectory;
 class Federation : public testing::Test {
  protected:
   Federation() {
-    VitConfig c;
-    c.image_size = 16;
-    c.patch = 4;
-    c.dim = 24;
-    c.depth = 2;
-    c.heads = 3;
-    c.mlp_dim = 48;
+    const VitConfig c{
+        .image_size = 16, .patch = 4, .dim = 24, .depth = 2, .heads = 3, .mlp_dim = 48};
     config.model.weights = save_base(Vit::create(c, DType::f32, 3), directory / "base");
     config.precision = "f32";
     config.method = "opal";

@@ -15,14 +15,7 @@ namespace {
 using test::user_error;
 
 VitConfig tiny() {
-  VitConfig c;
-  c.image_size = 8;
-  c.patch = 4;
-  c.dim = 12;
-  c.depth = 3;
-  c.heads = 2;
-  c.mlp_dim = 24;
-  return c;
+  return {.image_size = 8, .patch = 4, .dim = 12, .depth = 3, .heads = 2, .mlp_dim = 24};
 }
 
 Vit model(DType compute = DType::f32) {

@@ -30,13 +30,8 @@ const char* const kKey = "base_model.model.blocks.0.attn.qkv.lora_A.weight";
 class Interchange : public testing::Test {
  protected:
   Interchange() {
-    VitConfig c;
-    c.image_size = 16;
-    c.patch = 8;
-    c.dim = 12;
-    c.depth = 2;
-    c.heads = 3;
-    c.mlp_dim = 24;
+    const VitConfig c{
+        .image_size = 16, .patch = 8, .dim = 12, .depth = 2, .heads = 3, .mlp_dim = 24};
     weights_ = save_base(Vit::create(c, DType::f32, 1), dir_ / "base");
     base_ = BaseFile::open(weights_, "");
   }

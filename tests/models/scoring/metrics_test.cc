@@ -51,7 +51,7 @@ void expect_equal(const std::vector<double>& got, const std::vector<double>& wan
   }
 }
 
-TEST(Metrics, agree_with_scikit_learn) {
+TEST(Metrics, AgreeWithScikitLearn) {
   const auto confusion = confusion_matrix(labels, predicted_classes(scores, 5), 5);
   const Confusion want = {
       {10, 3, 1, 0, 1}, {1, 7, 2, 1, 3}, {0, 1, 5, 0, 0}, {0, 0, 0, 5, 0}, {0, 0, 0, 0, 0}};
@@ -61,7 +61,7 @@ TEST(Metrics, agree_with_scikit_learn) {
   expect_equal(recall_per_class(confusion), {0.6666666666666666, 0.5, 0.8333333333333334, 1, nan});
 }
 
-TEST(Metrics, auroc_agrees_with_scikit_learn) {
+TEST(Metrics, AurocAgreesWithScikitLearn) {
   const Auroc area = auroc(scores, labels, 5);
   expect_equal(area.per_class, {0.7666666666666666, 0.7239010989010989, 0.8897058823529411,
                                 0.9199999999999999, nan});
@@ -69,7 +69,7 @@ TEST(Metrics, auroc_agrees_with_scikit_learn) {
   EXPECT_EQ(area.classes_scored, (std::vector<int64_t>{0, 1, 2, 3}));
 }
 
-TEST(Metrics, auroc_counts_every_pair) {
+TEST(Metrics, AurocCountsEveryPair) {
   for (uint64_t seed : {1, 2, 3}) {
     std::printf("[   seed   ] %llu\n", static_cast<unsigned long long>(seed));
     const Philox rng{seed};
@@ -94,7 +94,7 @@ TEST(Metrics, auroc_counts_every_pair) {
   }
 }
 
-TEST(Metrics, edges) {
+TEST(Metrics, Edges) {
   const Confusion nothing(3, std::vector<int64_t>(3, 0));
   EXPECT_TRUE(std::isnan(accuracy(nothing)));
   EXPECT_TRUE(std::isnan(balanced_accuracy(nothing)));
@@ -108,7 +108,7 @@ TEST(Metrics, edges) {
       << "the first of equals";
 }
 
-TEST(Metrics, bad_input_is_refused) {
+TEST(Metrics, BadInputIsRefused) {
   EXPECT_THROW(confusion_matrix({0, 3}, {0, 0}, 3), Error);
   EXPECT_THROW(confusion_matrix({0, 0}, {0, -1}, 3), Error);
   EXPECT_THROW(confusion_matrix({0}, {0, 1}, 3), Error);
@@ -122,7 +122,7 @@ TEST(Metrics, bad_input_is_refused) {
 const std::vector<Confusion> sites = {{{40, 5, 3}, {6, 20, 4}, {1, 2, 9}},
                                       {{12, 0, 1}, {0, 0, 0}, {3, 3, 30}}};
 
-TEST(UnionScores, value_is_that_of_the_summed_matrix) {
+TEST(UnionScores, ValueIsThatOfTheSummedMatrix) {
   EXPECT_EQ(sum_of(sites), (Confusion{{52, 5, 4}, {6, 20, 4}, {4, 5, 39}}));
   const UnionScores scored = union_scores(sites);
   expect_equal({scored.accuracy.value}, {111.0 / 139});
@@ -133,7 +133,7 @@ TEST(UnionScores, value_is_that_of_the_summed_matrix) {
 //   for every site and class c: pred[rng.integers(0, n, (50000, n))] == c, hits summed over sites,
 //   numpy.percentile(..., [2.5, 97.5])
 // The same bootstrap with 2,000 resamples moves an end by about 0.004.
-TEST(UnionScores, interval_agrees_with_a_bootstrap_of_the_samples) {
+TEST(UnionScores, IntervalAgreesWithABootstrapOfTheSamples) {
   const UnionScores scored = union_scores(sites, 1);
   EXPECT_NEAR(scored.balanced_accuracy.low, 0.7025, 0.008);
   EXPECT_NEAR(scored.balanced_accuracy.high, 0.8480, 0.008);
@@ -141,7 +141,7 @@ TEST(UnionScores, interval_agrees_with_a_bootstrap_of_the_samples) {
   EXPECT_NEAR(scored.accuracy.high, 0.8633, 0.008);
 }
 
-TEST(UnionScores, is_a_function_of_the_seed) {
+TEST(UnionScores, IsAFunctionOfTheSeed) {
   const auto ends = [](uint64_t seed) {
     const UnionScores s = union_scores(sites, seed);
     return std::vector<double>{s.balanced_accuracy.low, s.balanced_accuracy.high, s.accuracy.low,
@@ -151,7 +151,7 @@ TEST(UnionScores, is_a_function_of_the_seed) {
   EXPECT_NE(ends(3), ends(4));
 }
 
-TEST(UnionScores, edges) {
+TEST(UnionScores, Edges) {
   const UnionScores sure = union_scores({{{7, 0}, {0, 5}}});
   EXPECT_EQ(sure.balanced_accuracy.low, 1);
   EXPECT_EQ(sure.balanced_accuracy.high, 1);

@@ -88,15 +88,8 @@ TEST(RealWeights160, FeaturesAndLogitsAgree) {
 }
 
 VitConfig tiny() {
-  VitConfig c;
-  c.image_size = 16;
-  c.patch = 8;
-  c.dim = 12;
-  c.depth = 2;
-  c.heads = 3;
-  c.mlp_dim = 24;
-  c.classes = 3;
-  return c;
+  return {
+      .image_size = 16, .patch = 8, .dim = 12, .depth = 2, .heads = 3, .mlp_dim = 24, .classes = 3};
 }
 
 Tensor some_image(uint64_t seed) {

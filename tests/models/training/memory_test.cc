@@ -16,14 +16,7 @@ namespace orthofed {
 namespace {
 
 VitConfig tiny() {
-  VitConfig c;
-  c.image_size = 8;
-  c.patch = 4;
-  c.dim = 12;
-  c.depth = 2;
-  c.heads = 2;
-  c.mlp_dim = 24;
-  return c;
+  return {.image_size = 8, .patch = 4, .dim = 12, .depth = 2, .heads = 2, .mlp_dim = 24};
 }
 
 std::unique_ptr<FineTuner> tuner_on_simt() {

@@ -50,7 +50,7 @@ int64_t classes_of(const std::vector<int64_t>& client, const std::vector<int32_t
   return std::ssize(present);
 }
 
-TEST(Partition, the_check_finds_planted_faults) {
+TEST(Partition, TheCheckFindsPlantedFaults) {
   EXPECT_TRUE(is_partition({{0, 2}, {1}}, 3, 2));
   EXPECT_FALSE(is_partition({{0, 2}, {}}, 2, 2));
   EXPECT_FALSE(is_partition({{0, 2}, {1, 2}}, 3, 2));
@@ -58,7 +58,7 @@ TEST(Partition, the_check_finds_planted_faults) {
   EXPECT_FALSE(is_partition({{2, 0}, {1}}, 3, 2));
 }
 
-TEST(Partition, every_sample_once_and_no_client_empty) {
+TEST(Partition, EverySampleOnceAndNoClientEmpty) {
   for (int64_t n : {1, 2, 7, 97, 1000})
     for (int64_t clients : {1, 2, 3, 7}) {
       if (n < clients) continue;
@@ -77,7 +77,7 @@ TEST(Partition, every_sample_once_and_no_client_empty) {
     }
 }
 
-TEST(Partition, is_a_function_of_the_seed) {
+TEST(Partition, IsAFunctionOfTheSeed) {
   const auto labels = some_labels(200, 4);
   const auto all = [&](uint64_t seed) {
     return std::vector<Partition>{partition_dirichlet(labels, 4, 0.5, seed),
@@ -93,7 +93,7 @@ TEST(Partition, is_a_function_of_the_seed) {
 
 // The share p of one client is Beta(alpha, (K-1) alpha): mean 1/K, variance
 // (1/K)(1 - 1/K) / (K alpha + 1). Over 600 draws the standard error of the variance is below 10 %.
-TEST(Partition, proportions_have_the_moments_of_a_dirichlet) {
+TEST(Partition, ProportionsHaveTheMomentsOfADirichlet) {
   constexpr int64_t n = 500, clients = 4;
   for (double alpha : {0.1, 0.5, 1.0, 5.0}) {
     double sum = 0, squares = 0;
@@ -112,7 +112,7 @@ TEST(Partition, proportions_have_the_moments_of_a_dirichlet) {
 
 // A client is tested on what it is trained on: the proportions do not depend on how many samples
 // there are. deal() rounds each boundary, so a share is exact to one sample.
-TEST(Partition, train_and_test_are_divided_alike) {
+TEST(Partition, TrainAndTestAreDividedAlike) {
   const int64_t clients = 4;
   std::vector<int32_t> few, many;
   for (int32_t i = 0; i < 300; ++i) few.push_back(i % 3);
@@ -139,7 +139,7 @@ TEST(Partition, train_and_test_are_divided_alike) {
   }
 }
 
-TEST(Partition, alpha_sets_the_class_skew) {
+TEST(Partition, AlphaSetsTheClassSkew) {
   const std::vector<int32_t> labels = some_labels(4000, 4);
   const auto skewed = partition_dirichlet(labels, 4, 0.01, 1);
   const auto even = partition_dirichlet(labels, 4, 1e4, 1);
@@ -156,7 +156,7 @@ TEST(Partition, alpha_sets_the_class_skew) {
   }
 }
 
-TEST(Partition, shards_limit_the_classes_of_a_client) {
+TEST(Partition, ShardsLimitTheClassesOfAClient) {
   std::vector<int32_t> labels;  // 10 classes of 100, in mixed order
   for (int i = 0; i < 1000; ++i) labels.push_back(i * 7 % 10);
   for (const auto& client : partition_shards(labels, 5, 2, 3)) {
@@ -165,7 +165,7 @@ TEST(Partition, shards_limit_the_classes_of_a_client) {
   }
 }
 
-TEST(Partition, bad_input_is_refused) {
+TEST(Partition, BadInputIsRefused) {
   const auto labels = some_labels(10, 3);
   EXPECT_THROW(partition_dirichlet(labels, 11, 1, 0), UserError);
   EXPECT_THROW(partition_dirichlet(labels, 0, 1, 0), UserError);
@@ -190,7 +190,7 @@ std::map<int32_t, int64_t> counts(const std::vector<int64_t>& samples,
   return result;
 }
 
-TEST(Validation, takes_a_fifth_of_every_class_with_at_least_five) {
+TEST(Validation, TakesAFifthOfEveryClassWithAtLeastFive) {
   std::vector<int32_t> labels;
   for (int32_t c = 0; c < 12; ++c) labels.insert(labels.end(), c, c);  // class c has c samples
   labels.insert(labels.end(), 100, 12);
@@ -201,7 +201,7 @@ TEST(Validation, takes_a_fifth_of_every_class_with_at_least_five) {
   EXPECT_EQ(taken[12], 20);
 }
 
-TEST(Validation, does_not_depend_on_the_order_of_the_rows) {
+TEST(Validation, DoesNotDependOnTheOrderOfTheRows) {
   const auto labels = some_labels(300, 4);
   const auto keys = paths(300);
   const auto names = [&](const std::vector<int64_t>& samples, const std::vector<std::string>& of) {
@@ -221,13 +221,13 @@ TEST(Validation, does_not_depend_on_the_order_of_the_rows) {
 
 // The order is that of sha256("seed|path"); printf '3|a' | sha256sum and so on give
 //   3|a a8d5d9d9..., 3|b 5fba7ca2..., 3|c ae1e6f16..., 3|d ebda6e36..., 3|e f6d4332c...
-TEST(Validation, order_is_that_of_the_digest) {
+TEST(Validation, OrderIsThatOfTheDigest) {
   const std::vector<std::string> keys = {"a", "b", "c", "d", "e"};
   const auto cut = cut_validation({0, 0, 0, 0, 0}, keys, 0.2, 3);
   EXPECT_EQ(cut.validation, std::vector<int64_t>{1});
 }
 
-TEST(Validation, groups_stay_whole_and_come_close_to_the_quota) {
+TEST(Validation, GroupsStayWholeAndComeCloseToTheQuota) {
   std::vector<int32_t> labels;
   std::vector<std::string> groups;
   const Philox rng{5};
@@ -252,7 +252,7 @@ TEST(Validation, groups_stay_whole_and_come_close_to_the_quota) {
     EXPECT_NEAR(double(taken[c]), 0.2 * double(total[c]), 4) << "less than a group";
 }
 
-TEST(Validation, a_group_never_takes_a_rare_class_or_the_last_of_one) {
+TEST(Validation, AGroupNeverTakesARareClassOrTheLastOfOne) {
   // One patient has all of class 1 (5 images) and nothing else; another all of class 2 (3 images)
   // and many of class 0.
   std::vector<int32_t> labels(20, 0);
@@ -269,7 +269,7 @@ TEST(Validation, a_group_never_takes_a_rare_class_or_the_last_of_one) {
   }
 }
 
-TEST(Validation, edges) {
+TEST(Validation, Edges) {
   EXPECT_TRUE(cut_validation({}, {}, 0.2, 0).train.empty());
   EXPECT_EQ(cut_validation({1}, {"a"}, 0.2, 0).train.size(), 1u);
   EXPECT_TRUE(cut_validation(some_labels(50, 2), paths(50), 0, 0).validation.empty());

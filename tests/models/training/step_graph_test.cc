@@ -42,13 +42,7 @@ FineTuneOptions options() {
 std::unique_ptr<FineTuner> tuner_on(Device device, FineTuneOptions o, const std::string& graph,
                                     DType compute = DType::f32) {
   const OnDevice scope(device);
-  VitConfig c;
-  c.image_size = 8;
-  c.patch = 4;
-  c.dim = 12;
-  c.depth = 1;
-  c.heads = 2;
-  c.mlp_dim = 24;
+  const VitConfig c{.image_size = 8, .patch = 4, .dim = 12, .depth = 1, .heads = 2, .mlp_dim = 24};
   o.train.graph = graph;
   auto model = std::make_unique<Vit>(
       Vit::from_tensors(c, Vit::create(c, DType::f32, 1).tensors(), compute, false));
