@@ -2,9 +2,11 @@
 
 #include <filesystem>
 #include <iostream>
+#include <optional>
 
 #include "cli/commands.h"
 #include "cli/session.h"
+#include "cli/terminal/json.h"
 #include "cli/terminal/table.h"
 #include "cli/terminal/units.h"
 #include "engine/data/checks.h"
@@ -41,15 +43,30 @@ std::vector<std::string> missing_splits(const DataReport& report, bool validatio
 }
 
 std::string json_counts(const DataReport& report) {
-  std::string s;
+  std::vector<std::pair<std::string, std::string>> clients;
   for (const auto& [client, splits] : report.counts) {
-    std::string inner;
+    std::vector<std::pair<std::string, std::string>> of_client;
     for (const auto& [split, counts] : splits)
-      inner += fmt::format("{}{}: [{}]", inner.empty() ? "" : ", ", string_literal(split),
-                           fmt::join(counts, ", "));
-    s += fmt::format("{}{}: {{{}}}", s.empty() ? "" : ", ", string_literal(client), inner);
+      of_client.emplace_back(split, fmt::format("[{}]", fmt::join(counts, ", ")));
+    clients.emplace_back(client, json_object(of_client));
   }
-  return "{" + s + "}";
+  return json_object(clients);
+}
+
+std::string json_cost(const DryRun& d) {
+  return json_object({{"seconds_per_step", fmt::format("{:.4g}", d.seconds_per_step)},
+                      {"seconds_per_round", fmt::format("{:.4g}", d.seconds_per_round)},
+                      {"memory_bytes", std::to_string(d.peak_bytes)},
+                      {"bytes_sent", std::to_string(d.bytes_sent)},
+                      {"bytes_received", std::to_string(d.bytes_received)}});
+}
+
+std::string text_of(const DryRun& d) {
+  return fmt::format(
+      "a round: {} steps of {}, about {} of training; {} of memory; {} sent, {} received\n",
+      d.steps_per_round, format_duration(d.seconds_per_step), format_duration(d.seconds_per_round),
+      format_bytes(double(d.peak_bytes)), format_bytes(double(d.bytes_sent)),
+      format_bytes(double(d.bytes_received)));
 }
 
 // "unreadable images: 2, ..."; empty where nothing was found.
@@ -94,7 +111,7 @@ int check(const CheckOptions& o) {
                                     {"groups in more than one split", groups.size()},
                                     {"exact copies in more than one split", duplicates.size()}});
 
-  std::string cost;
+  std::optional<DryRun> cost;
   if (config.model.weights.empty() || !std::filesystem::exists(config.model.weights)) {
     terminal.warning(fmt::format("model.weights: there is no '{}'; no estimate of a round's cost",
                                  config.model.weights));
@@ -103,29 +120,21 @@ int check(const CheckOptions& o) {
     for (const auto& [name, splits] : report.counts)
       if (const auto it = splits.find("train"); it != splits.end())
         for (int64_t n : it->second) train += n;
-    const DryRun d = dry_run(config, train);
-    cost = o.global.json
-               ? fmt::format(
-                     "{{\"seconds_per_step\": {:.4g}, \"seconds_per_round\": {:.4g}, "
-                     "\"memory_bytes\": {}, \"bytes_sent\": {}, \"bytes_received\": {}}}",
-                     d.seconds_per_step, d.seconds_per_round, d.peak_bytes, d.bytes_sent,
-                     d.bytes_received)
-               : fmt::format(
-                     "a round: {} steps of {}, about {} of training; {} of memory; {} sent, {} "
-                     "received\n",
-                     d.steps_per_round, format_duration(d.seconds_per_step),
-                     format_duration(d.seconds_per_round), format_bytes(double(d.peak_bytes)),
-                     format_bytes(double(d.bytes_sent)), format_bytes(double(d.bytes_received)));
+    cost = dry_run(config, train);
   }
 
   if (o.global.json) {
-    std::cout << fmt::format(
-        "{{\"clean\": {}, \"images\": {}, \"classes\": {}, \"counts\": {}, \"missing\": {}, "
-        "\"unreadable\": {}, \"samples_crossing\": {}, \"groups_crossing\": {}, "
-        "\"duplicates\": {}, \"cost\": {}}}\n",
-        found.empty(), data.samples.size(), json_list(data.classes), json_counts(report),
-        json_list(missing), json_list(unreadable), json_list(samples), json_list(groups),
-        json_list(duplicates), cost.empty() ? "null" : cost);
+    std::cout << json_object({{"clean", json_flag(found.empty())},
+                              {"images", std::to_string(data.samples.size())},
+                              {"classes", json_list(data.classes)},
+                              {"counts", json_counts(report)},
+                              {"missing", json_list(missing)},
+                              {"unreadable", json_list(unreadable)},
+                              {"samples_crossing", json_list(samples)},
+                              {"groups_crossing", json_list(groups)},
+                              {"duplicates", json_list(duplicates)},
+                              {"cost", cost ? json_cost(*cost) : "null"}})
+              << "\n";
     return verdict(found);
   }
   if (o.global.quiet) return verdict(found);
@@ -155,7 +164,7 @@ int check(const CheckOptions& o) {
   list("images in more than one split", samples);
   list("groups in more than one split", groups);
   list("exact copies in more than one split", duplicates);
-  std::cout << cost;
+  if (cost) std::cout << text_of(*cost);
   if (found.empty()) std::cout << "no findings; nothing was sent\n";
   return verdict(found);
 }

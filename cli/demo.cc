@@ -4,18 +4,18 @@
 #include <cmath>
 #include <filesystem>
 #include <iostream>
-#include <map>
 
 #include "cli/commands.h"
 #include "cli/local_run.h"
 #include "cli/terminal/federation_view.h"
+#include "cli/terminal/json.h"
 #include "cli/terminal/table.h"
 #include "cli/terminal/units.h"
 #include "engine/data/synthetic.h"
 #include "engine/io/files.h"
 #include "engine/io/png.h"
 #include "engine/io/text.h"
-#include "federation/client/vit_site.h"
+#include "federation/report/scores.h"
 #include "kernels/core/parallel.h"
 #include "models/config/toml.h"
 #include "models/training/demo_base.h"
@@ -52,18 +52,11 @@ std::string comparison(const std::vector<Row>& rows, const std::vector<std::stri
   Table table(header);
   for (const Row& r : rows) {
     std::vector<std::string> cells = {r.method};
-    double sum = 0, general = 0;
-    bool has_general = true;
-    for (const ClientSummary& c : r.summary.clients) {
-      const double b = c.personal ? c.personal->balanced_accuracy : NAN;
-      cells.push_back(score(b));
-      sum += b;
-      has_general = has_general && c.general && c.general->samples > 0;
-      if (has_general) general += c.general->balanced_accuracy;
-    }
-    const double n = double(r.summary.clients.size());
-    cells.push_back(score(sum / n));
-    cells.push_back(has_general ? score(general / n) : "-");
+    constexpr auto balanced = &SiteMetrics::balanced_accuracy;
+    for (const ClientSummary& c : r.summary.clients)
+      cells.push_back(score(score_of(c, &ClientSummary::personal, balanced)));
+    cells.push_back(score(mean_over_clients(r.summary, &ClientSummary::personal, balanced)));
+    cells.push_back(score(mean_over_clients(r.summary, &ClientSummary::general, balanced)));
     cells.push_back(score(r.unseen));
     table.add_row(cells);
   }
@@ -71,13 +64,14 @@ std::string comparison(const std::vector<Row>& rows, const std::vector<std::stri
 }
 
 std::string json_of(const std::vector<Row>& rows, const PretrainResult& base) {
-  std::string runs;
+  std::vector<std::string> runs;
   for (const Row& r : rows)
-    runs += fmt::format("{}{{\"method\": {}, \"unseen_site\": {}, \"summary\": {}}}",
-                        runs.empty() ? "" : ", ", string_literal(r.method), json_number(r.unseen),
-                        to_json(r.summary));
-  return fmt::format("{{\"base_accuracy\": [{}], \"runs\": [{}]}}\n",
-                     fmt::join(base.accuracy, ", "), runs);
+    runs.push_back(json_object({{"method", json_text(r.method)},
+                                {"unseen_site", json_number(r.unseen)},
+                                {"summary", to_json(r.summary)}}));
+  return json_object({{"base_accuracy", fmt::format("[{}]", fmt::join(base.accuracy, ", "))},
+                      {"runs", fmt::format("[{}]", joined(runs))}}) +
+         "\n";
 }
 
 }  // namespace
@@ -138,11 +132,12 @@ int demo(const DemoOptions& o) {
     if (!run.result.general.empty()) {
       row.unseen = on_unseen(run_config, unseen, folder + "/general_adapter.safetensors");
     } else {
-      double sum = 0;
+      std::vector<double> of_sites;
       for (const ClientSummary& c : row.summary.clients)
-        sum += on_unseen(run_config, unseen,
-                         fmt::format("{}/clients/{}/personal_adapter.safetensors", folder, c.name));
-      row.unseen = sum / double(row.summary.clients.size());
+        of_sites.push_back(
+            on_unseen(run_config, unseen,
+                      fmt::format("{}/clients/{}/personal_adapter.safetensors", folder, c.name)));
+      row.unseen = mean_of_defined(of_sites);
     }
     rows.push_back(std::move(row));
   }

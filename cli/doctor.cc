@@ -16,9 +16,9 @@
 #include <vector>
 
 #include "cli/commands.h"
+#include "cli/terminal/json.h"
 #include "cli/terminal/units.h"
 #include "cli/version.h"
-#include "engine/io/text.h"
 #include "kernels/core/cuda_device.h"
 #include "kernels/core/parallel.h"
 #include "kernels/matmul/matmul.h"
@@ -34,7 +34,7 @@ struct Finding {
 };
 
 Finding text_finding(const char* section, const char* key, const std::string& text) {
-  return {section, key, text, string_literal(text)};
+  return {section, key, text, json_text(text)};
 }
 
 Finding count_finding(const char* section, const char* key, int64_t count) {
@@ -128,9 +128,10 @@ void examine_gpus(std::vector<Finding>& findings) {
     text +=
         fmt::format("{}{}, compute capability {}, {}, {} free", text.empty() ? "" : "; ", gpu.name,
                     capability, format_bytes(double(gpu.memory)), format_bytes(double(gpu.free)));
-    json += fmt::format(
-        R"({}{{"name": {}, "compute_capability": "{}", "memory": {}, "free_memory": {}}})",
-        json.empty() ? "" : ", ", string_literal(gpu.name), capability, gpu.memory, gpu.free);
+    json += (json.empty() ? "" : ", ") + json_object({{"name", json_text(gpu.name)},
+                                                      {"compute_capability", json_text(capability)},
+                                                      {"memory", std::to_string(gpu.memory)},
+                                                      {"free_memory", std::to_string(gpu.free)}});
   }
   const int driver = cuda::driver_version();
   if (text.empty()) text = "none: " + (driver == 0 ? "no driver" : cuda::why_no_gpu());
@@ -168,13 +169,13 @@ std::vector<Finding> examine() {
     findings.push_back(bytes_finding("machine", "memory_limit", limit));
   const std::string driver = value_in("/proc/driver/nvidia/version", "NVRM version");
   findings.push_back({"gpu", "driver", driver.empty() ? "none" : driver,
-                      driver.empty() ? "null" : string_literal(driver)});
+                      driver.empty() ? "null" : json_text(driver)});
   examine_gpus(findings);
   const Device device = device_named("auto");
   findings.push_back(text_finding("compute", "automatic_device", name_of(device)));
   findings.push_back(text_finding("compute", "matrix_products", cpu::matmul_backend()));
-  findings.push_back({"compute", "native_bf16", cpu::native_bf16() ? "yes" : "no",
-                      cpu::native_bf16() ? "true" : "false"});
+  findings.push_back(
+      {"compute", "native_bf16", cpu::native_bf16() ? "yes" : "no", json_flag(cpu::native_bf16())});
   findings.push_back(
       text_finding("compute", "automatic_precision", name_of(compute_type("auto", device))));
   findings.push_back(text_finding("surroundings", "locale", locale_name()));
@@ -190,17 +191,15 @@ std::vector<Finding> examine() {
 }
 
 std::string as_json(const std::vector<Finding>& findings) {
-  std::string out = "{", section;
+  std::vector<std::pair<std::string, std::vector<std::pair<std::string, std::string>>>> sections;
   for (const Finding& f : findings) {
-    if (f.section != section) {
-      out += (section.empty() ? "" : "}, ") + string_literal(f.section) + ": {";
-    } else {
-      out += ", ";
-    }
-    section = f.section;
-    out += string_literal(f.key) + ": " + f.json;
+    if (sections.empty() || sections.back().first != f.section) sections.push_back({f.section, {}});
+    sections.back().second.emplace_back(f.key, f.json);
   }
-  return out + "}}\n";
+  std::vector<std::pair<std::string, std::string>> members;
+  for (const auto& [section, content] : sections)
+    members.emplace_back(section, json_object(content));
+  return json_object(members) + "\n";
 }
 
 std::string as_text(const std::vector<Finding>& findings) {

@@ -4,8 +4,7 @@
 
 #include "cli/commands.h"
 #include "cli/session.h"
-#include "engine/io/text.h"
-#include "federation/client/vit_site.h"
+#include "cli/terminal/json.h"
 #include "models/training/site_data.h"
 
 namespace orthofed::cli {
@@ -33,12 +32,14 @@ int eval(const EvalOptions& o) {
         scores.probabilities.size() / scores.labels.size(), classes));
   const SiteMetrics m = metrics_of(scores, classes);
   if (o.global.json)
-    std::cout << fmt::format(
-        "{{\"client\": {}, \"samples\": {}, \"accuracy\": {}, \"balanced_accuracy\": {}, "
-        "\"auroc\": {}, \"classes\": {}, \"confusion\": {}}}\n",
-        string_literal(client.empty() ? "all" : client), m.samples, json_number(m.accuracy),
-        json_number(m.balanced_accuracy), json_number(m.auroc), json_list(config.data.classes),
-        json_matrix(m.confusion));
+    std::cout << json_object({{"client", json_text(client.empty() ? "all" : client)},
+                              {"samples", std::to_string(m.samples)},
+                              {"accuracy", json_number(m.accuracy)},
+                              {"balanced_accuracy", json_number(m.balanced_accuracy)},
+                              {"auroc", json_number(m.auroc)},
+                              {"classes", json_list(config.data.classes)},
+                              {"confusion", json_matrix(m.confusion)}})
+              << "\n";
   else
     std::cout << score_table({{client.empty() ? "all" : client, 0, m}})
               << confusion_table(m.confusion, config.data.classes);

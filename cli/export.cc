@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "cli/commands.h"
+#include "cli/terminal/json.h"
 #include "engine/io/files.h"
 #include "engine/io/text.h"
 #include "federation/report/model_card.h"
@@ -25,7 +26,7 @@ constexpr const char* kPersonal = "personal_adapter.safetensors";
 struct Origin {
   std::vector<AdapterFile> adapters;  // at most one general, then at most one personal
   std::optional<RunConfig> config;    // of the run
-  std::string summary;                // path; empty: none
+  std::optional<RunSummary> summary;  // of the run, if it is done
 };
 
 std::string if_there(const fs::path& path) {
@@ -67,7 +68,7 @@ Origin from_run(const ExportOptions& o, const std::string& folder) {
         wants_personal ? kPersonal : kGeneral,
         o.adapter.empty() ? fmt::format(" and no {}", kGeneral) : ""));
   if (fs::exists(run / "config.toml")) origin.config = load_config(run / "config.toml");
-  origin.summary = if_there(run / "summary.json");
+  if (fs::exists(run / "summary.json")) origin.summary = read_summary(run / "summary.json");
   return origin;
 }
 
@@ -224,14 +225,15 @@ int export_model(const ExportOptions& o) {
              : fmt::format("A LoRA adapter for PEFT: the {}{}.", adapters,
                            which == "both" ? ", concatenated into one" : "");
   card.use = use_of(format, which, pair, out);
-  card.summary_path = origin.summary;
+  card.summary = origin.summary;
   write_file(folder.path() + "/README.md", to_markdown(card, origin.adapters));
   folder.commit();
   if (o.global.json)
-    std::cout << fmt::format(
-        "{{\"format\": {}, \"adapter\": {}, \"base_sha256\": {}, \"out\": {}}}\n",
-        string_literal(format), string_literal(which), string_literal(base.sha256),
-        string_literal(out));
+    std::cout << json_object({{"format", json_text(format)},
+                              {"adapter", json_text(which)},
+                              {"base_sha256", json_text(base.sha256)},
+                              {"out", json_text(out)}})
+              << "\n";
   else if (!o.global.quiet)
     std::cout << fmt::format("{}: {}\n", out, card.what);
   return 0;

@@ -4,9 +4,9 @@
 #include <iostream>
 
 #include "cli/commands.h"
+#include "cli/terminal/json.h"
 #include "cli/terminal/terminal.h"
 #include "engine/io/files.h"
-#include "engine/io/text.h"
 #include "models/adapters/peft.h"
 
 namespace orthofed::cli {
@@ -54,9 +54,11 @@ int import_adapter(const ImportOptions& o) {
   save_adapter(o.out, file);
   const char* name = file.kind == AdapterKind::general ? "general" : "personal";
   if (o.global.json)
-    std::cout << fmt::format(
-        "{{\"adapter\": \"{}\", \"modules\": {}, \"head\": {}, \"out\": {}}}\n", name,
-        peft.modules.size(), peft.head.has_value(), string_literal(o.out));
+    std::cout << json_object({{"adapter", json_text(name)},
+                              {"modules", std::to_string(peft.modules.size())},
+                              {"head", json_flag(peft.head.has_value())},
+                              {"out", json_text(o.out)}})
+              << "\n";
   else if (!o.global.quiet)
     std::cout << fmt::format("{} adapter of {} modules{} in {}\n", name, peft.modules.size(),
                              peft.head ? " and a classifier" : "", o.out);

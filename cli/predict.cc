@@ -5,10 +5,10 @@
 
 #include "cli/commands.h"
 #include "cli/session.h"
+#include "cli/terminal/json.h"
 #include "cli/terminal/terminal.h"
 #include "engine/io/files.h"
 #include "engine/io/safetensors.h"
-#include "engine/io/text.h"
 #include "kernels/core/parallel.h"
 #include "models/adapters/bundle.h"
 #include "models/methods/method.h"
@@ -50,9 +50,11 @@ int predict(const PredictOptions& o) {
     write_predictions_csv(o.csv, images, p, classes);
   }
   if (o.global.json) {
-    std::cout << fmt::format(
-        "{{\"images\": {}, \"features\": {}, \"classes\": {}, \"output\": {}}}\n", images.size(),
-        p.features.cols(), p.logits.defined() ? p.logits.cols() : 0, string_literal(o.output));
+    std::cout << json_object({{"images", std::to_string(images.size())},
+                              {"features", std::to_string(p.features.cols())},
+                              {"classes", std::to_string(p.logits.defined() ? p.logits.cols() : 0)},
+                              {"output", json_text(o.output)}})
+              << "\n";
   } else if (!o.global.quiet) {
     std::cout << fmt::format(
         "{} images: features of width {}{} in {}\n", images.size(), p.features.cols(),

@@ -1,12 +1,10 @@
 #include <fmt/core.h>
 
 #include <algorithm>
-#include <cmath>
 #include <filesystem>
 #include <iostream>
 #include <map>
 #include <nlohmann/json.hpp>
-#include <sstream>
 
 #include "cli/commands.h"
 #include "cli/session.h"
@@ -14,6 +12,7 @@
 #include "cli/terminal/table.h"
 #include "cli/terminal/time_table.h"
 #include "engine/io/files.h"
+#include "federation/report/scores.h"
 
 namespace orthofed::cli {
 namespace {
@@ -24,94 +23,72 @@ using nlohmann::json;
 // Runs of one method that differ in the seed.
 struct Group {
   std::vector<std::string> clients;
-  std::map<std::string, std::vector<double>> of;  // client, or "mean", "union", "general"
+  std::map<std::string, std::vector<double>> of;  // client, or "mean", "general", "union value"
   std::vector<uint64_t> seeds;
 };
 
-double number(const json& j) {
-  return j.is_number() ? j.get<double>() : NAN;
-}
-
-double mean(const std::vector<double>& v) {
-  double sum = 0;
-  for (double x : v) sum += x;
-  return sum / double(v.size());
-}
-
-void add(Group& group, const json& summary) {
-  group.seeds.push_back(summary.at("seed").get<uint64_t>());
-  double general = 0;
-  for (const json& c : summary.at("clients")) {
-    const std::string name = c.at("name");
-    if (group.seeds.size() == 1) group.clients.push_back(name);
-    group.of[name].push_back(number(c.at("balanced_accuracy")));
-    general +=
-        number(c.at("general").at("balanced_accuracy")) / double(summary.at("clients").size());
+void add(Group& group, const RunSummary& run) {
+  constexpr auto score = &SiteMetrics::balanced_accuracy;
+  group.seeds.push_back(run.seed);
+  for (const ClientSummary& c : run.clients) {
+    if (group.seeds.size() == 1) group.clients.push_back(c.name);
+    group.of[c.name].push_back(score_of(c, &ClientSummary::personal, score));
   }
-  group.of["general"].push_back(general);
-  group.of["mean"].push_back(number(summary.at("mean").at("balanced_accuracy")));
-  const json& u = summary.at("union");
-  if (u.is_null()) return;
-  for (const char* part : {"value", "low", "high"})
-    group.of[std::string("union ") + part].push_back(number(u.at("balanced_accuracy").at(part)));
-}
-
-TimeSplit split(const json& time) {
-  TimeSplit t;
-  for (const Activity a : kActivities) t[a] = time.at(name_of(a)).get<double>();
-  return t;
-}
-
-// As far as its times go.
-RunSummary times_of(const json& summary) {
-  RunSummary s;
-  for (const json& c : summary.at("clients")) {
-    ClientSummary& client = s.clients.emplace_back();
-    client.name = c.at("name");
-    client.bytes_sent = c.at("bytes_sent");
-    if (!c.at("time").is_null()) client.time = split(c.at("time"));
+  group.of["mean"].push_back(mean_over_clients(run, &ClientSummary::personal, score));
+  group.of["general"].push_back(mean_over_clients(run, &ClientSummary::general, score));
+  if (const std::optional<UnionScores> u = union_of_sites(run)) {
+    group.of["union value"].push_back(u->balanced_accuracy.value);
+    group.of["union low"].push_back(u->balanced_accuracy.low);
+    group.of["union high"].push_back(u->balanced_accuracy.high);
   }
-  s.time = split(summary.at("time"));
-  return s;
 }
 
-// Of each round, as of the run: the clients' as they told it with the round (metrics.jsonl), and
-// the server's, if there was one.
-json times_by_round(const std::string& folder, const json& summary) {
-  json rounds = json::array();
-  for (const json& time : summary.value("time_by_round", json::array()))
-    rounds.push_back({{"clients", json::object()}, {"time", time}});
-  std::istringstream lines(read_text(folder + "/metrics.jsonl"));
-  for (std::string text; std::getline(lines, text);) {
-    const json line = json::parse(text);
-    if (line.contains("time"))
-      rounds.at(line.at("round").get<size_t>())["clients"][line.at("client")] = line.at("time");
+// As summary.json has it.
+json json_of(const TimeSplit& time) {
+  json object = {{"total", time.total()}};
+  for (const Activity a : kActivities) object[name_of(a)] = time[a];
+  return object;
+}
+
+// Of each round, as of the run: the clients' times, and the server's, if there was one.
+std::vector<std::vector<TimeRow>> rows_by_round(const std::string& folder, const RunSummary& run) {
+  std::vector<std::vector<TimeRow>> rounds;
+  for (const auto& clients :
+       read_client_times(folder + "/metrics.jsonl", int64_t(run.time_by_round.size()))) {
+    std::vector<TimeRow>& rows = rounds.emplace_back();
+    for (const auto& [client, time] : clients) rows.push_back({client, time});
+    rows.push_back({"server", run.time_by_round[rounds.size() - 1]});
   }
   return rounds;
 }
 
-void print_times(const std::map<std::string, json>& runs, bool by_round, bool as_json) {
-  json out;
-  for (const auto& [folder, summary] : runs) {
-    const json rounds = by_round ? times_by_round(folder, summary) : json::array();
-    if (as_json) {
-      for (const json& c : summary.at("clients"))
-        out[folder]["clients"][c.at("name")] = c.at("time");
-      out[folder]["time"] = summary.at("time");
-      if (by_round) out[folder]["rounds"] = rounds;
-      continue;
-    }
-    std::cout << folder << "\n\n" << time_table(time_rows(times_of(summary)), true) << "\n";
-    for (size_t r = 0; r < rounds.size(); ++r) {
-      std::vector<TimeRow> rows;
-      for (const auto& [client, time] : rounds[r].at("clients").items())
-        rows.push_back({client, split(time)});
-      rows.push_back({"server", split(rounds[r].at("time"))});
+void print_times(const std::map<std::string, RunSummary>& runs, bool by_round) {
+  for (const auto& [folder, run] : runs) {
+    std::cout << folder << "\n\n" << time_table(time_rows(run), true) << "\n";
+    if (!by_round) continue;
+    const auto rounds = rows_by_round(folder, run);
+    for (size_t r = 0; r < rounds.size(); ++r)
       std::cout << fmt::format("round {} of {}\n\n{}\n", r + 1, rounds.size(),
-                               time_table(rows, true));
+                               time_table(rounds[r], true));
+  }
+}
+
+json json_of_times(const std::map<std::string, RunSummary>& runs, bool by_round) {
+  json out;
+  for (const auto& [folder, run] : runs) {
+    for (const ClientSummary& c : run.clients)
+      out[folder]["clients"][c.name] = c.time ? json_of(*c.time) : json(nullptr);
+    out[folder]["time"] = json_of(run.time);
+    if (!by_round) continue;
+    out[folder]["rounds"] = json::array();
+    for (const std::vector<TimeRow>& rows : rows_by_round(folder, run)) {
+      json round = {{"clients", json::object()}, {"time", json_of(rows.back().time)}};
+      for (size_t i = 0; i + 1 < rows.size(); ++i)
+        round["clients"][rows[i].name] = json_of(rows[i].time);
+      out[folder]["rounds"].push_back(round);
     }
   }
-  if (as_json) std::cout << out.dump() << "\n";
+  return out;
 }
 
 }  // namespace
@@ -127,25 +104,17 @@ int report(const ReportOptions& o) {
                     ": no summary.json below it; `orthofed run` writes one when it is done");
 
   std::map<std::string, Group> groups;
-  std::map<std::string, json> runs;  // by folder
+  std::map<std::string, RunSummary> runs;  // by folder
   for (const fs::path& file : files) {
-    try {
-      const json summary = json::parse(read_text(file.string()));
-      add(groups[summary.at("method").get<std::string>()], summary);
-      if (o.time) times_of(runs[file.parent_path().string()] = summary);
-    } catch (const json::exception& e) {
-      throw UserError(fmt::format("{}: not a run's summary ({})", file.string(), e.what()));
-    }
+    const RunSummary run = read_summary(file.string());
+    add(groups[run.method], run);
+    runs[file.parent_path().string()] = run;
   }
-  if (o.time) {
-    try {
-      print_times(runs, o.rounds, o.global.json);
-    } catch (const json::exception& e) {
-      throw UserError(
-          fmt::format("metrics.jsonl of a run below {} is not one ({})", o.folder, e.what()));
-    }
-    return 0;
-  }
+  if (o.time && o.global.json)
+    std::cout << json_of_times(runs, o.rounds).dump() << "\n";
+  else if (o.time)
+    print_times(runs, o.rounds);
+  if (o.time) return 0;
   if (o.global.json) {
     json out;
     for (const auto& [method, g] : groups) {
@@ -164,16 +133,16 @@ int report(const ReportOptions& o) {
   for (const auto& [method, g] : groups) {
     std::vector<std::string> row = {method, std::to_string(g.seeds.size())};
     for (const std::string& client : first.clients)
-      row.push_back(g.of.contains(client) ? score(mean(g.of.at(client))) : "-");
+      row.push_back(g.of.contains(client) ? score(mean_of_defined(g.of.at(client))) : "-");
     const std::vector<double>& means = g.of.at("mean");
-    row.push_back(score(mean(means)));
+    row.push_back(score(mean_of_defined(means)));
     row.push_back(score(*std::min_element(means.begin(), means.end())));
     row.push_back(score(*std::max_element(means.begin(), means.end())));
-    row.push_back(score(mean(g.of.at("general"))));
+    row.push_back(score(mean_of_defined(g.of.at("general"))));
     const bool has_union = g.of.contains("union value");
-    row.push_back(has_union ? score(mean(g.of.at("union value"))) : "-");
-    row.push_back(has_union ? fmt::format("[{}, {}]", score(mean(g.of.at("union low"))),
-                                          score(mean(g.of.at("union high"))))
+    row.push_back(has_union ? score(mean_of_defined(g.of.at("union value"))) : "-");
+    row.push_back(has_union ? fmt::format("[{}, {}]", score(mean_of_defined(g.of.at("union low"))),
+                                          score(mean_of_defined(g.of.at("union high"))))
                             : "-");
     table.add_row(row);
   }

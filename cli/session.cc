@@ -121,20 +121,6 @@ std::string score(double value) {
   return text.starts_with("0.") ? text.substr(1) : text;
 }
 
-std::string json_number(double value) {
-  return std::isfinite(value) ? fmt::format("{:.17g}", value) : "null";
-}
-
-std::string json_list(const std::vector<std::string>& words) {
-  std::vector<std::string> literals;
-  for (const std::string& word : words) literals.push_back(string_literal(word));
-  return "[" + joined(literals) + "]";
-}
-
-std::string json_matrix(const std::vector<std::vector<int64_t>>& rows) {
-  return fmt::format("[{}]", fmt::join(rows, ", "));
-}
-
 std::string confusion_table(const std::vector<std::vector<int64_t>>& confusion,
                             const std::vector<std::string>& classes) {
   std::vector<std::string> header = {"true \\ predicted"};

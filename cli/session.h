@@ -6,7 +6,6 @@
 
 #include "cli/commands.h"
 #include "cli/terminal/terminal.h"
-#include "federation/site.h"
 #include "models/config/config.h"
 #include "models/training/site_trainer.h"
 
@@ -61,10 +60,6 @@ void say_left_aside(Terminal& terminal, const Vit& base);
 void warn_skipped(Terminal& terminal, const std::vector<BadImage>& bad, const std::string& who);
 
 std::string score(double value);  // ".917", "1.000"; "-" where it is not defined
-
-std::string json_number(double value);  // null where it is not defined
-std::string json_list(const std::vector<std::string>& words);
-std::string json_matrix(const std::vector<std::vector<int64_t>>& rows);
 
 // True classes down, predicted classes across, recall at the end.
 std::string confusion_table(const std::vector<std::vector<int64_t>>& confusion,

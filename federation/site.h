@@ -8,6 +8,7 @@
 
 #include "engine/tensor/tensor_map.h"
 #include "engine/time/stopwatch.h"
+#include "models/scoring/site_metrics.h"
 
 namespace orthofed {
 
@@ -17,20 +18,6 @@ struct Agreement {
   std::string base_sha256;                    // of the base model's file
   std::vector<std::string> classes;           // in order; sent as a hash
   std::map<std::string, std::string> schema;  // exchanged tensor -> "f32[8, 192]"
-};
-
-// Scores of one evaluation. Which of these cross the wire is the client's share_metrics:
-// confusion: everything; scalars: without the confusion matrix; none: nothing.
-struct SiteMetrics {
-  int64_t samples = 0;
-  double accuracy = 0, balanced_accuracy = 0, auroc = 0;
-  std::vector<int64_t> classes_scored;
-  std::vector<std::vector<int64_t>> confusion;  // [true][predicted]
-};
-
-struct SiteEvaluation {
-  SiteMetrics personal;  // with the personal adapter (what the site would use)
-  SiteMetrics general;   // personal adapter off
 };
 
 struct SiteUpdate {

@@ -8,8 +8,8 @@
 
 #include "cli/terminal/table.h"
 #include "cli/terminal/units.h"
+#include "federation/report/scores.h"
 #include "models/methods/method.h"
-#include "models/scoring/metrics.h"
 
 namespace orthofed::cli {
 
@@ -68,48 +68,34 @@ RunSummary summary_of(const RunConfig& config, const Agreement& agreement,
 }
 
 std::string result_table(const RunSummary& summary) {
+  constexpr auto personal = &ClientSummary::personal, general = &ClientSummary::general;
+  constexpr auto balanced = &SiteMetrics::balanced_accuracy, accuracy = &SiteMetrics::accuracy,
+                 auroc = &SiteMetrics::auroc;
   Table table(
       {"client", "train", "test", "balanced", "general", "accuracy", "AUROC", "sent/round"});
-  double balanced = 0, general = 0, accuracy = 0, auroc = 0;
-  int64_t n = 0, with_general = 0;
-  std::vector<Confusion> sites;
+  bool any = false;
   for (const ClientSummary& c : summary.clients) {
-    const SiteMetrics none{.samples = 0,
-                           .accuracy = NAN,
-                           .balanced_accuracy = NAN,
-                           .auroc = NAN,
-                           .classes_scored = {},
-                           .confusion = {}};
-    const SiteMetrics p = c.personal.value_or(none), g = c.general.value_or(none);
-    const bool has_general = g.samples > 0;
+    const auto cell = [&](auto model, auto which) { return score(score_of(c, model, which)); };
     table.add_row(
-        {c.name, std::to_string(c.train), std::to_string(p.samples), score(p.balanced_accuracy),
-         has_general ? score(g.balanced_accuracy) : "-", score(p.accuracy), score(p.auroc),
+        {c.name, std::to_string(c.train), std::to_string(c.personal ? c.personal->samples : 0),
+         cell(personal, balanced), cell(general, balanced), cell(personal, accuracy),
+         cell(personal, auroc),
          c.bytes_sent > 0 ? format_bytes(double(c.bytes_sent) / double(summary.rounds)) : "-"});
-    if (!c.personal) continue;
-    ++n;
-    balanced += p.balanced_accuracy;
-    accuracy += p.accuracy;
-    auroc += p.auroc;
-    if (has_general) {
-      general += g.balanced_accuracy;
-      ++with_general;
-    }
-    if (!p.confusion.empty()) sites.push_back(p.confusion);
+    any = any || c.personal;
   }
-  if (n > 0) {
+  if (any) {
+    const auto mean = [&](auto model, auto which) {
+      return score(mean_over_clients(summary, model, which));
+    };
     table.add_rule();
-    table.add_row({"mean", "", "", score(balanced / double(n)),
-                   with_general > 0 ? score(general / double(with_general)) : "-",
-                   score(accuracy / double(n)), score(auroc / double(n)), ""});
+    table.add_row({"mean", "", "", mean(personal, balanced), mean(general, balanced),
+                   mean(personal, accuracy), mean(personal, auroc), ""});
   }
   std::string text = table.text();
-  if (n > 0 && int64_t(sites.size()) == n) {
-    const UnionScores u = union_scores(sites, summary.seed);
+  if (const std::optional<UnionScores> u = union_of_sites(summary))
     text += fmt::format("union of sites: balanced accuracy {} [{}, {}]\n",
-                        score(u.balanced_accuracy.value), score(u.balanced_accuracy.low),
-                        score(u.balanced_accuracy.high));
-  }
+                        score(u->balanced_accuracy.value), score(u->balanced_accuracy.low),
+                        score(u->balanced_accuracy.high));
   return text;
 }
 

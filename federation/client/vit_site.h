@@ -46,7 +46,4 @@ struct InitialState {
 };
 InitialState initial_state(const RunConfig& config);
 
-// Metrics of scored images (models/scoring/metrics.h); NaN where a class is missing.
-SiteMetrics metrics_of(const Scores& scores, int64_t classes);
-
 }  // namespace orthofed

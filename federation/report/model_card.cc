@@ -2,22 +2,16 @@
 
 #include <fmt/core.h>
 
-#include <nlohmann/json.hpp>
+#include <cmath>
 #include <set>
 
-#include "engine/io/files.h"
+#include "federation/report/scores.h"
 
 namespace orthofed {
 namespace {
 
-using nlohmann::json;
-
-std::string number(const json& j) {
-  return j.is_number() ? fmt::format("{:.3f}", j.get<double>()) : "-";
-}
-
-std::string count(const json& j) {
-  return j.is_number() ? j.dump() : "-";
+std::string number(double value) {
+  return std::isnan(value) ? "-" : fmt::format("{:.3f}", value);
 }
 
 // A table cell; names come from configurations.
@@ -42,18 +36,23 @@ std::string describe(const AdapterFile& file) {
                      file.round);
 }
 
-std::string scores(const json& summary) {
+std::string scores(const RunSummary& summary) {
+  constexpr auto personal = &ClientSummary::personal, general = &ClientSummary::general;
   std::string text =
       "| site | training images | test images | accuracy | balanced accuracy | AUROC | balanced "
       "accuracy, general adapter alone |\n|---|---|---|---|---|---|---|\n";
-  for (const json& c : summary.at("clients"))
-    text += fmt::format("| {} | {} | {} | {} | {} | {} | {} |\n", cell(c.at("name")),
-                        count(c.at("train")), count(c.at("test")), number(c.at("accuracy")),
-                        number(c.at("balanced_accuracy")), number(c.at("auroc")),
-                        number(c.at("general").at("balanced_accuracy")));
-  const json& mean = summary.at("mean");
-  return text + fmt::format("| mean | | | {} | {} | {} | |\n", number(mean.at("accuracy")),
-                            number(mean.at("balanced_accuracy")), number(mean.at("auroc")));
+  for (const ClientSummary& c : summary.clients)
+    text += fmt::format("| {} | {} | {} | {} | {} | {} | {} |\n", cell(c.name), c.train,
+                        c.personal ? std::to_string(c.personal->samples) : "-",
+                        number(score_of(c, personal, &SiteMetrics::accuracy)),
+                        number(score_of(c, personal, &SiteMetrics::balanced_accuracy)),
+                        number(score_of(c, personal, &SiteMetrics::auroc)),
+                        number(score_of(c, general, &SiteMetrics::balanced_accuracy)));
+  const auto mean = [&](double SiteMetrics::*score) {
+    return number(mean_over_clients(summary, personal, score));
+  };
+  return text + fmt::format("| mean | | | {} | {} | {} | |\n", mean(&SiteMetrics::accuracy),
+                            mean(&SiteMetrics::balanced_accuracy), mean(&SiteMetrics::auroc));
 }
 
 }  // namespace
@@ -74,23 +73,17 @@ std::string to_markdown(const ModelCard& card, std::span<const AdapterFile> adap
       card.hub_name, card.title, card.what, cell(card.base_name), adapters[0].base_sha256,
       adapters[0].method.empty() ? "not recorded" : adapters[0].method, list,
       classes.empty() ? "not named" : classes);
-  if (card.summary_path.empty()) {
+  if (!card.summary) {
     text +=
         "\n## Data and scores\n\nNot known: this was exported from adapter files, without the run "
         "they are from.\n";
   } else {
-    try {
-      const json summary = json::parse(read_text(card.summary_path));
-      text += fmt::format("| rounds, seed | {}, {} |\n| computed on | {}, {} |\n",
-                          count(summary.at("rounds")), count(summary.at("seed")),
-                          summary.at("device").get<std::string>(),
-                          summary.at("precision").get<std::string>());
-      text += "\n## Data and scores\n\n" + scores(summary) +
-              "\nOn each site's test images, after the last round, with the site's own personal "
-              "adapter where the method has one; `-`: not shared or not defined.\n";
-    } catch (const json::exception& e) {
-      throw UserError(fmt::format("{}: not a run's summary ({})", card.summary_path, e.what()));
-    }
+    const RunSummary& run = *card.summary;
+    text += fmt::format("| rounds, seed | {}, {} |\n| computed on | {}, {} |\n", run.rounds,
+                        run.seed, run.device, run.precision);
+    text += "\n## Data and scores\n\n" + scores(run) +
+            "\nOn each site's test images, after the last round, with the site's own personal "
+            "adapter where the method has one; `-`: not shared or not defined.\n";
   }
   return text + "\n## Use\n\n```\n" + card.use +
          "\n```\n\n## Limits\n\nNothing is known about images of other sites than those above. An "

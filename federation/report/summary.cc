@@ -8,9 +8,11 @@
 #include <cstring>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <sstream>
+#include <utility>
 
 #include "engine/io/files.h"
-#include "models/scoring/metrics.h"
+#include "federation/report/scores.h"
 
 namespace orthofed {
 namespace {
@@ -44,31 +46,107 @@ json test_size(const std::optional<SiteMetrics>& m) {
   return m ? json(m->samples) : json(nullptr);
 }
 
-double mean_over_clients(const RunSummary& summary, double SiteMetrics::*score) {
-  double sum = 0;
-  int64_t n = 0;
-  for (const ClientSummary& client : summary.clients) {
-    if (!client.personal || std::isnan((*client.personal).*score)) continue;
-    sum += (*client.personal).*score;
-    ++n;
-  }
-  return n == 0 ? kNan : sum / double(n);
-}
-
 json interval(const Interval& x) {
   return {{"value", x.value}, {"low", x.low}, {"high", x.high}};
 }
 
-// Null unless every client shared its confusion matrix.
-json union_of_sites(const RunSummary& summary) {
-  std::vector<Confusion> sites;
-  for (const ClientSummary& client : summary.clients)
-    if (client.personal && !client.personal->confusion.empty())
-      sites.push_back(client.personal->confusion);
-  if (sites.empty() || sites.size() != summary.clients.size()) return nullptr;
-  const UnionScores scores = union_scores(sites, summary.seed);
-  return {{"accuracy", interval(scores.accuracy)},
-          {"balanced_accuracy", interval(scores.balanced_accuracy)}};
+json union_json(const RunSummary& summary) {
+  const std::optional<UnionScores> scores = union_of_sites(summary);
+  if (!scores) return nullptr;
+  return {{"accuracy", interval(scores->accuracy)},
+          {"balanced_accuracy", interval(scores->balanced_accuracy)}};
+}
+
+// ---- Reading ------------------------------------------------------------------------------------
+
+// A value in a document, and where it is: "clients[1].train". `complaint` begins what is thrown.
+class Place {
+ public:
+  Place(const std::string& complaint, const json& value, std::string name = "")
+      : complaint_(&complaint), value_(&value), name_(std::move(name)) {}
+
+  [[noreturn]] void refuse(const std::string& what) const {
+    throw UserError(fmt::format("{}: {}{}", *complaint_, name_.empty() ? "it" : name_, what));
+  }
+  bool is_null() const { return value_->is_null(); }
+  bool has(const char* key) const { return value_->is_object() && value_->contains(key); }
+  Place at(const std::string& key) const {
+    if (!value_->is_object()) refuse(" is not an object");
+    const auto found = value_->find(key);
+    const std::string name = name_.empty() ? key : name_ + "." + key;
+    if (found == value_->end()) Place(*complaint_, *value_, name).refuse(" is missing");
+    return {*complaint_, *found, name};
+  }
+  std::vector<Place> items() const {
+    if (!value_->is_array()) refuse(" is not a list");
+    std::vector<Place> all;
+    for (const json& item : *value_)
+      all.emplace_back(*complaint_, item, fmt::format("{}[{}]", name_, all.size()));
+    return all;
+  }
+  std::string text() const {
+    if (!value_->is_string()) refuse(" is not a text");
+    return value_->get<std::string>();
+  }
+  template <class Int = int64_t>
+  Int count() const {
+    const bool fits = value_->is_number_unsigned() ? std::in_range<Int>(value_->get<uint64_t>())
+                                                   : value_->is_number_integer() &&
+                                                         std::in_range<Int>(value_->get<int64_t>());
+    if (!fits) refuse(" is not a count");
+    return value_->get<Int>();
+  }
+  double number() const {  // null: not defined
+    if (value_->is_null()) return kNan;
+    if (!value_->is_number()) refuse(" is not a number");
+    return value_->get<double>();
+  }
+  std::vector<int64_t> counts() const {
+    std::vector<int64_t> all;
+    for (const Place& item : items()) all.push_back(item.count());
+    return all;
+  }
+
+ private:
+  const std::string* complaint_;
+  const json* value_;
+  std::string name_;
+};
+
+// What put_scores has written beside the number of images.
+std::optional<SiteMetrics> scores_from(const Place& from, int64_t samples) {
+  if (!from.has("classes_scored")) return std::nullopt;
+  SiteMetrics m;
+  m.samples = samples;
+  m.accuracy = from.at("accuracy").number();
+  m.balanced_accuracy = from.at("balanced_accuracy").number();
+  m.auroc = from.at("auroc").number();
+  m.classes_scored = from.at("classes_scored").counts();
+  if (from.has("confusion"))
+    for (const Place& row : from.at("confusion").items()) m.confusion.push_back(row.counts());
+  for (const std::vector<int64_t>& row : m.confusion)
+    if (row.size() != m.confusion.size()) from.at("confusion").refuse(" is not square");
+  return m;
+}
+
+TimeSplit time_from(const Place& from) {
+  TimeSplit time;
+  for (const Activity a : kActivities) time[a] = from.at(name_of(a)).number();
+  return time;
+}
+
+ClientSummary client_from(const Place& from) {
+  ClientSummary c;
+  c.name = from.at("name").text();
+  c.train = from.at("train").count();
+  const int64_t test = from.at("test").is_null() ? 0 : from.at("test").count();
+  c.personal = scores_from(from, test);
+  c.general = scores_from(from.at("general"), test);
+  c.bytes_sent = from.at("bytes_sent").count();
+  c.bytes_received = from.at("bytes_received").count();
+  c.train_images_per_second = from.at("train_images_per_second").number();
+  if (from.has("time") && !from.at("time").is_null()) c.time = time_from(from.at("time"));
+  return c;
 }
 
 }  // namespace
@@ -121,9 +199,10 @@ std::string to_json(const RunSummary& summary) {
   json rounds = json::array();
   for (const TimeSplit& time : summary.time_by_round) rounds.push_back(time_of(time));
   const json mean = {
-      {"accuracy", mean_over_clients(summary, &SiteMetrics::accuracy)},
-      {"balanced_accuracy", mean_over_clients(summary, &SiteMetrics::balanced_accuracy)},
-      {"auroc", mean_over_clients(summary, &SiteMetrics::auroc)}};
+      {"accuracy", mean_over_clients(summary, &ClientSummary::personal, &SiteMetrics::accuracy)},
+      {"balanced_accuracy",
+       mean_over_clients(summary, &ClientSummary::personal, &SiteMetrics::balanced_accuracy)},
+      {"auroc", mean_over_clients(summary, &ClientSummary::personal, &SiteMetrics::auroc)}};
   const json document = {
       {"method", summary.method},
       {"rounds", summary.rounds},
@@ -137,7 +216,7 @@ std::string to_json(const RunSummary& summary) {
       {"classes", summary.classes},
       {"clients", clients},
       {"mean", mean},
-      {"union", union_of_sites(summary)},
+      {"union", union_json(summary)},
       {"wall_seconds", summary.wall_seconds},
       {"time", time_of(summary.time)},
       {"time_by_round", rounds}};
@@ -146,6 +225,32 @@ std::string to_json(const RunSummary& summary) {
 
 void write_summary(const std::string& path, const RunSummary& summary) {
   write_file(path, to_json(summary));
+}
+
+RunSummary read_summary(const std::string& path) {
+  const json document = json::parse(read_text(path), nullptr, false);
+  const std::string complaint = path + ": not a run's summary";
+  const Place from(complaint, document);
+  if (document.is_discarded()) from.refuse(" is not valid JSON");
+  RunSummary s;
+  s.method = from.at("method").text();
+  s.rounds = from.at("rounds").count();
+  s.seed = from.at("seed").count<uint64_t>();
+  s.device = from.at("device").text();
+  s.precision = from.at("precision").text();
+  s.threads = from.at("threads").count();
+  s.base_name = from.at("base_model").at("name").text();
+  s.base_sha256 = from.at("base_model").at("sha256").text();
+  s.head = from.at("head").text();
+  for (const Place& name : from.at("classes").items()) s.classes.push_back(name.text());
+  for (const Place& client : from.at("clients").items()) s.clients.push_back(client_from(client));
+  s.wall_seconds = from.at("wall_seconds").number();
+  // Runs of earlier versions did not measure these.
+  if (from.has("time")) s.time = time_from(from.at("time"));
+  if (from.has("time_by_round"))
+    for (const Place& time : from.at("time_by_round").items())
+      s.time_by_round.push_back(time_from(time));
+  return s;
 }
 
 std::string to_json_line(const ClientRound& r) {
@@ -177,6 +282,24 @@ void MetricsLog::write(const ClientRound& round) {
   if (!file_)
     throw UserError(fmt::format("cannot write {}: {}: free some space or choose another --out",
                                 path_, std::strerror(errno)));
+}
+
+std::vector<std::map<std::string, TimeSplit>> read_client_times(const std::string& path,
+                                                                int64_t rounds) {
+  std::vector<std::map<std::string, TimeSplit>> times(static_cast<size_t>(rounds));
+  std::istringstream lines(read_text(path));
+  int64_t number = 0;
+  for (std::string text; std::getline(lines, text);) {
+    const json line = json::parse(text, nullptr, false);
+    const std::string complaint = fmt::format("{}:{}: not a round of a run", path, ++number);
+    const Place from(complaint, line);
+    if (line.is_discarded()) from.refuse(" is not valid JSON");
+    if (!from.has("time")) continue;
+    const int64_t round = from.at("round").count();
+    if (round < 0 || round >= rounds) from.at("round").refuse(" is none of the run's rounds");
+    times[size_t(round)][from.at("client").text()] = time_from(from.at("time"));
+  }
+  return times;
 }
 
 }  // namespace orthofed

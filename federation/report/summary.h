@@ -3,6 +3,7 @@
 #pragma once
 #include <cstdint>
 #include <fstream>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -53,6 +54,10 @@ std::string to_json(const RunSummary& summary);
 // Complete or not at all. UserError where the file cannot be written.
 void write_summary(const std::string& path, const RunSummary& summary);
 
+// The inverse of to_json; what JSON has beside the fields is not read but follows from them. UserError
+// names the file and the value in it that is missing or of a wrong kind.
+RunSummary read_summary(const std::string& path);
+
 // metrics.jsonl: one object for each client and round, written as the round completes. `time` here
 // and in the summary: {"total": 12.5, "set_up": 3.25, ...}, seconds of each activity.
 std::string to_json_line(const ClientRound& round);
@@ -66,5 +71,9 @@ class MetricsLog {
   std::string path_;
   std::ofstream file_;
 };
+
+// From metrics.jsonl: of each round the clients' times, by client, as far as they shared them.
+std::vector<std::map<std::string, TimeSplit>> read_client_times(const std::string& path,
+                                                                int64_t rounds);
 
 }  // namespace orthofed

@@ -44,15 +44,15 @@ int64_t redraw(int64_t n, int64_t hits, const Philox& rng, uint64_t resample) {
   return redrawn;
 }
 
-double mean_of_present(const std::vector<double>& values) {
-  double sum = 0;
-  int64_t present = 0;
-  for (double value : values)
-    if (!std::isnan(value)) sum += value, ++present;
-  return present == 0 ? nan : sum / double(present);
-}
-
 }  // namespace
+
+double mean_of_defined(const std::vector<double>& values) {
+  double sum = 0;
+  int64_t defined = 0;
+  for (double value : values)
+    if (!std::isnan(value)) sum += value, ++defined;
+  return defined == 0 ? nan : sum / double(defined);
+}
 
 Confusion confusion_matrix(const std::vector<int32_t>& labels,
                            const std::vector<int32_t>& predictions, int64_t classes) {
@@ -106,7 +106,7 @@ std::vector<double> recall_per_class(const Confusion& confusion) {
 }
 
 double balanced_accuracy(const Confusion& confusion) {
-  return mean_of_present(recall_per_class(confusion));
+  return mean_of_defined(recall_per_class(confusion));
 }
 
 Auroc auroc(const std::vector<float>& scores, const std::vector<int32_t>& labels, int64_t classes) {
@@ -139,7 +139,7 @@ Auroc auroc(const std::vector<float>& scores, const std::vector<int32_t>& labels
     result.per_class.push_back(
         scored ? double(twice_wins) / (2.0 * double(positives) * double(negatives)) : nan);
   }
-  result.macro = mean_of_present(result.per_class);
+  result.macro = mean_of_defined(result.per_class);
   return result;
 }
 
@@ -164,7 +164,7 @@ UnionScores union_scores(const std::vector<Confusion>& sites, uint64_t seed, int
       recall.push_back(samples[c] == 0 ? nan : double(hits[c]) / double(samples[c]));
     }
     accuracies.push_back(double(all_hits) / double(all_samples));
-    balanced.push_back(mean_of_present(recall));
+    balanced.push_back(mean_of_defined(recall));
   }
   return {interval_of(accuracy(total), std::move(accuracies)),
           interval_of(balanced_accuracy(total), std::move(balanced))};

@@ -12,6 +12,9 @@ namespace orthofed {
 
 using Confusion = std::vector<std::vector<int64_t>>;  // [true class][predicted class]
 
+// The mean of the values that are defined (not NaN); NaN where none is.
+double mean_of_defined(const std::vector<double>& values);
+
 // Labels and predictions [n], each in [0, classes).
 Confusion confusion_matrix(const std::vector<int32_t>& labels,
                            const std::vector<int32_t>& predictions, int64_t classes);

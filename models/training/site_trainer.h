@@ -10,19 +10,13 @@
 #include "engine/time/stopwatch.h"
 #include "models/adapters/adapter_file.h"
 #include "models/methods/method.h"
+#include "models/scoring/site_metrics.h"
 #include "models/training/fine_tune.h"
 #include "models/training/site_data.h"
 
 namespace orthofed {
 
 class Profile;  // engine/tensor/profile.h
-
-// Scores of images: everything a metric needs.
-struct Scores {
-  std::vector<int32_t> labels;       // [n]
-  std::vector<float> probabilities;  // [n, classes]
-  std::vector<std::string> clients;  // [n], whose image it is
-};
 
 // A trained model on a site's scored images.
 Scores score(const Predictor& predictor, const SiteData& data, int64_t batch_size);

@@ -99,6 +99,57 @@ TEST_F(SummaryTest, TheUnionSumsConfusionMatrices) {
   EXPECT_TRUE(p.at("clients")[1].at("train_images_per_second").is_null());
 }
 
+TEST_F(SummaryTest, IsReadBackAsItWasWritten) {
+  const auto same = [&](const RunSummary& summary) {
+    write_summary(path("summary.json"), summary);
+    const RunSummary read = read_summary(path("summary.json"));
+    EXPECT_EQ(to_json(read), to_json(summary));
+    EXPECT_EQ(read.clients.size(), summary.clients.size());
+  };
+  same(example());
+  EXPECT_EQ(read_summary(path("summary.json")).clients[1].general->samples, 100);
+  RunSummary partial = example();
+  partial.head = "personal";
+  partial.wall_seconds = std::numeric_limits<double>::quiet_NaN();
+  partial.clients[0].train_images_per_second = std::numeric_limits<double>::quiet_NaN();
+  partial.clients[0].general.reset();
+  partial.clients[1].personal->confusion.clear();
+  same(partial);
+  partial.clients[0].personal.reset();
+  partial.time_by_round.clear();
+  same(partial);
+  same(RunSummary{});
+}
+
+TEST_F(SummaryTest, AFileThatIsNoSummarySaysWhere) {
+  const std::string file = path("summary.json");
+  const auto refused = [&](const std::function<void(json&)>& spoil) {
+    json document = json::parse(to_json(example()));
+    spoil(document);
+    write_file(file, document.dump());
+    const std::string what = message_of<UserError>([&] { read_summary(file); });
+    EXPECT_EQ(std::count(what.begin(), what.end(), '\n'), 0) << what;
+    EXPECT_EQ(what.rfind(file + ": not a run's summary: ", 0), 0u) << what;
+    return what.substr(std::min(what.size(), (file + ": not a run's summary: ").size()));
+  };
+  EXPECT_EQ(refused([](json& j) { j.erase("method"); }), "method is missing");
+  EXPECT_EQ(refused([](json& j) { j["seed"] = -1; }), "seed is not a count");
+  EXPECT_EQ(refused([](json& j) { j["rounds"] = 1.5; }), "rounds is not a count");
+  EXPECT_EQ(refused([](json& j) { j["classes"][1] = 7; }), "classes[1] is not a text");
+  EXPECT_EQ(refused([](json& j) { j["clients"] = "a, b"; }), "clients is not a list");
+  EXPECT_EQ(refused([](json& j) { j["clients"][0]["accuracy"] = "high"; }),
+            "clients[0].accuracy is not a number");
+  EXPECT_EQ(refused([](json& j) { j["clients"][1].erase("general"); }),
+            "clients[1].general is missing");
+  EXPECT_EQ(refused([](json& j) { j["clients"][1]["confusion"][0] = {1}; }),
+            "clients[1].confusion is not square");
+  EXPECT_EQ(refused([](json& j) { j["time"].erase("waiting"); }), "time.waiting is missing");
+  EXPECT_EQ(refused([](json& j) { j = json::array(); }), "it is not an object");
+  write_file(file, "{\"method\": ");
+  EXPECT_SAYS(message_of<UserError>([&] { read_summary(file); }), "is not valid JSON");
+  EXPECT_SAYS(message_of<UserError>([&] { read_summary(path("none")); }), path("none"));
+}
+
 TEST_F(SummaryTest, SaysWhoseHeadTheGeneralScoresUse) {
   RunSummary summary = example();
   EXPECT_EQ(json::parse(to_json(summary)).at("general_head"), "shared");
@@ -143,6 +194,11 @@ TEST_F(SummaryTest, OneLineForEachClientAndRoundOfARealRun) {
     }
   }
   EXPECT_EQ(count, 6);
+  const auto times = read_client_times(path("metrics.jsonl"), 3);
+  ASSERT_EQ(times.size(), 3u);
+  EXPECT_GT(times[2].at("b").total(), 0);
+  EXPECT_SAYS(message_of<UserError>([&] { read_client_times(path("metrics.jsonl"), 2); }),
+              "not a round of a run: round is none of the run's rounds");
 }
 
 }  // namespace
