@@ -1,5 +1,6 @@
-// The shape of the tree, checked on its text: includes point downwards only, device code is met in
-// kernels/core alone, every kernel has its files, and the README's layout names paths that exist.
+// The shape of the tree, checked on its text: includes point downwards only, between layers and
+// between the rooms of one layer; device code is met in kernels/core alone, every kernel has its
+// files, and the README's layout names paths that exist.
 // The checker is itself tested on small trees with one planted violation each.
 #include <gtest/gtest.h>
 
@@ -8,6 +9,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <map>
 #include <regex>
 #include <string>
 #include <vector>
@@ -21,6 +23,20 @@ using Violations = std::vector<std::string>;
 // beside the layers, see all of them, and are seen by none.
 const std::vector<std::string> kLayers = {"kernels", "engine", "models", "federation", "cli"};
 const std::vector<std::string> kBeside = {"tests", "bench"};
+
+// The rooms (folders) of a layer, from the bottom up, by the same rule. The files that stand in the
+// layer's own folder are named with the floor they stand on: `below` under all rooms, else above.
+struct Floors {
+  std::vector<std::string> rooms;
+  std::vector<std::string> below = {};
+  bool files_above = false;  // may other files stand there, above all rooms?
+};
+const std::map<std::string, Floors> kRooms = {
+    {"engine", {{"time", "tensor", "io", "autograd", "ops", "optim", "data"}}},
+    {"models", {{"methods", "config", "vit", "adapters", "scoring", "training"}}},
+    {"federation", {{"combine", "wire", "net", "server", "client", "report", "local"}, {"site.h"}}},
+    {"cli", {{"terminal"}, {}, true}},
+};
 
 bool contains(const std::vector<std::string>& names, const std::string& name) {
   return std::find(names.begin(), names.end(), name) != names.end();
@@ -76,13 +92,20 @@ std::vector<fs::path> sources_under(const fs::path& root, const std::string& lay
   return found;
 }
 
+// The quoted includes of a file, in order.
+std::vector<std::string> includes_of(const fs::path& file) {
+  static const std::regex include(R"re((?:^|\n)[ \t]*#[ \t]*include[ \t]+"([^"\n]+)")re");
+  const std::string text = blank(read(file), false);
+  std::vector<std::string> names;
+  for (std::sregex_iterator it(text.begin(), text.end(), include), end; it != end; ++it)
+    names.push_back((*it)[1]);
+  return names;
+}
+
 // Every quoted include starts at the root, exists, and points sideways or down.
 void check_includes(const fs::path& root, const fs::path& file, Violations& out) {
-  static const std::regex include(R"re((?:^|\n)[ \t]*#[ \t]*include[ \t]+"([^"\n]+)")re");
-  const std::string text = blank(read(root / file), false);
   const std::string layer = file.begin()->string();
-  for (std::sregex_iterator it(text.begin(), text.end(), include), end; it != end; ++it) {
-    const std::string name = (*it)[1];
+  for (const std::string& name : includes_of(root / file)) {
     const fs::path target(name);
     const std::string target_layer = target.begin()->string();
     const std::string what = file.string() + " includes \"" + name + "\"";
@@ -101,6 +124,32 @@ void check_includes(const fs::path& root, const fs::path& file, Violations& out)
     const bool from_core = in(file.string(), "kernels/core/") || in(file.string(), "kernels/simt/");
     if (from_core && !in(name, "kernels/core/") && !in(name, "kernels/simt/"))
       out.push_back(what + ": kernels/core stands below every kernel");
+  }
+}
+
+// Where a path of this layer stands: 0 is below all rooms; -1 is nowhere that is known.
+int floor_of(const Floors& floors, const fs::path& path) {
+  const std::string first = std::next(path.begin())->string();
+  if (std::distance(path.begin(), path.end()) > 2) {
+    const auto room = std::find(floors.rooms.begin(), floors.rooms.end(), first);
+    return room == floors.rooms.end() ? -1 : 1 + static_cast<int>(room - floors.rooms.begin());
+  }
+  if (contains(floors.below, first)) return 0;
+  return floors.files_above ? 1 + static_cast<int>(floors.rooms.size()) : -1;
+}
+
+// Every file of a layer with rooms stands in one of them, and includes its own room and those
+// below.
+void check_rooms(const fs::path& root, const fs::path& file, Violations& out) {
+  const std::string layer = file.begin()->string();
+  const auto entry = kRooms.find(layer);
+  if (entry == kRooms.end()) return;
+  const int floor = floor_of(entry->second, file);
+  if (floor < 0) out.push_back(file.string() + " stands in no room of " + layer);
+  for (const std::string& name : includes_of(root / file)) {
+    if (fs::path(name).begin()->string() != layer || floor < 0) continue;
+    if (floor_of(entry->second, name) > floor)
+      out.push_back(file.string() + " includes \"" + name + "\" from a room above its own");
   }
 }
 
@@ -172,7 +221,9 @@ Violations violations_in(const fs::path& root) {
     for (const std::string& layer : *group)
       for (const fs::path& file : sources_under(root, layer)) {
         check_includes(root, file, out);
-        if (group == &kLayers) check_device_code(root, file, out);
+        if (group != &kLayers) continue;
+        check_rooms(root, file, out);
+        check_device_code(root, file, out);
       }
   check_kernels(root, out);
   check_readme(root, out);
@@ -229,7 +280,7 @@ TEST_F(PlantedTree, HoldsTheRulesWithoutAPlant) {
 }
 
 TEST_F(PlantedTree, CommentsAndStringsAreNoCode) {
-  write("engine/a.h",
+  write("engine/ops/a.h",
         "// #include \"cli/main.cc\"\n/* asm\n*/ const char* k = \"asm /* \\\" asm\";\n"
         "const char q = '\"'; // asm \"\nconst int n = 1'000; // __CUDACC__\n");
   EXPECT_EQ(violations_in(root_), Violations());
@@ -240,8 +291,30 @@ TEST_F(PlantedTree, IncludeThatPointsUp) {
   expect_one("engine must not know models");
 }
 
+TEST_F(PlantedTree, RoomThatKnowsARoomAboveIt) {
+  write("models/training/step.h", "");
+  write("models/vit/a.h", "#include \"models/training/step.h\"\n");
+  expect_one("from a room above its own");
+}
+
+TEST_F(PlantedTree, RoomThatKnowsTheCommandsAboveIt) {
+  write("cli/commands.h", "");
+  write("cli/terminal/a.cc", "#include \"cli/commands.h\"\n");
+  expect_one("from a room above its own");
+}
+
+TEST_F(PlantedTree, RoomThatNobodyKnows) {
+  write("federation/cellar/a.h", "");
+  expect_one("federation/cellar/a.h stands in no room of federation");
+}
+
+TEST_F(PlantedTree, FileOutsideTheRooms) {
+  write("models/a.h", "");
+  expect_one("models/a.h stands in no room of models");
+}
+
 TEST_F(PlantedTree, KernelThatKnowsTheEngine) {
-  write("kernels/gelu/gelu.cu", "#pragma once\n  #  include \"engine/gelu.h\"\n");
+  write("kernels/gelu/gelu.cu", "#pragma once\n  #  include \"engine/ops/gelu.h\"\n");
   expect_one("kernels must not know engine");
 }
 
@@ -277,14 +350,14 @@ TEST_F(PlantedTree, CudaSwitchOutsideCore) {
 }
 
 TEST_F(PlantedTree, AssemblerOutsideCore) {
-  write("models/a.cc", "void f() { asm volatile(\"nop\"); }\n");
+  write("models/vit/a.cc", "void f() { asm volatile(\"nop\"); }\n");
   expect_one("says asm");
 }
 
 TEST_F(PlantedTree, KernelWithoutContract) {
-  fs::rename(root_ / "kernels/gelu/gelu.h", root_ / "engine/moved.h");
+  fs::rename(root_ / "kernels/gelu/gelu.h", root_ / "engine/ops/moved.h");
   write("kernels/gelu/gelu_cpu.cc", "");
-  write("engine/gelu.h", "");
+  write("engine/ops/gelu.h", "");
   write("tests/kernels/gelu_test.cc", "");
   write("README.md", "## Layout\nkernels/\n");
   expect_one("no kernels/gelu/gelu.h");
