@@ -80,6 +80,16 @@ CLI::Option* base_model(CLI::App& app, std::string& weights, std::string& config
       ->type_name("PATH");
 }
 
+// An option whose value is one of E's words; `value` holds the default.
+template <class E>
+void choice(CLI::App& app, const std::string& name, E& value, const std::string& help) {
+  app.add_option_function<std::string>(
+         name, [&value](const std::string& text) { value = value_of<E>(text).value(); }, help)
+      ->type_name("NAME")
+      ->check(CLI::IsMember(
+          std::vector<std::string>(std::begin(Words<E>::list), std::end(Words<E>::list))));
+}
+
 // The parser of one invocation: which options each command has, and which command was asked for.
 class Parser {
  public:
@@ -258,19 +268,12 @@ void Parser::add(const Commands& c) {
                            "default: as its configuration says")
                 ->type_name("PIXELS")
                 ->check(CLI::PositiveNumber);
-            app.add_option("--precision", o.precision,
-                           "Of the computation; auto: bf16 where the processor has it")
-                ->type_name("NAME")
-                ->check(CLI::IsMember({"auto", "f32", "bf16"}));
-            app.add_option("--frozen-precision", o.frozen_precision,
-                           "Of the blocks' products; fp8: as train.frozen_precision, with bf16")
-                ->type_name("NAME")
-                ->check(CLI::IsMember({"same", "fp8"}));
-            app.add_option("--device", o.device,
-                           "What computes; auto: a GPU where there is one; simt: its kernels, "
-                           "emulated")
-                ->type_name("NAME")
-                ->check(CLI::IsMember({"auto", "cpu", "cuda", "simt"}));
+            choice(app, "--precision", o.precision,
+                   "Of the computation; auto: bf16 where the processor has it");
+            choice(app, "--frozen-precision", o.frozen_precision,
+                   "Of the blocks' products; fp8: as train.frozen_precision, with bf16");
+            choice(app, "--device", o.device,
+                   "What computes; auto: a GPU where there is one; simt: its kernels, emulated");
           });
   command("export", "Write adapters as other programs read them",
           "orthofed export runs/wbc --format peft --adapter both --client bccd --out peft/bccd\n"

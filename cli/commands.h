@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "models/config/config.h"
+
 namespace orthofed::cli {
 
 struct GlobalOptions {
@@ -65,16 +67,16 @@ struct EvalOptions {
 // Features and logits of images, with weights and any number of adapters.
 struct PredictOptions {
   GlobalOptions global;
-  std::string weights;                    // a checkpoint (engine/io/checkpoint.h)
-  std::string config;                     // config.json; empty: the one beside the weights
-  std::vector<std::string> input;         // one .npz with `images`, one folder, or image files
-  std::string output;                     // safetensors
-  std::vector<std::string> adapters;      // safetensors
-  std::string csv;                        // also path, class, probabilities; empty: not written
-  int64_t image_size = 0;                 // pixels, a multiple of the patch; 0: the model's
-  std::string precision = "auto";         // auto | f32 | bf16
-  std::string frozen_precision = "same";  // same | fp8
-  std::string device = "auto";            // auto | cpu | cuda | simt
+  std::string weights;                // a checkpoint (engine/io/checkpoint.h)
+  std::string config;                 // config.json; empty: the one beside the weights
+  std::vector<std::string> input;     // one .npz with `images`, one folder, or image files
+  std::string output;                 // safetensors
+  std::vector<std::string> adapters;  // safetensors
+  std::string csv;                    // also path, class, probabilities; empty: not written
+  int64_t image_size = 0;             // pixels, a multiple of the patch; 0: the model's
+  Precision precision = Precision::automatic;
+  FrozenPrecision frozen_precision = FrozenPrecision::same;
+  DeviceChoice device = DeviceChoice::automatic;
 };
 
 // Adapters in the formats of other programs. One of `out` and `bundle` is set.

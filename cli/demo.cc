@@ -33,7 +33,7 @@ double seconds_since(Clock::time_point begin) {
 // Balanced accuracy on a site that nobody trained on, of the adapters in `files`.
 double on_unseen(const RunConfig& config, const SiteData& unseen, const std::string& file) {
   const Predictor predictor(
-      load_base(config.model.weights, "", device_named(config.device), config.precision), {file});
+      load_base(config.model.weights, "", device_of(config.device), config.precision), {file});
   return metrics_of(score(predictor, unseen, config.train.batch_size),
                     int64_t(config.data.classes.size()))
       .balanced_accuracy;
@@ -119,7 +119,7 @@ int demo(const DemoOptions& o) {
     std::vector<std::string> set = o.set;
     set.push_back("method=" + method);
     set.push_back("model.weights=" + config.model.weights);
-    set.push_back("precision=" + config.precision);
+    set.push_back(std::string("precision=") + word(config.precision));
     const RunConfig run_config = completed(load_config(o.config, set));
     const std::string folder = o.out + "/" + method;
     make_directories(folder);

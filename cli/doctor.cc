@@ -171,13 +171,13 @@ std::vector<Finding> examine() {
   findings.push_back({"gpu", "driver", driver.empty() ? "none" : driver,
                       driver.empty() ? "null" : json_text(driver)});
   examine_gpus(findings);
-  const Device device = device_named("auto");
+  const Device device = device_of(DeviceChoice::automatic);
   findings.push_back(text_finding("compute", "automatic_device", name_of(device)));
   findings.push_back(text_finding("compute", "matrix_products", cpu::matmul_backend()));
   findings.push_back(
       {"compute", "native_bf16", cpu::native_bf16() ? "yes" : "no", json_flag(cpu::native_bf16())});
-  findings.push_back(
-      text_finding("compute", "automatic_precision", name_of(compute_type("auto", device))));
+  findings.push_back(text_finding("compute", "automatic_precision",
+                                  name_of(compute_type(Precision::automatic, device))));
   findings.push_back(text_finding("surroundings", "locale", locale_name()));
 
   std::error_code error;

@@ -56,7 +56,7 @@ void take_part(const JoinOptions& o, const RunConfig& config, const std::string&
   say_left_aside(terminal, site.trainer().tuner().model());
   JoinObserver observer(terminal, progress);
   orthofed::JoinOptions options;
-  options.share = parse_share_metrics(config.federation.share_metrics);
+  options.share = config.federation.share_metrics;
   options.join_timeout_seconds = config.federation.join_timeout_seconds;
   options.max_frame_mb = config.federation.max_frame_mb;
   options.settings = shared_settings(config);

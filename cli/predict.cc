@@ -18,12 +18,12 @@ namespace orthofed::cli {
 
 int predict(const PredictOptions& o) {
   Terminal terminal(o.global);
-  const Device device = device_named(o.device);
-  if (o.precision == "auto" && device == Device::cpu && !cpu::native_bf16())
+  const Device device = device_of(o.device);
+  if (o.precision == Precision::automatic && device == Device::cpu && !cpu::native_bf16())
     terminal.warning("this processor does not multiply bf16 natively: computing in fp32");
   const PredictImages images = open_images(o.input);
   auto base = load_base(o.weights, o.config, device, o.precision, o.image_size);
-  if (o.frozen_precision == "fp8") base->quantize();
+  if (o.frozen_precision == FrozenPrecision::fp8) base->quantize();
   const Predictor predictor(std::move(base), o.adapters);
   say_left_aside(terminal, predictor.model());
   if (!o.csv.empty() && !predictor.has_head())

@@ -11,7 +11,7 @@ namespace orthofed::cli {
 
 Ceilings ceilings_for(const RunConfig& config, Terminal& terminal) {
   terminal.message("measuring what this machine can do at best");
-  const OnDevice scope(device_named(config.device));
+  const OnDevice scope(device_of(config.device));
   cpu::set_threads(int(config.threads));
   return measure_ceilings(compute_type(config.precision, scope.device()));
 }
@@ -19,7 +19,7 @@ Ceilings ceilings_for(const RunConfig& config, Terminal& terminal) {
 std::shared_ptr<Profile> make_profile(const RunConfig& config, const Ceilings& ceilings,
                                       int64_t steps) {
   if (steps == 0) return nullptr;
-  const OnDevice scope(device_named(config.device));
+  const OnDevice scope(device_of(config.device));
   return std::make_shared<Profile>(queue(), ceilings, steps);
 }
 

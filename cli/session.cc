@@ -24,11 +24,11 @@ RunConfig open_config(const std::string& file, const std::vector<std::string>& s
   std::vector<std::string> notes;
   RunConfig config = completed(load_config(file, set, &notes));
   for (const std::string& note : notes) terminal.message(note);
-  const Device device = device_named(config.device);
-  if (config.precision == "auto" && device == Device::cpu && !cpu::native_bf16())
+  const Device device = device_of(config.device);
+  if (config.precision == Precision::automatic && device == Device::cpu && !cpu::native_bf16())
     terminal.warning("this processor does not multiply bf16 natively: computing in fp32");
-  config.device = name_of(device);
-  config.precision = name_of(compute_type(config.precision, device));
+  config.device = value_of<DeviceChoice>(name_of(device)).value();
+  config.precision = value_of<Precision>(name_of(compute_type(config.precision, device))).value();
   cpu::set_threads(int(config.threads));
   return config;
 }

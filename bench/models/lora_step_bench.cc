@@ -83,8 +83,8 @@ std::string parts(DType compute, const F& step) {
 
 struct Options {
   std::string model = "tiny", precision = cpu::native_bf16() ? "bf16" : "f32", job;
-  std::string strategy = "unmerged";  // lora.strategy
-  std::string frozen = "same";        // train.frozen_precision
+  AdapterStrategy strategy = AdapterStrategy::unmerged;
+  FrozenPrecision frozen = FrozenPrecision::same;
   Device device = Device::cpu;
   int threads = 2, steps = 5;
   int64_t batch = 16;
@@ -198,17 +198,26 @@ int run(const Options& o) {
       "\"images_per_second\": {:.2f}, \"inference_images_per_second\": {:.2f}, "
       "\"peak_rss_mb\": {:.0f}, \"warm_step_allocations\": {}, {}\"first_loss\": {:.8g}, "
       "\"first_gradient_norm\": {:.8g}, \"load_average\": {:.2f}{}}}\n",
-      o.model, o.precision, o.strategy == "unmerged" ? "" : "-" + o.strategy,
-      o.frozen == "same" ? "" : "-" + o.frozen, batch, o.threads, cpu::name_of(cpu::isa()),
-      cpu::matmul_backend(), median(train), *std::min_element(train.begin(), train.end()),
-      *std::max_element(train.begin(), train.end()), 1e3 * double(batch) / median(train),
-      1e3 * double(batch) / median(infer), peak, allocations, gpu, first.loss, first.norm, load,
-      profiled);
+      o.model, o.precision,
+      o.strategy == AdapterStrategy::unmerged ? "" : std::string("-") + word(o.strategy),
+      o.frozen == FrozenPrecision::same ? "" : std::string("-") + word(o.frozen), batch, o.threads,
+      cpu::name_of(cpu::isa()), cpu::matmul_backend(), median(train),
+      *std::min_element(train.begin(), train.end()), *std::max_element(train.begin(), train.end()),
+      1e3 * double(batch) / median(train), 1e3 * double(batch) / median(infer), peak, allocations,
+      gpu, first.loss, first.norm, load, profiled);
   return 0;
 }
 
 }  // namespace
 }  // namespace orthofed
+
+// The value of E that an option names.
+template <class E>
+E chosen(const std::string& option, const std::string& text) {
+  const auto value = orthofed::value_of<E>(text);
+  if (!value) throw orthofed::UserError(option + " " + text + ": no such choice, see --help");
+  return *value;
+}
 
 int main(int argc, char** argv) {
   try {
@@ -237,11 +246,11 @@ int main(int argc, char** argv) {
       else if (option == "--job")
         o.job = value;
       else if (option == "--device")
-        o.device = orthofed::device_named(value);
+        o.device = orthofed::device_of(chosen<orthofed::DeviceChoice>(option, value));
       else if (option == "--strategy")
-        o.strategy = value;
+        o.strategy = chosen<orthofed::AdapterStrategy>(option, value);
       else if (option == "--frozen")
-        o.frozen = value;
+        o.frozen = chosen<orthofed::FrozenPrecision>(option, value);
       else if (option == "--threads")
         o.threads = std::atoi(value.c_str());
       else if (option == "--batch")

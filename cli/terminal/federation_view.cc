@@ -61,10 +61,11 @@ void FederationView::finished(const FederationResult&) {
 // Of a configuration that open_config() has completed: device and precision are those in use.
 RunSummary summary_of(const RunConfig& config, const Agreement& agreement,
                       const FederationResult& result) {
-  const bool fp8 = config.train.frozen_precision == "fp8";
+  const bool fp8 = config.train.frozen_precision == FrozenPrecision::fp8;
   return summarize(config, agreement, result,
-                   std::filesystem::path(config.model.weights).filename().string(), config.device,
-                   config.precision + (fp8 ? ", frozen weights fp8" : ""));
+                   std::filesystem::path(config.model.weights).filename().string(),
+                   word(config.device),
+                   std::string(word(config.precision)) + (fp8 ? ", frozen weights fp8" : ""));
 }
 
 std::string result_table(const RunSummary& summary) {

@@ -71,8 +71,8 @@ SiteEvaluation VitSite::evaluate(const TensorMap& broadcast) {
     e.general.confusion.assign(size_t(classes), std::vector<int64_t>(size_t(classes), 0));
   }
   if (!fine_tuned_.empty()) trainer_.tuner().load_general(fine_tuned_);
-  const bool same =
-      method.general && !method.personal && fine_tuned_.empty() && config_.model.head != "both";
+  const bool same = method.general && !method.personal && fine_tuned_.empty() &&
+                    config_.model.head != HeadKind::both;
   e.personal = same ? e.general : metrics_of(trainer_.score(true), classes);
   write_metrics(e);
   return e;

@@ -7,13 +7,6 @@
 
 namespace orthofed {
 
-Weighting parse_weighting(const std::string& text) {
-  if (text == "samples") return Weighting::samples;
-  if (text == "uniform") return Weighting::uniform;
-  throw UserError(
-      fmt::format("federation.weights = \"{}\": set it to \"samples\" or \"uniform\"", text));
-}
-
 void ExactSum::add(int64_t weight, float x) {
   const auto bits = std::bit_cast<uint32_t>(x);
   const auto exponent = int(bits >> 23 & 0xff);

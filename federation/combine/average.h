@@ -16,11 +16,9 @@
 #include <vector>
 
 #include "engine/tensor/tensor_map.h"
+#include "models/config/config.h"
 
 namespace orthofed {
-
-enum class Weighting { samples, uniform };
-Weighting parse_weighting(const std::string& text);  // UserError names the two
 
 // A sum of products of integers and floats, without any rounding. Digit i counts in 2^(32 i - 149):
 // 2^-149 is the smallest float. Carries stay in the digits' upper halves until value() moves them,

@@ -40,7 +40,7 @@ FederationResult run_in_process(const RunConfig& config, const Agreement& agreem
   std::vector<std::exception_ptr> errors(sites.size());
   const auto run_client = [&](size_t i, uint16_t port) {
     JoinOptions join_options;
-    join_options.share = parse_share_metrics(config.federation.share_metrics);
+    join_options.share = config.federation.share_metrics;
     join_options.join_timeout_seconds = config.federation.join_timeout_seconds;
     join_options.max_frame_mb = config.federation.max_frame_mb;
     join_options.stop = stop_clients.get_token();

@@ -31,8 +31,7 @@ struct RunSummary {
   std::string device, precision;  // as used, not "auto"
   int64_t threads = 0;
   std::string base_name, base_sha256;
-  std::string
-      head;  // shared | personal | both: with personal, general scores use each client's own
+  HeadKind head = HeadKind::shared;  // personal: general scores are with each client's own
   std::vector<std::string> classes;
   std::vector<ClientSummary> clients;
   double wall_seconds = 0;

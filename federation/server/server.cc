@@ -99,7 +99,7 @@ class Server {
          ServerObserver& observer, const ServerOptions& options)
       : config_(config),
         agreement_(agreement),
-        weighting_(parse_weighting(config.federation.weights)),
+        weighting_(config.federation.weights),
         observer_(observer),
         stop_(options.stop),
         listening_(options.listening),

@@ -333,7 +333,7 @@ SiteMetrics read_scores(const json& object, const std::string& where, const char
 }
 
 json manifest_of(const Metrics& m) {
-  json manifest = {{"round", m.round}, {"share", name_of(m.share)}};
+  json manifest = {{"round", m.round}, {"share", word(m.share)}};
   if (m.share != ShareMetrics::none) {
     OF_CHECK(m.evaluation.has_value(), "scores are shared but absent");
     manifest["personal"] = manifest_of(m.evaluation->personal, m.share);
@@ -345,10 +345,9 @@ json manifest_of(const Metrics& m) {
 
 void read(Fields& f, Metrics& m, const std::string& where, size_t classes) {
   m.round = f.integer("round", 0, kMaxCount);
-  const std::string share = f.text("share");
-  if (share != "none" && share != "scalars" && share != "confusion")
-    f.fail("share", "is not none, scalars or confusion");
-  m.share = parse_share_metrics(share);
+  const auto share = value_of<ShareMetrics>(f.text("share"));
+  if (!share) f.fail("share", "is not none, scalars or confusion");
+  m.share = *share;
   if (m.share == ShareMetrics::none) return;
   m.evaluation = SiteEvaluation{read_scores(f.at("personal"), where, "personal", m.share, classes),
                                 read_scores(f.at("general"), where, "general", m.share, classes)};
@@ -480,25 +479,6 @@ std::optional<Frame> FrameReader::next() {
 }
 
 // ---- Messages -----------------------------------------------------------------------------------
-
-ShareMetrics parse_share_metrics(const std::string& text) {
-  for (ShareMetrics share : {ShareMetrics::none, ShareMetrics::scalars, ShareMetrics::confusion})
-    if (text == name_of(share)) return share;
-  throw UserError(fmt::format(
-      "federation.share_metrics = \"{}\": set it to \"confusion\", \"scalars\" or \"none\"", text));
-}
-
-const char* name_of(ShareMetrics share) {
-  switch (share) {
-    case ShareMetrics::none:
-      return "none";
-    case ShareMetrics::scalars:
-      return "scalars";
-    case ShareMetrics::confusion:
-      return "confusion";
-  }
-  return "?";
-}
 
 Bytes encode(const Message& message) {
   return std::visit(

@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "federation/site.h"
+#include "models/config/config.h"
 
 namespace orthofed {
 
@@ -95,11 +96,6 @@ class FrameReader {
 };
 
 // ---- Messages -----------------------------------------------------------------------------------
-
-// How much of its scores a client sends (FederationConfig::share_metrics).
-enum class ShareMetrics { none, scalars, confusion };
-ShareMetrics parse_share_metrics(const std::string& text);  // UserError names the three
-const char* name_of(ShareMetrics share);
 
 struct Hello {
   static constexpr FrameType type = FrameType::hello;

@@ -16,7 +16,7 @@ struct Preprocessing {
   std::string interpolation;  // empty: the model's
 };
 inline Preprocessing preprocessing_of(const DataConfig& data) {
-  return {data.image_size, data.crop_pct, data.interpolation};
+  return {data.image_size, data.crop_pct, word(data.interpolation)};
 }
 
 struct AdapterFile {

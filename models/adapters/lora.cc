@@ -103,9 +103,9 @@ void draw_adapters(Vit& model, const LoraConfig& config, AdapterKind kind, uint6
         for (int64_t c = 0; c < a.cols(); ++c) {
           const uint64_t counter = uint64_t(r * a.cols() + c);
           // Rounded to fp32 whatever the compute type, so that f64 checks start at the same point.
-          a.row<R>(r)[c] =
-              R(float(config.init == "peft" ? bound * (2.0 * uniform01(rng(counter)[0]) - 1.0)
-                                            : bound * normal(rng, counter)));
+          a.row<R>(r)[c] = R(float(config.init == LoraInit::peft
+                                       ? bound * (2.0 * uniform01(rng(counter)[0]) - 1.0)
+                                       : bound * normal(rng, counter)));
         }
     });
     adapt.a.value().copy_from(a);

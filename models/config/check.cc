@@ -50,30 +50,38 @@ void check_penalty(const RunConfig& config, const Fail& fail) {
   if (config.method == "opal" && !p.any())
     fail("penalty.update",
          "every penalty weight is 0, which is method = \"dual\"; set that or a weight");
-  if (p.form == "raw2" &&
-      (p.subspace > 0 || p.subspace_l1 > 0 || p.features > 0 || p.base_subspace > 0))
-    fail(
-        "penalty.form",
-        "\"raw2\" is defined for penalty.update and penalty.base only; set the other weights to 0");
 }
 
 void check_train(const RunConfig& config, const Fail& fail) {
   const TrainConfig& train = config.train;
   if (train.epochs == 0 && train.steps == 0)
     fail("train.epochs", "train.epochs and train.steps are both 0; set one of them");
-  if (train.frozen_precision != "fp8") return;
-  if (config.precision == "f32")
+  if (train.frozen_precision == FrozenPrecision::fp8 && config.precision == Precision::f32)
     fail("train.frozen_precision",
          "\"fp8\" goes with activations in bf16; set precision = \"bf16\"");
-  if (config.lora.strategy != "unmerged")
-    fail("train.frozen_precision",
-         fmt::format("\"fp8\" does not go with lora.strategy = {}, which puts the adapters into "
-                     "the products with the weights; set lora.strategy = \"unmerged\"",
-                     string_literal(config.lora.strategy)));
+}
+
+void check_compatible(const LoraConfig& lora, const PenaltyConfig& penalty,
+                      const TrainConfig& train, const Fail& fail) {
+  if (train.frozen_precision == FrozenPrecision::fp8 && lora.strategy != AdapterStrategy::unmerged)
+    fail(
+        "train.frozen_precision",
+        fmt::format("\"fp8\" does not go with lora.strategy = \"{}\", which puts the adapters into "
+                    "the products with the weights; set lora.strategy = \"unmerged\"",
+                    word(lora.strategy)));
+  if (lora.strategy == AdapterStrategy::merged && penalty.features > 0)
+    fail("lora.strategy",
+         "\"merged\" does not go with penalty.features, whose gradient has to pass through the "
+         "adapters' own products; set lora.strategy = \"extended\" or \"unmerged\"");
+  if (penalty.form == PenaltyForm::raw2 && (penalty.subspace > 0 || penalty.subspace_l1 > 0 ||
+                                            penalty.features > 0 || penalty.base_subspace > 0))
+    fail(
+        "penalty.form",
+        "\"raw2\" is defined for penalty.update and penalty.base only; set the other weights to 0");
 }
 
 void check_data(const DataConfig& data, const Fail& fail) {
-  if (data.classes.empty() && data.format != "synthetic")
+  if (data.classes.empty() && data.format != DataFormat::synthetic)
     fail("data.classes",
          "not set; list the federation's classes, as in classes = [\"benign\", \"malignant\"]");
   if (data.classes.size() == 1)
@@ -89,15 +97,16 @@ void check_data(const DataConfig& data, const Fail& fail) {
                      string_literal(label), joined(data.classes),
                      near.empty() ? "" : "; did you mean '" + near + "'?"));
   }
-  if (data.format == "manifest" && data.manifest.empty())
+  if (data.format == DataFormat::manifest && data.manifest.empty())
     fail("data.manifest", "not set, but data.format is \"manifest\"; name the CSV file");
   if (data.column_path.empty())
     fail("data.columns.path", "a manifest needs a column with the image files");
   if (data.column_label.empty())
     fail("data.columns.label", "a manifest needs a column with the labels");
-  if (!data.partition.kind.empty() && (data.format == "manifest" || data.format == "synthetic"))
+  if (data.partition.kind != PartitionKind::none &&
+      (data.format == DataFormat::manifest || data.format == DataFormat::synthetic))
     fail("data.partition.kind",
-         fmt::format("data.format \"{}\" has clients of its own", data.format));
+         fmt::format("data.format \"{}\" has clients of its own", word(data.format)));
 }
 
 void check_federation(const RunConfig& config, const Fail& fail) {
@@ -117,8 +126,8 @@ void check_federation(const RunConfig& config, const Fail& fail) {
   if (const auto twice = duplicate(federation.clients))
     fail("federation.clients", string_literal(*twice) + " is named twice");
   const DataConfig& data = config.data;
-  const bool synthetic = data.format == "synthetic";
-  if (synthetic || !data.partition.kind.empty()) {
+  const bool synthetic = data.format == DataFormat::synthetic;
+  if (synthetic || data.partition.kind != PartitionKind::none) {
     const std::string key = synthetic ? "data.synthetic.clients" : "data.partition.clients";
     const int64_t split = synthetic ? data.synthetic.clients : data.partition.clients;
     const auto named = static_cast<int64_t>(federation.clients.size());
@@ -154,6 +163,13 @@ Strings apply_method(const ConfigOrigins& origins, RunConfig& config) {
   return notes;
 }
 
+void require_compatible(const LoraConfig& lora, const PenaltyConfig& penalty,
+                        const TrainConfig& train) {
+  check_compatible(lora, penalty, train, [](const std::string& key, const std::string& message) {
+    throw UserError(key + ": " + message);
+  });
+}
+
 void check_config(const RunConfig& config, const ConfigOrigins& origins, const std::string& file) {
   const Fail fail = [&](const std::string& key, const std::string& message) {
     const auto origin = origins.find(key);
@@ -163,6 +179,7 @@ void check_config(const RunConfig& config, const ConfigOrigins& origins, const s
   check_lora(config.lora, fail);
   check_penalty(config, fail);
   check_train(config, fail);
+  check_compatible(config.lora, config.penalty, config.train, fail);
   check_data(config.data, fail);
   check_federation(config, fail);
 }

@@ -15,6 +15,10 @@ using ConfigOrigins = std::map<std::string, std::string>;
 // METHOD.md, Baselines. Returns what was set aside, one line each.
 std::vector<std::string> apply_method(const ConfigOrigins& origins, RunConfig& config);
 
+// Settings of which no training step can be made together. Throws UserError "key: what is wrong".
+void require_compatible(const LoraConfig& lora, const PenaltyConfig& penalty,
+                        const TrainConfig& train);
+
 // UserError, which begins with the key's origin, else with `file`.
 void check_config(const RunConfig& config, const ConfigOrigins& origins, const std::string& file);
 

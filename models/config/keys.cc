@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <set>
+#include <type_traits>
 
 #include "engine/io/nearest.h"
 #include "engine/io/text.h"
@@ -52,12 +53,13 @@ ConfigRule or_automatic(ConfigRule rule, double value) {
   return rule;
 }
 
-template <class... F>
-struct Overloaded : F... {
-  using F::operator()...;
-};
-template <class... F>
-Overloaded(F...) -> Overloaded<F...>;
+template <class T>
+ConfigField field_of(T* value) {
+  if constexpr (std::is_enum_v<T>)
+    return WordField::of(value);
+  else
+    return value;
+}
 
 // Words for people: the empty one is shown as "".
 Strings shown(Strings words) {
@@ -85,7 +87,7 @@ std::string replaced(std::string text, const std::string& from, const std::strin
 
 }  // namespace
 
-#define FIELD(path) [](RunConfig& c) -> ConfigField { return &c.path; }
+#define FIELD(path) [](RunConfig& c) -> ConfigField { return field_of(&c.path); }
 #define KEY(path) #path, FIELD(path)
 
 const std::vector<ConfigKey>& config_keys() {
@@ -96,11 +98,11 @@ const std::vector<ConfigKey>& config_keys() {
        "pooled: all data in one place, for reference"},
       {KEY(rounds), between(1, 1000000), "communication rounds"},
       {KEY(seed), between(0, kLargestExact), "all random numbers follow from it"},
-      {KEY(device), one_of("auto", "cpu", "cuda", "simt"),
+      {KEY(device), anything(),
        "what computes; auto: a GPU where there is one, else the CPU; simt: the GPU's kernels, "
        "emulated "
        "on the CPU (slow: for tests and for stepping through them)"},
-      {KEY(precision), one_of("auto", "f32", "bf16"),
+      {KEY(precision), anything(),
        "of the frozen model; auto: bf16 where the processor multiplies it natively. Adapters are "
        "f32"},
       {KEY(threads), between(1, 1024),
@@ -108,7 +110,7 @@ const std::vector<ConfigKey>& config_keys() {
 
       {KEY(model.weights), path(), "safetensors file with timm names"},
       {KEY(model.config), path(), "config.json; empty: the one beside the weights"},
-      {KEY(model.head), one_of("shared", "personal", "both"),
+      {KEY(model.head), anything(),
        "shared: averaged; personal: stays home; both: the sum of a shared and a personal one"},
 
       {KEY(lora.rank), at_least(1), "of the general adapter, or of the only one"},
@@ -121,10 +123,9 @@ const std::vector<ConfigKey>& config_keys() {
       {KEY(lora.targets), one_of("qkv", "q", "k", "v", "proj", "fc1", "fc2"),
        "adapted weights of each block; qkv is one adapter for all three, or q, k, v one each"},
       {KEY(lora.layers), at_least(0), "adapted blocks, from 0; empty: all"},
-      {KEY(lora.init), one_of("normal", "peft"),
-       "of A, while B = 0; normal: N(0, 1/in); peft: U(+-1/sqrt(in))"},
+      {KEY(lora.init), anything(), "of A, while B = 0; normal: N(0, 1/in); peft: U(+-1/sqrt(in))"},
       {KEY(lora.init_orthogonal), anything(), "the personal A starts orthogonal to the general A"},
-      {KEY(lora.strategy), one_of("unmerged", "extended", "merged"),
+      {KEY(lora.strategy), anything(),
        "unmerged: adapters have products of their own; extended: in bf16 on a GPU they are summed "
        "in the layers' products, else as unmerged; merged: before each step they are added into a "
        "copy of W in the compute type, which is for GPUs and large batches, and does not go with "
@@ -138,10 +139,9 @@ const std::vector<ConfigKey>& config_keys() {
       {KEY(penalty.features), at_least(0), "between the two adapters' outputs, token by token"},
       {KEY(penalty.base_subspace), at_least(0),
        "share of each update in the frozen weight's leading right singular vectors"},
-      {KEY(penalty.form), one_of("cosine2", "abs_cosine", "raw2"),
+      {KEY(penalty.form), anything(),
        "cosine2: squared cosine; abs_cosine; raw2: squared inner product (update and base only)"},
-      {KEY(penalty.detach), one_of("none", "general"),
-       "general: the penalty moves the personal adapter only"},
+      {KEY(penalty.detach), anything(), "general: the penalty moves the personal adapter only"},
       {KEY(penalty.base_subspace_k), at_least(1), "how many singular vectors"},
 
       {KEY(train.epochs), at_least(0), "local epochs a round; this or steps"},
@@ -149,36 +149,33 @@ const std::vector<ConfigKey>& config_keys() {
       {KEY(train.batch_size), at_least(1), "images a batch"},
       {KEY(train.accumulate), at_least(1), "batches an optimiser step"},
       {KEY(train.lr), above(0), "learning rate"},
-      {KEY(train.schedule), one_of("constant", "cosine"),
-       "of the learning rate over the whole run"},
+      {KEY(train.schedule), anything(), "of the learning rate over the whole run"},
       {KEY(train.warmup), from_below(0, 1), "share of the run in which the learning rate rises"},
-      {KEY(train.optimizer), one_of("adamw", "sgd"), ""},
+      {KEY(train.optimizer), anything(), ""},
       {KEY(train.momentum), from_below(0, 1), "of sgd"},
       {KEY(train.weight_decay), at_least(0), "decoupled; not on biases"},
       {KEY(train.clip), at_least(0), "global gradient norm; 0: off"},
-      {KEY(train.class_weights), one_of("none", "inverse", "logit_adjust"),
+      {KEY(train.class_weights), anything(),
        "inverse: by class frequency at the client; logit_adjust: log prior added in training"},
       {KEY(train.label_smoothing), from_below(0, 1), ""},
       {KEY(train.focal), at_least(0), "gamma of the focal loss; 0: cross-entropy"},
-      {KEY(train.alternation), one_of("joint", "alternate"),
+      {KEY(train.alternation), anything(),
        "joint: one backward pass updates both adapters; alternate: one epoch each, at twice the "
        "cost"},
       {KEY(train.personal_dropout), from_below(0, 1),
        "probability that a step leaves the personal adapter off"},
-      {KEY(train.state), one_of("keep", "reset", "keep_personal"),
-       "the optimiser's state across rounds"},
+      {KEY(train.state), anything(), "the optimiser's state across rounds"},
       {KEY(train.fine_tune_epochs), at_least(1), "local epochs after fedavg_ft's last round"},
-      {KEY(train.frozen_precision), one_of("same", "fp8"),
+      {KEY(train.frozen_precision), anything(),
        "of the products with the blocks' frozen weights; same: as precision; fp8: both factors "
        "e4m3 with a scale a row, for GPUs of compute capability 8.9 on (on a CPU slower than "
        "bf16); needs precision bf16 and lora.strategy unmerged"},
-      {KEY(train.graph), one_of("auto", "on", "off"),
+      {KEY(train.graph), anything(),
        "on: a GPU captures a step's kernels once and replays them, with the same results; auto: on "
        "for cuda, off for simt; a CPU has nothing to capture"},
 
       {KEY(data.root), path(), "folder or .npz file with the images"},
-      {KEY(data.format), one_of("auto", "manifest", "folder", "npz", "synthetic"),
-       "auto: by what data.root and data.manifest are"},
+      {KEY(data.format), anything(), "auto: by what data.root and data.manifest are"},
       {KEY(data.manifest), anything(), "CSV, relative to data.root"},
       {KEY(data.classes), anything(), "the federation's classes, in order; the same everywhere"},
       {KEY(data.client), anything(), "site whose images train and eval use; empty: all"},
@@ -188,8 +185,8 @@ const std::vector<ConfigKey>& config_keys() {
        "pixels, a multiple of the patch; 0: the model's"},
       {KEY(data.crop_pct), or_automatic(from_above(0, 1), -1),
        "centre crop; 1: the whole image; -1: the model's"},
-      {KEY(data.interpolation), one_of("", "bicubic", "bilinear"), "empty: the model's"},
-      {KEY(data.on_bad_image), one_of("skip", "refuse"), "what to do with a file that is no image"},
+      {KEY(data.interpolation), anything(), "empty: the model's"},
+      {KEY(data.on_bad_image), anything(), "what to do with a file that is no image"},
       {KEY(data.workers), between(0, 1024), "threads that decode and augment"},
       {KEY(data.cache_mb), at_least(0), "memory for decoded images; more goes to a mapped file"},
       {"data.columns.path", FIELD(data.column_path), anything(),
@@ -208,7 +205,7 @@ const std::vector<ConfigKey>& config_keys() {
       {KEY(data.augment.contrast), from_below(0, 1), "factor in 1 +- x"},
       {KEY(data.augment.saturation), from_below(0, 1), "factor in 1 +- x"},
       {KEY(data.augment.stain), from_below(0, 1), "factor of each colour channel in 1 +- x"},
-      {KEY(data.partition.kind), one_of("", "dirichlet", "quantity", "shards"),
+      {KEY(data.partition.kind), anything(),
        "how a set without sites is split among clients: by class skew, size or label; empty: not"},
       {KEY(data.partition.clients), at_least(1), ""},
       {KEY(data.partition.alpha), above(0),
@@ -223,10 +220,9 @@ const std::vector<ConfigKey>& config_keys() {
 
       {KEY(federation.address), anything(), "the server's host:port"},
       {KEY(federation.clients), anything(), "names; the server waits for exactly these"},
-      {KEY(federation.weights), one_of("samples", "uniform"),
+      {KEY(federation.weights), anything(),
        "of the average: by training images, or the same for all"},
-      {KEY(federation.share_metrics), one_of("confusion", "scalars", "none"),
-       "what a client sends of its results"},
+      {KEY(federation.share_metrics), anything(), "what a client sends of its results"},
       {KEY(federation.timeout_seconds), above(0), "longest wait for a client's answer"},
       {KEY(federation.join_timeout_seconds), above(0), "longest wait for all clients to join"},
       {KEY(federation.max_frame_mb), between(1, 4096), "longest message that is accepted"},
@@ -283,9 +279,10 @@ std::string ConfigKey::last() const {
 std::string ConfigKey::type() const {
   RunConfig any;
   return std::visit(
-      Overloaded{[](std::string*) { return "string"; }, [](int64_t*) { return "integer"; },
-                 [](uint64_t*) { return "integer"; }, [](double*) { return "number"; },
-                 [](bool*) { return "boolean"; }, [](Strings*) { return "list of strings"; },
+      Overloaded{[](std::string*) { return "string"; }, [](const WordField&) { return "string"; },
+                 [](int64_t*) { return "integer"; }, [](uint64_t*) { return "integer"; },
+                 [](double*) { return "number"; }, [](bool*) { return "boolean"; },
+                 [](Strings*) { return "list of strings"; },
                  [](Integers*) { return "list of integers"; },
                  [](StringMap*) { return "table of strings"; }},
       field(any));
@@ -296,8 +293,16 @@ std::string ConfigKey::default_value() const {
   return toml_value(field(defaults));
 }
 
+Strings ConfigKey::words() const {
+  RunConfig any;
+  const ConfigField value = field(any);
+  const auto* one_of_few = std::get_if<WordField>(&value);
+  return one_of_few ? Strings(one_of_few->words.begin(), one_of_few->words.end()) : rule.words;
+}
+
 std::string ConfigKey::allowed() const {
-  return rule.words.empty() ? rule.range.text() : joined(shown(rule.words), " | ");
+  const Strings list = words();
+  return list.empty() ? rule.range.text() : joined(shown(list), " | ");
 }
 
 const ConfigKey* find_config_key(const std::string& name) {
@@ -347,6 +352,7 @@ std::map<std::string, std::string> shared_settings(const RunConfig& config) {
 std::string toml_value(const ConfigField& field) {
   return std::visit(
       Overloaded{[](const std::string* text) { return string_literal(*text); },
+                 [](const WordField& choice) { return string_literal(choice.word()); },
                  [](const int64_t* number) { return fmt::format("{}", *number); },
                  [](const uint64_t* number) { return fmt::format("{}", *number); },
                  [](const double* number) { return number_literal(*number); },

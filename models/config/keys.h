@@ -15,9 +15,9 @@
 
 namespace orthofed {
 
-using ConfigField =
-    std::variant<std::string*, int64_t*, uint64_t*, double*, bool*, std::vector<std::string>*,
-                 std::vector<int64_t>*, std::map<std::string, std::string>*>;
+using ConfigField = std::variant<std::string*, WordField, int64_t*, uint64_t*, double*, bool*,
+                                 std::vector<std::string>*, std::vector<int64_t>*,
+                                 std::map<std::string, std::string>*>;
 
 // The values a number may take: [low, high], without an end that is open, and `automatic` besides.
 struct ConfigRange {
@@ -30,7 +30,7 @@ struct ConfigRange {
   std::string text() const;       // ">= 0 and < 1, or -1"; empty: anything
 };
 
-// What a value may be, apart from its type.
+// What a value may be, apart from its type. A field that is an enum class brings its own words.
 struct ConfigRule {
   std::vector<std::string> words = {};  // of a string or of a list's strings; empty: any
   ConfigRange range = {};               // of a number or of a list's integers
@@ -43,15 +43,24 @@ struct ConfigKey {
   ConfigRule rule;
   std::string help;
 
-  std::string section() const;        // "train"; "" at the top level
-  std::string last() const;           // "lr"
-  std::string type() const;           // "number"
-  std::string default_value() const;  // as TOML
-  std::string allowed() const;        // "constant | cosine", "> 0"; empty: anything
+  std::string section() const;             // "train"; "" at the top level
+  std::string last() const;                // "lr"
+  std::string type() const;                // "number"
+  std::string default_value() const;       // as TOML
+  std::vector<std::string> words() const;  // that it may be; empty: any
+  std::string allowed() const;             // "constant | cosine", "> 0"; empty: anything
 };
 
 const std::vector<ConfigKey>& config_keys();
 const ConfigKey* find_config_key(const std::string& name);  // null if there is none
+
+// The functions of one object, for std::visit.
+template <class... F>
+struct Overloaded : F... {
+  using F::operator()...;
+};
+template <class... F>
+Overloaded(F...) -> Overloaded<F...>;
 
 // The sections in the order of a file, with what they are about; "" is the top level. data.labels
 // is a table of free keys, and so a key of [data] rather than a section.

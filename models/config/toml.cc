@@ -25,13 +25,6 @@ using Strings = std::vector<std::string>;
 using Integers = std::vector<int64_t>;
 using StringMap = std::map<std::string, std::string>;
 
-template <class... F>
-struct Overloaded : F... {
-  using F::operator()...;
-};
-template <class... F>
-Overloaded(F...) -> Overloaded<F...>;
-
 // ---- TOML, whichever toml11 ---------------------------------------------------------------------
 
 template <class Location>
@@ -156,8 +149,8 @@ std::vector<Entry> entries_of_override(const std::string& override_text) {
     throw UserError(origin + ": expected a dotted key before the =");
   const ConfigKey* key = find_config_key(named->front().key);
   RunConfig scratch;
-  const ConfigField field = key != nullptr ? key->field(scratch) : ConfigField{};
-  if (key != nullptr && std::holds_alternative<std::string*>(field)) {
+  const ConfigField field = key != nullptr ? key->field(scratch) : static_cast<bool*>(nullptr);
+  if (std::holds_alternative<std::string*>(field) || std::holds_alternative<WordField>(field)) {
     const auto entries = attempt(right);
     return entries && entries->front().value.is_string() ? *entries
                                                          : attempt(string_literal(right)).value();
@@ -195,9 +188,9 @@ std::vector<Entry> entries_of_override(const std::string& override_text) {
 std::string read_string(const ConfigKey& key, const Entry& entry, const toml::value& value) {
   if (!value.is_string()) fail_type(key, entry, "a string", value);
   const std::string text = toml::get<std::string>(value);
-  if (!key.rule.words.empty() &&
-      std::find(key.rule.words.begin(), key.rule.words.end(), text) == key.rule.words.end()) {
-    const std::string near = nearest_name(text, key.rule.words);
+  const Strings words = key.words();
+  if (!words.empty() && std::find(words.begin(), words.end(), text) == words.end()) {
+    const std::string near = nearest_name(text, words);
     throw UserError(fmt::format("{}: {}: {} is not one of {}{}", entry.origin, key.name,
                                 string_literal(text), key.allowed(),
                                 near.empty() ? "" : "; did you mean '" + near + "'?"));
@@ -246,6 +239,11 @@ void assign(const ConfigKey& key, const Entry& entry, const fs::path& beside, Ru
   std::visit(Overloaded{[&](std::string* text) {
                           *text = read_string(key, entry, value);
                           if (key.rule.is_path) *text = resolved(*text, beside);
+                        },
+                        [&](const WordField& choice) {
+                          const std::string text = read_string(key, entry, value);
+                          const auto at = std::find(choice.words.begin(), choice.words.end(), text);
+                          choice.set(choice.field, size_t(at - choice.words.begin()));
                         },
                         [&](int64_t* number) { *number = read_integer(key, entry, value); },
                         [&](uint64_t* number) {

@@ -18,33 +18,38 @@ Method method_named(const std::string& name) {
       fmt::format("method: '{}' is not one of opal, dual, fedavg, fedavg_ft, local, pooled", name));
 }
 
-Device device_named(const std::string& name) {
-  const std::string wanted =
-      name != "auto" ? name : name_of(available(Device::cuda) ? Device::cuda : Device::cpu);
-  for (const Device device : {Device::cpu, Device::cuda, Device::simt})
-    if (wanted == name_of(device)) {
-      const OnDevice at_hand(device);
-      if (device == Device::cpu && shadow_asked())
-        throw UserError(
-            "--shadow cpu compares a device with the CPU, but the device is cpu: choose cuda or "
-            "simt (--device, or device in the configuration)");
-      return device;
+Device device_of(DeviceChoice choice) {
+  const auto chosen = [&] {
+    switch (choice) {
+      case DeviceChoice::cpu:
+        return Device::cpu;
+      case DeviceChoice::cuda:
+        return Device::cuda;
+      case DeviceChoice::simt:
+        return Device::simt;
+      case DeviceChoice::automatic:
+        break;
     }
-  throw UserError(fmt::format("device: '{}' is not one of auto, cpu, cuda, simt", name));
+    return available(Device::cuda) ? Device::cuda : Device::cpu;
+  };
+  const Device device = chosen();
+  const OnDevice at_hand(device);
+  if (device == Device::cpu && shadow_asked())
+    throw UserError(
+        "--shadow cpu compares a device with the CPU, but the device is cpu: choose cuda or "
+        "simt (--device, or device in the configuration)");
+  return device;
 }
 
-DType compute_type(const std::string& precision, Device device) {
-  if (precision == "f32") return DType::f32;
-  if (precision == "bf16") return DType::bf16;
-  if (precision == "auto") {
-    const bool native = device == Device::cuda || (device == Device::cpu && cpu::native_bf16());
-    return native ? DType::bf16 : DType::f32;
-  }
-  throw UserError(fmt::format("precision: '{}' is not one of auto, f32, bf16", precision));
+DType compute_type(Precision precision, Device device) {
+  if (precision != Precision::automatic)
+    return precision == Precision::f32 ? DType::f32 : DType::bf16;
+  const bool native = device == Device::cuda || (device == Device::cpu && cpu::native_bf16());
+  return native ? DType::bf16 : DType::f32;
 }
 
 std::unique_ptr<Vit> load_base(const std::string& weights, const std::string& config_json,
-                               Device device, const std::string& precision, int64_t image_size) {
+                               Device device, Precision precision, int64_t image_size) {
   const OnDevice scope(device);
   return std::make_unique<Vit>(
       Vit::load(weights, config_json, compute_type(precision, device), image_size));
@@ -53,9 +58,10 @@ std::unique_ptr<Vit> load_base(const std::string& weights, const std::string& co
 std::unique_ptr<Vit> load_base(const RunConfig& config) {
   if (config.model.weights.empty())
     throw UserError("model.weights: name the base model's safetensors file");
-  auto base = load_base(config.model.weights, config.model.config, device_named(config.device),
+  auto base = load_base(config.model.weights, config.model.config, device_of(config.device),
                         config.precision, config.data.image_size);
-  if (config.train.frozen_precision == "fp8") base->quantize();  // now, so that copies share it
+  if (config.train.frozen_precision == FrozenPrecision::fp8)
+    base->quantize();  // now, so that copies share it
   return base;
 }
 

@@ -19,17 +19,16 @@ struct Method {
 // opal, dual, fedavg, fedavg_ft, local, pooled. Throws UserError for any other name.
 Method method_named(const std::string& name);
 
-// auto | cpu | cuda | simt: auto takes a GPU where there is one. Throws UserError for another name
-// or a device that is not at hand.
-Device device_named(const std::string& name);
+// `automatic` takes a GPU where there is one. Throws UserError for a device that is not at hand.
+Device device_of(DeviceChoice choice);
 
-// The dtype that `precision` (auto | f32 | bf16) means on the device: auto takes bf16 only where it
-// is multiplied natively.
-DType compute_type(const std::string& precision, Device device);
+// The dtype that a precision means on the device: `automatic` takes bf16 only where it is multiplied
+// natively.
+DType compute_type(Precision precision, Device device);
 
 // The frozen base on that device, which it stays on; config_json and image_size as for Vit::load.
 std::unique_ptr<Vit> load_base(const std::string& weights, const std::string& config_json,
-                               Device device, const std::string& precision, int64_t image_size = 0);
+                               Device device, Precision precision, int64_t image_size = 0);
 std::unique_ptr<Vit> load_base(const RunConfig& config);
 
 // The base model with this method's adapters and heads, nothing drawn yet. `client` keys the

@@ -43,7 +43,8 @@ DryRun dry_run(const RunConfig& config, int64_t train) {
   const int64_t per_epoch = (train + batch - 1) / batch;
   d.steps_per_round = config.train.steps > 0 ? config.train.steps * config.train.accumulate
                                              : config.train.epochs * per_epoch;
-  const bool twice = config.train.alternation == "alternate" && tuner->options().personal;
+  const bool twice =
+      config.train.alternation == Alternation::alternate && tuner->options().personal;
   d.seconds_per_round = d.seconds_per_step * double(d.steps_per_round) * (twice ? 2 : 1);
   if (method_named(config.method).federated)
     d.bytes_sent = d.bytes_received = int64_t(encode_safetensors(tuner->general()).size());

@@ -14,43 +14,28 @@
 #include "engine/tensor/profile.h"
 #include "engine/tensor/watch.h"
 #include "kernels/core/philox.h"
+#include "models/config/check.h"
 #include "models/training/memory_advice.h"
 
 namespace orthofed {
+
 FineTuner::FineTuner(std::unique_ptr<Vit> model, const FineTuneOptions& options)
     : model_(std::move(model)),
       options_(options),
-      optimizer_({.adamw = options.train.optimizer == "adamw",
+      optimizer_({.adamw = options.train.optimizer == OptimizerKind::adamw,
                   .momentum = options.train.momentum,
                   .clip = options.train.clip}) {
+  require_compatible(options.lora, options.penalty, options.train);
   const OnDevice scope(model_->device());
   if (options.general) attach_adapters(*model_, options.lora, AdapterKind::general);
   if (options.personal) attach_adapters(*model_, options.lora, AdapterKind::personal);
   heads_ = std::make_unique<Heads>(*model_, options.classes, options.head);
   penalties_ = std::make_unique<Penalties>(*model_, options.penalty);
-  const std::string& strategy = options.lora.strategy;
-  if (strategy != "unmerged" && strategy != "extended" && strategy != "merged")
-    throw UserError(
-        fmt::format("lora.strategy: '{}' is not one of unmerged, extended, merged", strategy));
-  const std::string& frozen = options.train.frozen_precision;
-  if (frozen != "same" && frozen != "fp8")
-    throw UserError(fmt::format("train.frozen_precision: '{}' is not one of same, fp8", frozen));
-  if (frozen == "fp8") {
-    if (strategy != "unmerged")
-      throw UserError(fmt::format(
-          "train.frozen_precision = \"fp8\" does not go with lora.strategy = \"{}\", which puts "
-          "the adapters into the products with the weights: set lora.strategy = \"unmerged\"",
-          strategy));
-    model_->quantize();
-  }
-  if (strategy == "extended")
+  const AdapterStrategy strategy = options.lora.strategy;
+  if (options.train.frozen_precision == FrozenPrecision::fp8) model_->quantize();
+  if (strategy == AdapterStrategy::extended)
     for (AdapterSlice* s : adapter_slices(*model_)) layer_of(*model_, *s)->extend();
-  if (strategy == "merged") {
-    if (options.penalty.features > 0)
-      throw UserError(
-          "lora.strategy = \"merged\" does not go with penalty.features, whose gradient has to "
-          "pass through the adapters' own products: set lora.strategy = \"extended\" or "
-          "\"unmerged\"");
+  if (strategy == AdapterStrategy::merged) {
     for (AdapterSlice* s : adapter_slices(*model_)) {
       Linear* layer = layer_of(*model_, *s);
       if (merged_.empty() || merged_.back() != layer) merged_.push_back(layer);
@@ -67,11 +52,10 @@ FineTuner::FineTuner(std::unique_ptr<Vit> model, const FineTuneOptions& options)
       group->add(adapter->b, decay);
     }
   }
-  const std::string& graph = options.train.graph;
-  if (graph != "auto" && graph != "on" && graph != "off")
-    throw UserError(fmt::format("train.graph: '{}' is not one of auto, on, off", graph));
+  const GraphUse graph = options.train.graph;
   const Device device = scope.device();
-  if (device == Device::cuda ? graph != "off" : device == Device::simt && graph == "on")
+  if (device == Device::cuda ? graph != GraphUse::off
+                             : device == Device::simt && graph == GraphUse::on)
     graphs_ = std::make_unique<StepGraphs>(device);
   heads_->add_to(general_group_, AdapterKind::general, decay);
   heads_->add_to(personal_group_, AdapterKind::personal, decay);
@@ -133,7 +117,7 @@ void FineTuner::set_class_counts(const std::vector<int64_t>& counts) {
   OF_CHECK(int64_t(counts.size()) == options_.classes, "one count a class");
   class_weights_ = prior_ = Tensor();
   if (graphs_ != nullptr) graphs_ = std::make_unique<StepGraphs>(model_->device());
-  if (options_.train.class_weights == "none") return;
+  if (options_.train.class_weights == ClassWeights::none) return;
   const OnDevice scope(model_->device());
   int64_t total = 0, present = 0;
   for (int64_t n : counts) {
@@ -141,7 +125,7 @@ void FineTuner::set_class_counts(const std::vector<int64_t>& counts) {
     present += n > 0;
   }
   std::vector<double> v(counts.size());
-  if (options_.train.class_weights == "inverse") {
+  if (options_.train.class_weights == ClassWeights::inverse) {
     // N / (C_present n_c), at most 10; an absent class never occurs as a label.
     for (size_t c = 0; c < v.size(); ++c)
       v[c] = counts[c] > 0 ? std::min(10.0, double(total) / (double(present) * double(counts[c])))
@@ -393,8 +377,7 @@ void FineTuner::start_step(const std::vector<const Batch*>& micro_batches, doubl
   OF_CHECK(started_ == nullptr, "one step at a time");
   const OnDevice scope(model_->device());
   const TrainConfig& train = options_.train;
-  const double factor = schedule_factor(
-      train.schedule == "cosine" ? Schedule::cosine : Schedule::constant, train.warmup, progress);
+  const double factor = schedule_factor(train.schedule, train.warmup, progress);
   try {
     Step& step = prepare(micro_batches, train.lr * factor, ramp, phase, index, measure_features);
     if (graphs_ != nullptr)

@@ -20,7 +20,7 @@ struct Batch;  // engine/data/loader.h
 
 struct FineTuneOptions {
   bool general = true, personal = true;  // which adapters the method trains
-  std::string head = "shared";           // shared | personal | both
+  HeadKind head = HeadKind::shared;
   int64_t classes = 0;
   uint64_t seed = 0;
   std::string client;  // key of the personal draw and of personal dropout

@@ -9,7 +9,7 @@
 
 namespace orthofed {
 
-Heads::Heads(const Vit& model, int64_t classes, const std::string& which) {
+Heads::Heads(const Vit& model, int64_t classes, HeadKind which) {
   const DType dtype = accum(model.compute);
   const auto add = [&](AdapterKind kind, const std::string& prefix) {
     heads_.push_back(
@@ -17,8 +17,8 @@ Heads::Heads(const Vit& model, int64_t classes, const std::string& which) {
                           prefix + "head.weight"),
                       Var(Tensor::zeros({classes}, dtype), true, prefix + "head.bias"), dtype)});
   };
-  add(which == "personal" ? AdapterKind::personal : AdapterKind::general, "");
-  if (which == "both") add(AdapterKind::personal, "personal_");
+  add(which == HeadKind::personal ? AdapterKind::personal : AdapterKind::general, "");
+  if (which == HeadKind::both) add(AdapterKind::personal, "personal_");
 }
 
 void Heads::draw_first(uint64_t seed) const {

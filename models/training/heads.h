@@ -15,7 +15,7 @@ namespace orthofed {
 class Heads {
  public:
   // Of zeros, in the accumulation type of the model and on the thread's device. which: as above.
-  Heads(const Vit& model, int64_t classes, const std::string& which);
+  Heads(const Vit& model, int64_t classes, HeadKind which);
 
   // W ~ U(+-1/sqrt(D)), b = 0 of the first head, from the seed alone: every site starts from one
   // head, also where it is never sent.

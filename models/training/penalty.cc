@@ -9,27 +9,18 @@
 #include "engine/tensor/bytes.h"
 #include "kernels/orthogonality/orthogonality.h"
 #include "kernels/orthogonality/singular_vectors.h"
+#include "models/config/check.h"
 
 namespace orthofed {
 namespace {
 
 constexpr const char* kKinds[] = {"update", "base", "subspace", "subspace_l1", "base_subspace"};
 
-PenaltyForm form_of(const PenaltyConfig& c) {
-  if (c.form == "cosine2") return PenaltyForm::cosine2;
-  if (c.form == "abs_cosine") return PenaltyForm::abs_cosine;
-  if (c.form != "raw2")
-    throw UserError(
-        fmt::format("penalty.form: '{}' is not one of cosine2, abs_cosine, raw2", c.form));
-  if (c.features > 0 || c.subspace > 0 || c.subspace_l1 > 0 || c.base_subspace > 0)
-    throw UserError("penalty.form: raw2 exists for update and base only");
-  return PenaltyForm::raw2;
-}
-
 }  // namespace
 
 Penalties::Penalties(Vit& model, const PenaltyConfig& config)
-    : config_(config), form_(form_of(config)) {
+    : config_(config), form_(config.form) {
+  require_compatible({}, config, {});
   for (AdapterSlice* slice : adapter_slices(model)) {
     if (!slice->general.present() || !slice->personal.present()) continue;
     const Linear& linear = *layer_of(model, *slice);
@@ -102,7 +93,7 @@ template <class R>
 const Penalties::List& Penalties::list(bool with_gradients) {
   const AdapterSlice& any = *layers_.front().slice;  // all train alike
   const bool general =
-      with_gradients && config_.detach != "general" && any.general.a.requires_grad();
+      with_gradients && config_.detach != PenaltyDetach::general && any.general.a.requires_grad();
   const bool personal = with_gradients && any.personal.a.requires_grad();
   auto found = lists_.find({general, personal});
   const LastingMemory kept;
@@ -186,7 +177,7 @@ double Penalties::sum(const double* values) const {
 FeaturesPenalty Penalties::features(int64_t valid_rows) const {
   FeaturesPenalty f;
   f.form = form_ == PenaltyForm::raw2 ? PenaltyForm::cosine2 : form_;
-  f.detach_general = config_.detach == "general";
+  f.detach_general = config_.detach == PenaltyDetach::general;
   f.rows = valid_rows;
   return f;
 }

@@ -17,11 +17,11 @@ namespace fs = std::filesystem;
 
 constexpr const char* kNobody = "all";  // the client of data that names none
 
-std::string format_of(const DataConfig& data) {
-  if (data.format != "auto") return data.format;
-  if (!data.manifest.empty()) return "manifest";
-  if (data.root.empty()) return "synthetic";
-  return data.root.ends_with(".npz") ? "npz" : "folder";
+DataFormat format_of(const DataConfig& data) {
+  if (data.format != DataFormat::automatic) return data.format;
+  if (!data.manifest.empty()) return DataFormat::manifest;
+  if (data.root.empty()) return DataFormat::synthetic;
+  return data.root.ends_with(".npz") ? DataFormat::npz : DataFormat::folder;
 }
 
 SyntheticOptions synthetic_options(const RunConfig& config) {
@@ -55,9 +55,9 @@ void partition(Dataset& set, const PartitionConfig& p, uint64_t seed) {
     std::vector<int32_t> labels;
     for (size_t i : members) labels.push_back(set.samples[i].label);
     Partition parts;
-    if (p.kind == "dirichlet")
+    if (p.kind == PartitionKind::dirichlet)
       parts = partition_dirichlet(labels, p.clients, p.alpha, seed);
-    else if (p.kind == "quantity")
+    else if (p.kind == PartitionKind::quantity)
       parts = partition_quantity(int64_t(labels.size()), p.clients, p.alpha, seed);
     else
       parts = partition_shards(labels, p.clients, p.shards_per_client, seed);
@@ -76,9 +76,10 @@ CacheOptions cache_options(const DataConfig& data, const VitConfig& model) {
            "the model was loaded for data.image_size");
   return {.size = model.image_size,
           .crop_pct = data.crop_pct > 0 ? data.crop_pct : model.crop_pct,
-          .interpolation = interpolation_named(data.interpolation.empty() ? model.interpolation
-                                                                          : data.interpolation),
-          .refuse_bad_images = data.on_bad_image == "refuse",
+          .interpolation = interpolation_named(data.interpolation == ImageInterpolation::of_model
+                                                   ? model.interpolation
+                                                   : word(data.interpolation)),
+          .refuse_bad_images = data.on_bad_image == OnBadImage::refuse,
           .memory_limit = data.cache_mb << 20,
           .workers = data.workers};
 }
@@ -86,7 +87,7 @@ CacheOptions cache_options(const DataConfig& data, const VitConfig& model) {
 }  // namespace
 
 RunConfig completed(RunConfig config) {
-  if (format_of(config.data) == "synthetic" && config.data.classes.empty()) {
+  if (format_of(config.data) == DataFormat::synthetic && config.data.classes.empty()) {
     SyntheticOptions one;
     one.train = one.test = one.clients = 1;
     one.unseen = 0;
@@ -99,12 +100,12 @@ RunConfig completed(RunConfig config) {
 
 Dataset open_dataset(const RunConfig& config) {
   const DataConfig& data = config.data;
-  const std::string format = format_of(data);
+  const DataFormat format = format_of(data);
   const ClassMap map{data.classes, data.labels};
   Dataset set;
-  if (format == "synthetic") {
+  if (format == DataFormat::synthetic) {
     set = synthetic_dataset(config);
-  } else if (format == "manifest") {
+  } else if (format == DataFormat::manifest) {
     if (data.manifest.empty()) throw UserError("data.manifest: name the CSV file");
     const fs::path manifest = fs::path(data.manifest).is_absolute()
                                   ? fs::path(data.manifest)
@@ -113,7 +114,7 @@ Dataset open_dataset(const RunConfig& config) {
                         {data.column_path, data.column_label, data.column_client, data.column_split,
                          data.column_group},
                         map);
-  } else if (format == "npz") {
+  } else if (format == DataFormat::npz) {
     set = read_npz_dataset(data.root, map);
   } else {
     require_directory(data.root, "data.root");
@@ -122,7 +123,7 @@ Dataset open_dataset(const RunConfig& config) {
 
   const bool sited = std::any_of(set.samples.begin(), set.samples.end(),
                                  [](const Sample& s) { return !s.client.empty(); });
-  if (!data.partition.kind.empty()) {
+  if (data.partition.kind != PartitionKind::none) {
     if (sited)
       throw UserError("data.partition: this data already names its clients; remove the section");
     partition(set, data.partition, config.seed);

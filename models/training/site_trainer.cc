@@ -70,7 +70,7 @@ SiteTrainer::SiteTrainer(const RunConfig& config, const std::string& client,
       method_(method_named(config.method)) {
   cpu::set_threads(int(config.threads));
   // A profile measures ordinary steps, so that those before it had better be ordinary, too.
-  if (callbacks_.profile != nullptr) config_.train.graph = "off";
+  if (callbacks_.profile != nullptr) config_.train.graph = GraphUse::off;
   tuner_ = make_fine_tuner(config_, client, base);
   data_ = open_site(config, client, tuner_->model().config, callbacks_.decoding);
   if (callbacks_.skipped && !data_.cache->skipped().empty())
@@ -87,8 +87,8 @@ void SiteTrainer::start(bool resume) {
 }
 
 RoundReport SiteTrainer::train_round(int64_t round, int64_t rounds) {
-  if (config_.train.state == "reset") tuner_->reset_optimizer(true, true);
-  if (config_.train.state == "keep_personal") tuner_->reset_optimizer(true, false);
+  if (config_.train.state == OptimizerState::reset) tuner_->reset_optimizer(true, true);
+  if (config_.train.state == OptimizerState::keep_personal) tuner_->reset_optimizer(true, false);
   const int64_t epochs = config_.train.epochs;
   const RoundReport report = train_epochs(round * std::max<int64_t>(epochs, 1), epochs,
                                           config_.train.steps, round, rounds, false);
@@ -109,7 +109,7 @@ RoundReport SiteTrainer::train_epochs(int64_t first_epoch, int64_t epochs, int64
   const int64_t accumulate = std::max<int64_t>(1, config_.train.accumulate);
   const int64_t per_epoch = (loader.batches() + accumulate - 1) / accumulate;
   const int64_t total = steps > 0 ? steps : epochs * per_epoch;
-  const bool alternate = config_.train.alternation == "alternate" && method_.general &&
+  const bool alternate = config_.train.alternation == Alternation::alternate && method_.general &&
                          method_.personal && !fine_tuning;
   const int64_t passes = alternate ? 2 : 1;
   const int64_t images_total = passes * (steps > 0 ? steps * accumulate * config_.train.batch_size
@@ -233,7 +233,7 @@ AdapterFile SiteTrainer::personal_file(int64_t round) const {
       config_.method,        round,
       tuner_->personal(),    preprocessing_of(config_.data)};
   // Without a server the head is nobody else's.
-  if (!method_.federated && config_.model.head != "personal") {
+  if (!method_.federated && config_.model.head != HeadKind::personal) {
     const TensorMap general = tuner_->general();
     for (const char* name : {"head.weight", "head.bias"}) file.tensors[name] = general.at(name);
   }

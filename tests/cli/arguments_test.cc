@@ -127,9 +127,9 @@ TEST(Arguments, OptionsReachTheirStructs) {
   EXPECT_EQ(predict.adapters, Strings{"g"});
   EXPECT_EQ(predict.csv, "f.csv");
   EXPECT_EQ(predict.config, "c.json");
-  EXPECT_EQ(predict.precision, "bf16");
-  EXPECT_EQ(predict.frozen_precision, "fp8");
-  EXPECT_EQ(predict.device, "cpu");
+  EXPECT_EQ(predict.precision, Precision::bf16);
+  EXPECT_EQ(predict.frozen_precision, FrozenPrecision::fp8);
+  EXPECT_EQ(predict.device, DeviceChoice::cpu);
 
   ASSERT_EQ(call(c, {"check", "a.toml"}).status, 0);
   EXPECT_EQ(Told<CheckOptions>::options.client, "");

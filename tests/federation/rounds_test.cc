@@ -110,7 +110,7 @@ TEST_F(Rounds, OrderOfAnswersDoesNotMatter) {
 
 TEST_F(Rounds, UniformWeights) {
   RunConfig config = config_for({"a", "b"});
-  config.federation.weights = "uniform";
+  config.federation.weights = Weighting::uniform;
   ArithmeticSite a("a", 1, 1), b("b", 5, 3);
   Events events;
   ServerOptions options;
@@ -158,7 +158,6 @@ TEST_F(Rounds, ServeRefusesItsOwnBadConfiguration) {
   EXPECT_SAYS(refusal([](auto& c) { c.federation.clients = {}; }), "federation.clients");
   EXPECT_SAYS(refusal([](auto& c) { c.federation.clients = {"a", "a"}; }), "twice");
   EXPECT_SAYS(refusal([](auto& c) { c.federation.clients = {"../a"}; }), "../a");
-  EXPECT_SAYS(refusal([](auto& c) { c.federation.weights = "median"; }), "federation.weights");
   EXPECT_SAYS(refusal([](auto& c) { c.federation.address = "localhost"; }), "HOST:PORT");
   EXPECT_SAYS(refusal([](auto& c) { c.federation.max_frame_mb = 0; }), "max_frame_mb");
   EXPECT_SAYS(refusal([](auto& c) { c.federation.timeout_seconds = 0; }), "timeout_seconds");

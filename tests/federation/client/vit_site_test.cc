@@ -37,7 +37,7 @@ class Federation : public testing::Test {
     const VitConfig c{
         .image_size = 16, .patch = 4, .dim = 24, .depth = 2, .heads = 3, .mlp_dim = 48};
     config.model.weights = save_base(Vit::create(c, DType::f32, 3), directory / "base");
-    config.precision = "f32";
+    config.precision = Precision::f32;
     config.method = "opal";
     config.penalty.update = 2;
     config.rounds = 2;
@@ -45,7 +45,7 @@ class Federation : public testing::Test {
     config.lora.rank = 2;
     config.train.batch_size = 8;
     config.train.lr = 3e-3;
-    config.data.format = "synthetic";
+    config.data.format = DataFormat::synthetic;
     config.data.synthetic = {.train = 19, .test = 12, .clients = 2, .shift = 1, .size = 16};
     config = completed(config);
   }
@@ -122,11 +122,11 @@ TEST_F(Federation, SameSeedGivesTheSameBitsInWhateverOrderClientsAnswer) {
 // The GPU's kernels, emulated, through a whole federation: the same bits at every run, and with SGD
 // (whose steps do not amplify the order of a sum) the CPU's adapters.
 TEST_F(Federation, TheEmulatedDeviceTrainsAsTheCpuDoes) {
-  config.train.optimizer = "sgd";
+  config.train.optimizer = OptimizerKind::sgd;
   config.train.lr = 0.05;
   config.rounds = 1;
   RunConfig emulated = config;
-  emulated.device = "simt";
+  emulated.device = DeviceChoice::simt;
   const Run want = run(config, "cpu"), got = run(emulated, "simt"), again = run(emulated, "again");
   expect_identical(got.result.general, again.result.general);
   for (const auto& [name, t] : want.result.general)
@@ -146,8 +146,8 @@ TEST_F(Federation, SitesOfOneProcessShareTheFrozenBase) {
 
   // On a device in bf16, a second site costs adapters, and neither the weights nor their bf16 form.
   RunConfig emulated = config;
-  emulated.device = "simt";
-  emulated.precision = "bf16";
+  emulated.device = DeviceChoice::simt;
+  emulated.precision = Precision::bf16;
   const auto in_use = [] { return allocator_stats(Device::simt).bytes_in_use; };
   const int64_t before = in_use();
   const std::unique_ptr<Vit> resident = load_base(emulated);
@@ -180,8 +180,8 @@ TEST_F(Federation, PersonalAdaptersDifferAndStayOnTheClientsDisk) {
 }
 
 TEST_F(Federation, OnlyTheAgreedTensorsAreSent) {
-  for (const std::string head : {"shared", "personal", "both"}) {
-    SCOPED_TRACE(head);
+  for (const HeadKind head : {HeadKind::shared, HeadKind::personal, HeadKind::both}) {
+    SCOPED_TRACE(word(head));
     RunConfig c = config;
     c.model.head = head;
     VitSite site(c, c.federation.clients[0], "");
@@ -196,7 +196,7 @@ TEST_F(Federation, OnlyTheAgreedTensorsAreSent) {
       adapters += !is_head;
     }
     EXPECT_EQ(adapters, 2u * 2u * 4u);  // A and B, blocks, targets: one adapter, the general one
-    EXPECT_EQ(update.tensors.contains("head.weight"), head != "personal");
+    EXPECT_EQ(update.tensors.contains("head.weight"), head != HeadKind::personal);
   }
 }
 
@@ -236,21 +236,23 @@ TEST_F(Federation, EveryScheduleAndOptionRuns) {
     const Run r = run(c, "options");
     for (const auto& [name, t] : r.result.general) EXPECT_TRUE(t.all_finite()) << name;
   };
-  with([](RunConfig& c) { c.train.alternation = "alternate"; });
+  with([](RunConfig& c) { c.train.alternation = Alternation::alternate; });
   with([](RunConfig& c) { c.train.accumulate = 2; });
   with([](RunConfig& c) { c.train.epochs = 0, c.train.steps = 4; });
   with([](RunConfig& c) { c.train.personal_dropout = 0.5; });
-  with([](RunConfig& c) { c.train.class_weights = "inverse"; });
-  with([](RunConfig& c) { c.train.class_weights = "logit_adjust"; });
-  with([](RunConfig& c) { c.train.optimizer = "sgd", c.train.schedule = "cosine"; });
-  with([](RunConfig& c) { c.train.state = "reset"; });
-  with([](RunConfig& c) { c.train.state = "keep_personal"; });
+  with([](RunConfig& c) { c.train.class_weights = ClassWeights::inverse; });
+  with([](RunConfig& c) { c.train.class_weights = ClassWeights::logit_adjust; });
+  with([](RunConfig& c) {
+    c.train.optimizer = OptimizerKind::sgd, c.train.schedule = Schedule::cosine;
+  });
+  with([](RunConfig& c) { c.train.state = OptimizerState::reset; });
+  with([](RunConfig& c) { c.train.state = OptimizerState::keep_personal; });
   with([](RunConfig& c) { c.lora.targets = {"q", "v"}, c.lora.layers = {1}; });
-  with([](RunConfig& c) { c.lora.init_orthogonal = true, c.lora.init = "peft"; });
-  with([](RunConfig& c) { c.model.head = "both"; });
-  with([](RunConfig& c) { c.model.head = "personal"; });
+  with([](RunConfig& c) { c.lora.init_orthogonal = true, c.lora.init = LoraInit::peft; });
+  with([](RunConfig& c) { c.model.head = HeadKind::both; });
+  with([](RunConfig& c) { c.model.head = HeadKind::personal; });
   with([](RunConfig& c) { c.data.validation = 0.4; });
-  with([](RunConfig& c) { c.precision = "bf16"; });
+  with([](RunConfig& c) { c.precision = Precision::bf16; });
   with([](RunConfig& c) {
     c.penalty = {.update = 1,
                  .base = 1,
@@ -260,12 +262,14 @@ TEST_F(Federation, EveryScheduleAndOptionRuns) {
                  .base_subspace = 1};
     c.penalty.base_subspace_k = 4;
   });
-  with([](RunConfig& c) { c.penalty.detach = "general", c.penalty.form = "abs_cosine"; });
+  with([](RunConfig& c) {
+    c.penalty.detach = PenaltyDetach::general, c.penalty.form = PenaltyForm::abs_cosine;
+  });
 }
 
 TEST_F(Federation, AlternatingFreezesOneSideAtATime) {
   RunConfig c = config;
-  c.train.alternation = "alternate";
+  c.train.alternation = Alternation::alternate;
   SiteTrainer trainer(c, c.federation.clients[0], "");
   trainer.start(false);
   FineTuner& tuner = trainer.tuner();

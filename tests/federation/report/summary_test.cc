@@ -153,7 +153,7 @@ TEST_F(SummaryTest, AFileThatIsNoSummarySaysWhere) {
 TEST_F(SummaryTest, SaysWhoseHeadTheGeneralScoresUse) {
   RunSummary summary = example();
   EXPECT_EQ(json::parse(to_json(summary)).at("general_head"), "shared");
-  summary.head = "personal";
+  summary.head = HeadKind::personal;
   EXPECT_EQ(json::parse(to_json(summary)).at("general_head"), "each client's own");
 }
 

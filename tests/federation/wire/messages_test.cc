@@ -338,7 +338,6 @@ TEST(Protocol, NamesAndTexts) {
   EXPECT_EQ(round_trip(Abort{"a\x1b[2J" + std::string(1000, 'a')}).reason.size(), 500u);
   EXPECT_NE(classes_digest({"a", "b"}), classes_digest({"b", "a"}));
   EXPECT_NE(classes_digest({"a,b"}), classes_digest({"a", "b"}));
-  EXPECT_SAYS(message_of<UserError>([] { parse_share_metrics("all"); }), "share_metrics = \"all\"");
 }
 
 }  // namespace

@@ -95,7 +95,7 @@ TEST(Adapters, DrawsDependOnTheirKeyAlone) {
 TEST(Adapters, VarianceIsOneOverTheInputs) {
   LoraConfig c;
   c.rank = 12;
-  for (const std::string init : {"normal", "peft"}) {
+  for (const LoraInit init : {LoraInit::normal, LoraInit::peft}) {
     c.init = init;
     Vit m = model();
     attach_adapters(m, c, AdapterKind::general);
@@ -110,8 +110,8 @@ TEST(Adapters, VarianceIsOneOverTheInputs) {
       }
       for (double x : s->general.b.value().to_vector()) EXPECT_EQ(x, 0);
     }
-    EXPECT_NEAR(sum / n, init == "normal" ? 1.0 : 1.0 / 3, 0.1);
-    if (init == "peft") {
+    EXPECT_NEAR(sum / n, init == LoraInit::normal ? 1.0 : 1.0 / 3, 0.1);
+    if (init == LoraInit::peft) {
       EXPECT_LE(largest, 1);
     }
   }
@@ -145,8 +145,8 @@ TEST(Adapters, OrthogonalStart) {
 
 // Every kind together, against finite differences of the sum that apply() reports.
 TEST(Penalties, GradientsReachTheParameters) {
-  for (const std::string detach : {"none", "general"}) {
-    for (const std::string form : {"cosine2", "abs_cosine"}) {
+  for (const PenaltyDetach detach : {PenaltyDetach::none, PenaltyDetach::general}) {
+    for (const PenaltyForm form : {PenaltyForm::cosine2, PenaltyForm::abs_cosine}) {
       LoraConfig lora;
       lora.rank = 3;
       lora.personal_rank = 2;
@@ -180,7 +180,7 @@ TEST(Penalties, GradientsReachTheParameters) {
       for (const Var& v : all) gradients.push_back(v.has_grad() ? v.grad().clone() : Tensor());
       for (size_t n = 0; n < all.size(); ++n) {
         const bool general = n % 4 < 2;
-        if (general && detach == "general") {
+        if (general && detach == PenaltyDetach::general) {
           EXPECT_FALSE(gradients[n].defined());
           continue;
         }
@@ -195,7 +195,7 @@ TEST(Penalties, GradientsReachTheParameters) {
             const double below = value();
             element = kept;
             EXPECT_NEAR(gradients[n].row<double>(r)[c], (above - below) / 2e-6, 1e-5)
-                << form << " input " << n;
+                << word(form) << " input " << n;
           }
       }
     }
@@ -211,8 +211,9 @@ TEST(Penalties, NeedTwoAdaptersAndAFormTheyHave) {
   EXPECT_NO_THROW(Penalties(m, {}));
   attach_adapters(m, lora, AdapterKind::personal);
   PenaltyConfig raw{.subspace = 1};
-  raw.form = "raw2";
-  EXPECT_TRUE(user_error([&] { Penalties(m, raw); }, {"raw2", "update and base"}));
+  raw.form = PenaltyForm::raw2;
+  EXPECT_TRUE(
+      user_error([&] { Penalties(m, raw); }, {"raw2", "penalty.update and penalty.base only"}));
 }
 
 }  // namespace

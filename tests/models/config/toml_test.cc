@@ -407,6 +407,8 @@ void change(const ConfigKey& key, RunConfig& config) {
   if (auto* const* text = std::get_if<std::string*>(&field)) {
     const auto& words = key.rule.words;
     **text = words.empty() ? key.rule.is_path ? "/a \"b\"\\c\n\x7f" : "x\ty" : words.back();
+  } else if (const auto* choice = std::get_if<WordField>(&field)) {
+    choice->set(choice->field, choice->words.size() - 1);
   } else if (auto* const* integer = std::get_if<int64_t*>(&field)) {
     **integer += **integer == key.rule.range.high ? -1 : 1;
     if (!key.rule.range.contains(static_cast<double>(**integer))) **integer = 13;
@@ -431,9 +433,10 @@ TEST(Config, WrittenAndReadBackItIsTheSame) {
   // Where all keys at once contradict each other.
   config.method = "opal";
   config.train.steps = 0;
-  config.train.frozen_precision = "same";
-  config.penalty.form = "cosine2";
-  config.data.format = "npz";
+  config.train.frozen_precision = FrozenPrecision::same;
+  config.penalty.form = PenaltyForm::cosine2;
+  config.lora.strategy = AdapterStrategy::unmerged;
+  config.data.format = DataFormat::npz;
   config.data.partition.clients = 2;
   config.federation.address = "[::1]:0";
   const RunConfig back = parse_config(config_toml(config), "config.toml");

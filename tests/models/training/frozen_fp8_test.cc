@@ -5,9 +5,9 @@
 namespace orthofed {
 namespace {
 
-std::unique_ptr<FineTuner> tuner(const std::string& frozen, DType compute = DType::bf16,
-                                 const std::string& strategy = "unmerged",
-                                 const std::string& graph = "auto") {
+std::unique_ptr<FineTuner> tuner(FrozenPrecision frozen, DType compute = DType::bf16,
+                                 AdapterStrategy strategy = AdapterStrategy::unmerged,
+                                 GraphUse graph = GraphUse::automatic) {
   FineTuneOptions o;
   o.classes = 5;
   o.seed = 3;
@@ -57,7 +57,7 @@ Queue emulated(int capability) {
 }
 
 TEST(FrozenFp8, LearnsAsInBf16) {
-  auto same = tuner("same"), fp8 = tuner("fp8");
+  auto same = tuner(FrozenPrecision::same), fp8 = tuner(FrozenPrecision::fp8);
   for (const Block& block : fp8->model().blocks)
     for (const Linear* layer : {&block.qkv, &block.proj, &block.fc1, &block.fc2})
       EXPECT_TRUE(layer->quantized());
@@ -84,11 +84,11 @@ TEST(FrozenFp8, LearnsAsInBf16) {
 
 // The emulated GPU, one step by itself, one captured and one replayed, beside the CPU.
 TEST(FrozenFp8, TheSameOnAGpu) {
-  auto cpu = tuner("fp8");
+  auto cpu = tuner(FrozenPrecision::fp8);
   Queue hopper = emulated(90);
   const OnQueue queue(hopper);
   const OnDevice scope(Device::simt);
-  auto gpu = tuner("fp8", DType::bf16, "unmerged", "on");
+  auto gpu = tuner(FrozenPrecision::fp8, DType::bf16, AdapterStrategy::unmerged, GraphUse::on);
   const Batch b = batch(1);
   for (uint64_t i = 0; i < 3; ++i) {
     const double got = gpu->step({&b}, 0.5, 1, Phase::joint, i).loss;
@@ -98,20 +98,19 @@ TEST(FrozenFp8, TheSameOnAGpu) {
 }
 
 TEST(FrozenFp8, SaysWhatItNeeds) {
-  EXPECT_EQ(refusal([] { tuner("fp16"); }),
-            "train.frozen_precision: 'fp16' is not one of same, fp8");
   EXPECT_EQ(
-      refusal([] { tuner("fp8", DType::f32); }),
+      refusal([] { tuner(FrozenPrecision::fp8, DType::f32); }),
       "frozen_precision fp8 goes with activations in bf16, and precision is f32: set precision "
       "= \"bf16\"");
-  for (const char* strategy : {"merged", "extended"})
+  for (const AdapterStrategy strategy : {AdapterStrategy::merged, AdapterStrategy::extended})
     EXPECT_NE(refusal([&] {
-                tuner("fp8", DType::bf16, strategy);
+                tuner(FrozenPrecision::fp8, DType::bf16, strategy);
               }).find("set lora.strategy = \"unmerged\""),
               std::string::npos)
-        << strategy;
+        << word(strategy);
   const OnDevice scope(Device::simt);
-  EXPECT_NE(refusal([] { tuner("fp8"); }).find("needs compute capability 8.9"), std::string::npos);
+  EXPECT_NE(refusal([] { tuner(FrozenPrecision::fp8); }).find("needs compute capability 8.9"),
+            std::string::npos);
 }
 
 }  // namespace

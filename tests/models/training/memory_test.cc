@@ -146,11 +146,11 @@ TEST(Memory, ALoaderThatDoesNotFitNamesTheSameBatch) {
   vit.image_size = 16;
   RunConfig config;
   config.model.weights = save_base(Vit::create(vit, DType::f32, 3), directory / "base");
-  config.device = "simt";
-  config.precision = "f32";
+  config.device = DeviceChoice::simt;
+  config.precision = Precision::f32;
   config.lora.rank = 2;
   config.train.epochs = 1;
-  config.data.format = "synthetic";
+  config.data.format = DataFormat::synthetic;
   config.data.synthetic = {.train = 19, .test = 4, .clients = 1, .shift = 1, .size = 16};
   config = completed(config);
   const std::string client = config.federation.clients.front();

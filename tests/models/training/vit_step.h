@@ -67,9 +67,9 @@ Vit make_vit(bool with_head, DType compute, bool trainable) {
   return Vit::from_tensors(recognise(shapes_of(tensors), files), tensors, compute, trainable);
 }
 
-[[maybe_unused]] std::unique_ptr<FineTuner> make_tuner(DType compute, Device device = Device::cpu,
-                                                       bool adamw = true,
-                                                       const std::string& strategy = "unmerged") {
+[[maybe_unused]] std::unique_ptr<FineTuner> make_tuner(
+    DType compute, Device device = Device::cpu, bool adamw = true,
+    AdapterStrategy strategy = AdapterStrategy::unmerged) {
   const OnDevice scope(device);
   auto vit = std::make_unique<Vit>(make_vit(false, compute, false));
   FineTuneOptions o;
@@ -84,7 +84,7 @@ Vit make_vit(bool with_head, DType compute, bool trainable) {
   o.penalty.subspace = 2;
   o.train.lr = 1e-3;
   o.train.warmup = 0;
-  if (!adamw) o.train.optimizer = "sgd";
+  if (!adamw) o.train.optimizer = OptimizerKind::sgd;
   auto tuner = std::make_unique<FineTuner>(std::move(vit), o);
   TensorMap general = under(fixture(), "general.");
   general["head.weight"] = fixture().at("head.weight");

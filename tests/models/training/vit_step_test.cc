@@ -18,8 +18,8 @@ class VitStep : public testing::TestWithParam<Where> {
 };
 
 TEST_P(VitStep, LoraStepAgreesWithPyTorch) {
-  for (const char* strategy : {"unmerged", "merged"}) {
-    SCOPED_TRACE(strategy);
+  for (const AdapterStrategy strategy : {AdapterStrategy::unmerged, AdapterStrategy::merged}) {
+    SCOPED_TRACE(word(strategy));
     auto tuner = make_tuner(compute(), device(), true, strategy);
     const Batch b = batch();
     {
