@@ -122,7 +122,7 @@ TEST(Config, OverridesAreTomlOrBareWords) {
   EXPECT_EQ(c.train.lr, 5e-4);
   EXPECT_EQ(c.lora.targets, (Strings{"q", "v"}));
   EXPECT_EQ(c.lora.layers, (std::vector<int64_t>{10, 11}));
-  EXPECT_EQ(c.model.head, "both");
+  EXPECT_EQ(c.model.head, HeadKind::both);
   EXPECT_TRUE(c.lora.init_orthogonal);
   EXPECT_EQ(c.data.labels, (std::map<std::string, std::string>{{"NEU", "a"}, {"L S", "b"}}));
 
