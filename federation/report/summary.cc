@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "engine/io/files.h"
+#include "engine/io/text.h"
 #include "federation/report/scores.h"
 
 namespace orthofed {
@@ -87,6 +88,13 @@ class Place {
   std::string text() const {
     if (!value_->is_string()) refuse(" is not a text");
     return value_->get<std::string>();
+  }
+  template <class E>
+  E choice() const {
+    const auto value = value_of<E>(text());
+    if (!value)
+      refuse(" is not one of " + joined({std::begin(Words<E>::list), std::end(Words<E>::list)}));
+    return *value;
   }
   template <class Int = int64_t>
   Int count() const {
@@ -241,7 +249,7 @@ RunSummary read_summary(const std::string& path) {
   s.threads = from.at("threads").count();
   s.base_name = from.at("base_model").at("name").text();
   s.base_sha256 = from.at("base_model").at("sha256").text();
-  s.head = from.at("head").text();
+  s.head = from.at("head").choice<HeadKind>();
   for (const Place& name : from.at("classes").items()) s.classes.push_back(name.text());
   for (const Place& client : from.at("clients").items()) s.clients.push_back(client_from(client));
   s.wall_seconds = from.at("wall_seconds").number();

@@ -109,7 +109,7 @@ TEST_F(SummaryTest, IsReadBackAsItWasWritten) {
   same(example());
   EXPECT_EQ(read_summary(path("summary.json")).clients[1].general->samples, 100);
   RunSummary partial = example();
-  partial.head = "personal";
+  partial.head = HeadKind::personal;
   partial.wall_seconds = std::numeric_limits<double>::quiet_NaN();
   partial.clients[0].train_images_per_second = std::numeric_limits<double>::quiet_NaN();
   partial.clients[0].general.reset();
