@@ -4,6 +4,7 @@
 #include "kernels/matmul_fp8/matmul_fp8.h"
 
 #include "bench/support/bench.h"
+#include "tests/kernels/matmul_reference.h"
 
 namespace orthofed::bench {
 namespace {
@@ -43,27 +44,29 @@ void product(Bench& b, const Vit& v, Linear l) {
   };
   Array<bf16> x_bf16(b, widened(x)), w_bf16(b, widened(w));
   Array<bf16> y(b, m * n, Fill::nan);
-  const auto call = [&](const auto& f) {
-    f(x.data(), scales_x.data(), w.data(), scales_w.data(), y.data(), bias.data(), s);
+  const auto arguments = [&] {
+    return MatmulFp8<bf16>{.a = x.data(),
+                           .scales_a = scales_x.data(),
+                           .b = w.data(),
+                           .scales_b = scales_w.data(),
+                           .c = y.data(),
+                           .bias = bias.data(),
+                           .shape = s};
   };
   b.shape({{"m", m}, {"n", n}, {"k", k}});
-  of_time(b, matmul_fp8, bf16)(call);
-  of_time_versions(b, matmul_fp8_versions, bf16)(call);
+  OF_TIME(b, matmul_fp8, arguments);
+  OF_TIME_VERSIONS(b, matmul_fp8_versions, arguments);
   b.provider("bf16", [&] {
     of_on(b.queue(), matmul, bf16, bf16)(x_bf16.data(), w_bf16.data(), y.data(), bias.data(), false,
                                          s);
   });
   b.expect(y, m * n, [&](int64_t at) -> Expected {
     const int64_t i = at / n, j = at % n;
-    double sum = 0, size = 0;
-    for (int64_t p = 0; p < k; ++p) {
-      const double term = x[i * ld + p] * w[j * ld + p];
-      sum += term;
-      size += std::abs(term);
-    }
-    const double want = sum + bias[j];
+    const auto sum = reference::product_element(
+        k, [&](int64_t p) { return x[i * ld + p]; }, [&](int64_t p) { return w[j * ld + p]; });
+    const double want = sum.value + bias[j];
     const double dropped = b.on_gpu() ? 132 * 0x1p-13 : 0;
-    return {want, (epsilon<float> * double(k + 4) + dropped) * size +
+    return {want, (epsilon<float> * double(k + 4) + dropped) * sum.size +
                       epsilon<float> * std::abs(bias[j]) + epsilon<bf16> * std::abs(want)};
   });
   b.measure();
@@ -88,8 +91,15 @@ void quantise(Bench& b, const Vit& v) {
   Array<e4m3> q(b, rows * ld, Fill::nan);
   Array<float> scales(b, rows, Fill::nan);
   b.shape({{"rows", rows}, {"cols", n}});
-  of_time(b, quantize_rows,
-          bf16)([&](const auto& f) { f(x.data(), n, q.data(), ld, scales.data(), rows, n); });
+  OF_TIME(b, quantize_rows, [&] {
+    return QuantizeRows<bf16>{.x = x.data(),
+                              .ldx = n,
+                              .q = q.data(),
+                              .ldq = ld,
+                              .scales = scales.data(),
+                              .rows = rows,
+                              .cols = n};
+  });
   b.memcpy_peer();
   const auto scale_of = [&](int64_t i) {
     double largest = 0;

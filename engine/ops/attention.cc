@@ -25,9 +25,12 @@ Tensor attention_forward(const Tensor& qkv, int64_t batch, int64_t heads, Tensor
   const AttentionShape shape = shape_of(qkv, out, batch, heads);
   if (lse != nullptr) *lse = Tensor::empty({batch * heads * shape.tokens}, accum(qkv.dtype()));
   dispatch(qkv.dtype(), [&]<class T>(Tag<T>) {
-    of_on(queue_of(qkv), attention_forward, T)(qkv.data<T>(), out.data<T>(),
-                                               lse != nullptr ? lse->data<Accum<T>>() : nullptr,
-                                               shape, 1 / std::sqrt(double(shape.head_dim)));
+    OF_RUN(queue_of(qkv), attention_forward,
+           AttentionForward<T>{.qkv = qkv.data<T>(),
+                               .out = out.data<T>(),
+                               .lse = lse != nullptr ? lse->data<Accum<T>>() : nullptr,
+                               .shape = shape,
+                               .scale = 1 / std::sqrt(double(shape.head_dim))});
   });
   return out;
 }
@@ -38,9 +41,14 @@ Tensor attention_backward(const Tensor& qkv, const Tensor& out, const Tensor& do
   const AttentionShape shape = shape_of(qkv, out, batch, heads);
   OF_CHECK(dout.pitch() == out.pitch() && dqkv.pitch() == qkv.pitch(), "equal pitches");
   dispatch(qkv.dtype(), [&]<class T>(Tag<T>) {
-    of_on(queue_of(qkv), attention_backward, T)(qkv.data<T>(), out.data<T>(), dout.data<T>(),
-                                                lse.data<Accum<T>>(), dqkv.data<T>(), shape,
-                                                1 / std::sqrt(double(shape.head_dim)));
+    OF_RUN(queue_of(qkv), attention_backward,
+           AttentionBackward<T>{.qkv = qkv.data<T>(),
+                                .out = out.data<T>(),
+                                .dout = dout.data<T>(),
+                                .lse = lse.data<Accum<T>>(),
+                                .dqkv = dqkv.data<T>(),
+                                .shape = shape,
+                                .scale = 1 / std::sqrt(double(shape.head_dim))});
   });
   return dqkv;
 }

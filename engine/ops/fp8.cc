@@ -6,18 +6,22 @@ namespace orthofed {
 
 bool multiplies_fp8() {
   bool answer = true;  // the CPU's
-  on_device<bf16>(
-      queue(), "matmul_fp8", [] {},
-      [&](const auto& stream) { answer = gpu::multiplies_fp8(stream); }, [] { return Cost(); });
+  if (queue().device != Device::cpu)
+    on_stream(queue(), [&](const auto& stream) { answer = gpu::multiplies_fp8(stream); });
   return answer;
 }
 
 Fp8Matrix::Fp8Matrix(const Tensor& w)
     : values_(Tensor::empty(w.shape(), DType::u8)), scales_(Tensor::empty({w.rows()}, DType::f32)) {
   const auto quantise = [&]<class T>(Tag<T>) {
-    of_on(queue_of(w), quantize_rows, T)(w.data<T>(), w.pitch(), values_.data<e4m3>(),
-                                         values_.pitch(), scales_.data<float>(), w.rows(),
-                                         w.cols());
+    OF_RUN(queue_of(w), quantize_rows,
+           QuantizeRows<T>{.x = w.data<T>(),
+                           .ldx = w.pitch(),
+                           .q = values_.data<e4m3>(),
+                           .ldq = values_.pitch(),
+                           .scales = scales_.data<float>(),
+                           .rows = w.rows(),
+                           .cols = w.cols()});
   };
   if (w.dtype() == DType::bf16)
     quantise(Tag<bf16>{});
@@ -27,16 +31,20 @@ Fp8Matrix::Fp8Matrix(const Tensor& w)
 
 void Fp8Matrix::multiply(const Tensor& x, const Tensor& bias, const Tensor& y) const {
   const Fp8Matrix a(x);
-  of_on(queue_of(x), matmul_fp8, bf16)(a.values_.data<e4m3>(), a.scales_.data<float>(),
-                                       values_.data<e4m3>(), scales_.data<float>(), y.data<bf16>(),
-                                       bias.defined() ? bias.data<float>() : nullptr,
-                                       MatmulShape{.m = x.rows(),
-                                                   .n = values_.rows(),
-                                                   .k = values_.cols(),
-                                                   .lda = a.values_.pitch(),
-                                                   .ldb = values_.pitch(),
-                                                   .ldc = y.pitch(),
-                                                   .op_b = Op::transpose});
+  OF_RUN(queue_of(x), matmul_fp8,
+         MatmulFp8<bf16>{.a = a.values_.data<e4m3>(),
+                         .scales_a = a.scales_.data<float>(),
+                         .b = values_.data<e4m3>(),
+                         .scales_b = scales_.data<float>(),
+                         .c = y.data<bf16>(),
+                         .bias = bias.defined() ? bias.data<float>() : nullptr,
+                         .shape = {.m = x.rows(),
+                                   .n = values_.rows(),
+                                   .k = values_.cols(),
+                                   .lda = a.values_.pitch(),
+                                   .ldb = values_.pitch(),
+                                   .ldc = y.pitch(),
+                                   .op_b = Op::transpose}});
 }
 
 }  // namespace orthofed

@@ -43,7 +43,7 @@ __device__ float dot(const T* a, const T* b, int cols) {
 }
 
 template <class T>
-__global__ void naive_forward_kernel(ForwardArguments<T> x) {
+__global__ void naive_forward_kernel(AttentionForward<T> x, float scale) {
   const AttentionShape& s = x.shape;
   const Head head(s, blockIdx.x / s.tokens);
   const int64_t i = blockIdx.x % s.tokens;
@@ -57,7 +57,7 @@ __global__ void naive_forward_kernel(ForwardArguments<T> x) {
   LaneColumns o;
   for (int64_t j0 = 0; j0 < s.tokens; j0 += 32) {
     const int keys = int(s.tokens - j0 < 32 ? s.tokens - j0 : 32);
-    const float score = lane < keys ? x.scale * dot(q, k + (j0 + lane) * s.ld_qkv, d) : -INFINITY;
+    const float score = lane < keys ? scale * dot(q, k + (j0 + lane) * s.ld_qkv, d) : -INFINITY;
     // A new maximum rescales what was summed under the old one.
     const float before = top;
     top = max_or_nan(top, warp_max(score));
@@ -76,7 +76,7 @@ __global__ void naive_forward_kernel(ForwardArguments<T> x) {
 // A token's gradients have two passes: as a query it meets all keys, as a key all queries. So each
 // sum has one owner, and S and dO V^T are computed twice.
 template <class T>
-__global__ void naive_backward_kernel(BackwardArguments<T> x) {
+__global__ void naive_backward_kernel(AttentionBackward<T> x, float scale) {
   const AttentionShape& s = x.shape;
   const Head head(s, blockIdx.x / s.tokens);
   const int64_t own = blockIdx.x % s.tokens;
@@ -89,7 +89,7 @@ __global__ void naive_backward_kernel(BackwardArguments<T> x) {
   const float* lse = x.lse + head.lse;
 
   const auto probability = [&](int64_t i, int64_t j) {
-    return exp_(x.scale * dot(q + i * s.ld_qkv, k + j * s.ld_qkv, d) - lse[i]);
+    return exp_(scale * dot(q + i * s.ld_qkv, k + j * s.ld_qkv, d) - lse[i]);
   };
   const auto row_dot = [&](int64_t i) { return dot(g + i * s.ld_out, o + i * s.ld_out, d); };
   const auto dp = [&](int64_t i, int64_t j) { return dot(g + i * s.ld_out, v + j * s.ld_qkv, d); };
@@ -106,7 +106,7 @@ __global__ void naive_backward_kernel(BackwardArguments<T> x) {
     for (int l = 0; l < keys; ++l) dq.add(shared_ds[l], k + (j0 + l) * s.ld_qkv, d);
     __syncwarp();
   }
-  dq.store(x.scale, x.dqkv + head.q + own * s.ld_qkv, d);
+  dq.store(scale, x.dqkv + head.q + own * s.ld_qkv, d);
 
   LaneColumns dk, dv;
   for (int64_t i0 = 0; i0 < s.tokens; i0 += 32) {
@@ -123,20 +123,20 @@ __global__ void naive_backward_kernel(BackwardArguments<T> x) {
     }
     __syncwarp();
   }
-  dk.store(x.scale, x.dqkv + head.k + own * s.ld_qkv, d);
+  dk.store(scale, x.dqkv + head.k + own * s.ld_qkv, d);
   dv.store(1, x.dqkv + head.v + own * s.ld_qkv, d);
 }
 
 struct Naive {
   template <class T, class Stream>
-  static void run(const ForwardArguments<T>& x, const Stream& stream) {
+  static void run(const AttentionForward<T>& x, const Stream& stream) {
     launch(naive_forward_kernel<T>, {.grid_x = blocks(x.shape, x.shape.tokens), .threads_x = 32},
-           stream, x);
+           stream, x, float(x.scale));
   }
   template <class T, class Stream>
-  static void run(const BackwardArguments<T>& x, const Stream& stream) {
+  static void run(const AttentionBackward<T>& x, const Stream& stream) {
     launch(naive_backward_kernel<T>, {.grid_x = blocks(x.shape, x.shape.tokens), .threads_x = 32},
-           stream, x);
+           stream, x, float(x.scale));
   }
 };
 

@@ -149,7 +149,8 @@ constexpr size_t tiles_forward_bytes() {
 }
 
 template <class T, int kGroups>
-__global__ void __launch_bounds__(kForwardThreads) tiles_forward_kernel(ForwardArguments<T> x) {
+__global__ void __launch_bounds__(kForwardThreads)
+    tiles_forward_kernel(AttentionForward<T> x, float scale) {
   constexpr int kPitch = tile_pitch(kGroups);
   const AttentionShape& s = x.shape;
   const int64_t tiles = ceil_div(s.tokens, kForwardRows);
@@ -163,7 +164,7 @@ __global__ void __launch_bounds__(kForwardThreads) tiles_forward_kernel(ForwardA
   float* v = k + kTileKeys * kPitch;       // [kTileKeys, kPitch]
   float* scores = v + kTileKeys * kPitch;  // [kForwardRows, kScorePitch]
   load_tile<kGroups, kForwardRows, kForwardThreads>(q, x.qkv + head.q + i0 * s.ld_qkv, s.ld_qkv,
-                                                    s.tokens - i0, d, x.scale);
+                                                    s.tokens - i0, d, scale);
 
   TileSum<kGroups> o;
   float top[4], sum[4];  // of each row; the sum is this lane's share
@@ -235,7 +236,7 @@ constexpr size_t tiles_backward_bytes() {
 // dots [kRows] = sum_d dO_id O_id and lse [kRows] of `count` queries. A query that does not exist
 // has lse = infinity, hence probability 0.
 template <int kRows, int kWarps, class T>
-__device__ void load_row_terms(float* dots, float* lses, const BackwardArguments<T>& x,
+__device__ void load_row_terms(float* dots, float* lses, const AttentionBackward<T>& x,
                                const Head& head, int64_t i0) {
   const AttentionShape& s = x.shape;
   const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
@@ -257,7 +258,7 @@ __device__ void load_row_terms(float* dots, float* lses, const BackwardArguments
 // not hold.
 template <class T, int kGroups, Own kOwn>
 __global__ void __launch_bounds__(32 * backward_warps(kGroups), 2)
-    tiles_backward_kernel(BackwardArguments<T> x) {
+    tiles_backward_kernel(AttentionBackward<T> x, float scale) {
   constexpr bool kQueries = kOwn == Own::queries;
   constexpr int kWarps = backward_warps(kGroups), kRows = 16 * kWarps, kThreads = 32 * kWarps;
   constexpr int kPitch = tile_pitch(kGroups);
@@ -278,7 +279,7 @@ __global__ void __launch_bounds__(32 * backward_warps(kGroups), 2)
 
   const auto load_queries = [&]<int kCount>(float* q, float* dout, int64_t row) {
     load_tile<kGroups, kCount, kThreads>(q, x.qkv + head.q + row * s.ld_qkv, s.ld_qkv,
-                                         s.tokens - row, d, x.scale);
+                                         s.tokens - row, d, scale);
     load_tile<kGroups, kCount, kThreads>(dout, x.dout + head.out + row * s.ld_out, s.ld_out,
                                          s.tokens - row, d);
     load_row_terms<kCount, kWarps>(dots, lses, x, head, row);
@@ -326,7 +327,7 @@ __global__ void __launch_bounds__(32 * backward_warps(kGroups), 2)
     const int64_t row = i0 + at.row + 4 * i;
     if (row >= s.tokens) continue;
     if constexpr (kQueries) {
-      first.multiply_row(i, x.scale);
+      first.multiply_row(i, scale);
       first.store_row(i, x.dqkv + head.q + row * s.ld_qkv, d, at);
     } else {
       first.store_row(i, x.dqkv + head.v + row * s.ld_qkv, d, at);
@@ -337,24 +338,24 @@ __global__ void __launch_bounds__(32 * backward_warps(kGroups), 2)
 
 struct Tiles {
   template <class T, class Stream>
-  static void run(const ForwardArguments<T>& x, const Stream& stream) {
+  static void run(const AttentionForward<T>& x, const Stream& stream) {
     with_groups(x.shape, [&]<int kGroups>() {
       launch(tiles_forward_kernel<T, kGroups>,
              {.grid_x = blocks(x.shape, ceil_div(x.shape.tokens, kForwardRows)),
               .threads_x = kForwardThreads,
               .shared_bytes = tiles_forward_bytes<kGroups>()},
-             stream, x);
+             stream, x, float(x.scale));
     });
   }
   template <class T, class Stream>
-  static void run(const BackwardArguments<T>& x, const Stream& stream) {
+  static void run(const AttentionBackward<T>& x, const Stream& stream) {
     with_groups(x.shape, [&]<int kGroups>() {
       constexpr int kWarps = backward_warps(kGroups);
       const LaunchShape shape{.grid_x = blocks(x.shape, ceil_div(x.shape.tokens, 16 * kWarps)),
                               .threads_x = 32 * kWarps,
                               .shared_bytes = tiles_backward_bytes<kGroups>()};
-      launch(tiles_backward_kernel<T, kGroups, Own::queries>, shape, stream, x);
-      launch(tiles_backward_kernel<T, kGroups, Own::keys>, shape, stream, x);
+      launch(tiles_backward_kernel<T, kGroups, Own::queries>, shape, stream, x, float(x.scale));
+      launch(tiles_backward_kernel<T, kGroups, Own::keys>, shape, stream, x, float(x.scale));
     });
   }
 

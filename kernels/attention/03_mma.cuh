@@ -76,7 +76,7 @@ __device__ inline float quad_sum(float value) {
 
 template <int kCols>
 __global__ void __launch_bounds__(32 * kMaxForwardWarps, MmaForward<kCols>::kBlocks)
-    mma_forward_kernel(ForwardArguments<bf16> x, MmaForward<kCols> plan) {
+    mma_forward_kernel(AttentionForward<bf16> x, float scale, MmaForward<kCols> plan) {
   constexpr int kPitch = MmaTile<kCols>::kPitch;
   const AttentionShape& s = x.shape;
   const Head head(s, blockIdx.x / plan.blocks);
@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(32 * kMaxForwardWarps, MmaForward<kCols>::kBlo
   const MmaTile<kCols> v{k.data + plan.keys * kPitch};  // [plan.keys, kCols]
   const MmaTile<kCols> q{v.data + plan.keys * kPitch};  // [16 a warp, kCols], O in the end
   const int own = warp * kTileRows;                     // this warp's first row of q
-  const float scale = x.scale * kLog2E;                 // scores in powers of 2
+  const float base2 = scale * kLog2E;                   // scores in powers of 2
 
   for (int round = 0; round < plan.rounds; ++round) {
     const int group = int(blockIdx.x % plan.blocks) * plan.rounds + round;
@@ -145,7 +145,7 @@ __global__ void __launch_bounds__(32 * kMaxForwardWarps, MmaForward<kCols>::kBlo
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
             float& score = p[j / 2][j % 2][e];
-            score *= scale;
+            score *= base2;
             largest[e / 2] = fmaxf(largest[e / 2], score);
           }
 #pragma unroll
@@ -233,7 +233,7 @@ int plan_mma_backward(const AttentionShape& s) {
 // Of kQueries queries: starts to load Q and dO, and computes D_i = sum_d dO_id O_id and lse_i, in
 // powers of 2. A query that does not exist has lse = infinity, hence probability 0.
 template <int kCols>
-__device__ void start_load_queries(const BackwardArguments<bf16>& x, const Head& head, int i0,
+__device__ void start_load_queries(const AttentionBackward<bf16>& x, const Head& head, int i0,
                                    const MmaTile<kCols>& q, const MmaTile<kCols>& dout,
                                    float* row_dot, float* row_lse) {
   const AttentionShape& s = x.shape;
@@ -267,13 +267,13 @@ __device__ void start_load_queries(const BackwardArguments<bf16>& x, const Head&
 
 template <int kCols>
 __global__ void __launch_bounds__(32 * MmaBackward<kCols>::kMaxWarps, 1)
-    mma_backward_kernel(BackwardArguments<bf16> x, int part, int j0) {
+    mma_backward_kernel(AttentionBackward<bf16> x, float scale, int part, int j0) {
   constexpr int kPitch = MmaTile<kCols>::kPitch;
   const AttentionShape& s = x.shape;
   const Head head(s, blockIdx.x);
   const int d = int(s.head_dim), tokens = int(s.tokens);
   const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
-  const float scale = x.scale * kLog2E;
+  const float base2 = scale * kLog2E;  // scores in powers of 2
 
   const MmaTile<kCols> k{dynamic_shared<bf16>()};               // [part, kCols]
   const MmaTile<kCols> v{k.data + part * kPitch};               // [part, kCols]
@@ -311,7 +311,7 @@ __global__ void __launch_bounds__(32 * MmaBackward<kCols>::kMaxWarps, 1)
           for (int e = 0; e < 4; ++e) {
             const int query = i + 8 * n + 2 * t + e % 2;
             const bool exists = row + g + e / 2 * 8 < keys;
-            p[n][e] = exists ? exp2f(p[n][e] * scale - row_lse[query]) : 0.0f;
+            p[n][e] = exists ? exp2f(p[n][e] * base2 - row_lse[query]) : 0.0f;
             ds[n][e] = p[n][e] * (ds[n][e] - row_dot[query]);
           }
         uint32_t a[4], b[4];
@@ -359,7 +359,7 @@ __global__ void __launch_bounds__(32 * MmaBackward<kCols>::kMaxWarps, 1)
               load_part<2>(static_cast<const bf16*>(to) + 8 * n, j0 == 0 ? 0 : left - 8 * n);
           Pack<bf16, 2> after;
 #pragma unroll
-          for (int e = 0; e < 2; ++e) after[e] = float(before[e]) + x.scale * dq[n][2 * half + e];
+          for (int e = 0; e < 2; ++e) after[e] = float(before[e]) + scale * dq[n][2 * half + e];
           store_part(to + 8 * n, after, left - 8 * n);
         }
       }
@@ -369,25 +369,24 @@ __global__ void __launch_bounds__(32 * MmaBackward<kCols>::kMaxWarps, 1)
   if (row >= keys) return;
   const int64_t at = (j0 + row) * s.ld_qkv;
   // By way of this warp's rows of V, which nobody else reads.
-  store_16_rows<kCols>(dk, {x.scale, x.scale}, v, row, x.dqkv + head.k + at, s.ld_qkv, keys - row,
-                       d);
+  store_16_rows<kCols>(dk, {scale, scale}, v, row, x.dqkv + head.k + at, s.ld_qkv, keys - row, d);
   store_16_rows<kCols>(dv, {1, 1}, v, row, x.dqkv + head.v + at, s.ld_qkv, keys - row, d);
 }
 
 struct Mma {
   template <class Stream>
-  static void run(const ForwardArguments<bf16>& x, const Stream& stream) {
+  static void run(const AttentionForward<bf16>& x, const Stream& stream) {
     with_columns(x.shape, [&]<int kCols>() {
       const MmaForward<kCols> plan(x.shape);
       launch(mma_forward_kernel<kCols>,
              {.grid_x = blocks(x.shape, plan.blocks),
               .threads_x = 32 * unsigned(plan.warps),
               .shared_bytes = plan.shared_bytes(plan.keys)},
-             stream, x, plan);
+             stream, x, float(x.scale), plan);
     });
   }
   template <class Stream>
-  static void run(const BackwardArguments<bf16>& x, const Stream& stream) {
+  static void run(const AttentionBackward<bf16>& x, const Stream& stream) {
     with_columns(x.shape, [&]<int kCols>() {
       using Limits = MmaBackward<kCols>;
       const int part = plan_mma_backward<kCols>(x.shape);
@@ -396,7 +395,7 @@ struct Mma {
                {.grid_x = blocks(x.shape, 1),
                 .threads_x = 32 * unsigned(part / kTileRows),
                 .shared_bytes = Limits::kKeyBytes * size_t(part) + Limits::kQueryBytes},
-               stream, x, part, j0);
+               stream, x, float(x.scale), part, j0);
     });
   }
 

@@ -21,9 +21,7 @@
 // shared memory (2), whose backward computes S and dO V^T twice (14 tokens^2 head_dim flops); both
 // pad head_dim to a multiple of 16 or 32. Above 128 columns both take the naive version (1).
 #pragma once
-#include <array>
 #include <cstdint>
-#include <span>
 
 #include "kernels/core/check.h"
 #include "kernels/core/cost.h"
@@ -38,10 +36,6 @@ struct AttentionShape {
   int64_t batch = 0, tokens = 0, heads = 0, head_dim = 0;
   int64_t ld_qkv = 0;  // row pitch of qkv and dqkv, in elements
   int64_t ld_out = 0;  // row pitch of out and dout
-
-  std::array<int64_t, 6> numbers() const {
-    return {batch, tokens, heads, head_dim, ld_qkv, ld_out};
-  }
 };
 
 inline void check(const AttentionShape& s) {
@@ -51,39 +45,57 @@ inline void check(const AttentionShape& s) {
            "attention: a pitch is smaller than its row");
 }
 
-}  // namespace orthofed
-
-namespace orthofed::cpu {
-
-// lse [batch, heads, tokens] is what backward needs to rebuild P; null where nothing is trained.
+// The formulas above.
 template <class T>
-void attention_forward(const T* qkv, T* out, Accum<T>* lse, const AttentionShape& shape,
-                       double scale);
+struct AttentionForward {
+  const T* qkv;
+  T* out;
+  Accum<T>* lse;  // [batch, heads, tokens], which backward needs to rebuild P; null: not wanted
+  AttentionShape shape;
+  double scale;
+};
 
 // With D_i = sum_d dO_id O_id:  dV = P^T dO,  dS = P * (dO V^T - D),  dQ = scale dS K,
 // dK = scale dS^T Q. dqkv is written whole, packed as qkv is. One (image, head) is one unit of
 // work, so no sum crosses threads.
 template <class T>
-void attention_backward(const T* qkv, const T* out, const T* dout, const Accum<T>* lse, T* dqkv,
-                        const AttentionShape& shape, double scale);
+struct AttentionBackward {
+  const T *qkv, *out, *dout;  // out is forward's, and dout its gradient
+  const Accum<T>* lse;        // [batch, heads, tokens], as forward wrote it
+  T* dqkv;
+  AttentionShape shape;
+  double scale;
+};
+
+}  // namespace orthofed
+
+namespace orthofed::cpu {
+
+template <class T>
+void attention_forward(const AttentionForward<T>& a);
+template <class T>
+void attention_backward(const AttentionBackward<T>& a);
 
 }  // namespace orthofed::cpu
 
 namespace orthofed::cost {
 
 template <class T>
-Cost attention_forward(const T* qkv, T* out, Accum<T>* lse, const AttentionShape& s, double) {
+Cost attention_forward(const AttentionForward<T>& a) {
+  const AttentionShape& s = a.shape;
   const double rows = double(s.batch) * s.tokens, width = double(s.heads) * s.head_dim;
-  return {4 * rows * s.tokens * width,
-          moved(qkv, rows * 3 * width) + written(out, rows * width) + written(lse, rows * s.heads)};
+  return {4 * rows * s.tokens * width, moved(a.qkv, rows * 3 * width) +
+                                           written(a.out, rows * width) +
+                                           written(a.lse, rows * s.heads)};
 }
 template <class T>
-Cost attention_backward(const T* qkv, const T* out, const T* dout, const Accum<T>* lse, T* dqkv,
-                        const AttentionShape& s, double) {
+Cost attention_backward(const AttentionBackward<T>& a) {
+  const AttentionShape& s = a.shape;
   const double rows = double(s.batch) * s.tokens, width = double(s.heads) * s.head_dim;
-  return {10 * rows * s.tokens * width, moved(qkv, rows * 3 * width) + moved(out, rows * width) +
-                                            moved(dout, rows * width) + moved(lse, rows * s.heads) +
-                                            written(dqkv, rows * 3 * width)};
+  return {10 * rows * s.tokens * width,
+          moved(a.qkv, rows * 3 * width) + moved(a.out, rows * width) +
+              moved(a.dout, rows * width) + moved(a.lse, rows * s.heads) +
+              written(a.dqkv, rows * 3 * width)};
 }
 
 }  // namespace orthofed::cost
@@ -91,25 +103,15 @@ Cost attention_backward(const T* qkv, const T* out, const T* dout, const Accum<T
 namespace orthofed::gpu {
 
 template <class T, class Stream>
-using AttentionForward = void(const T* qkv, T* out, Accum<T>* lse, const AttentionShape& shape,
-                              double scale, const Stream& stream);
+void attention_forward(const AttentionForward<T>& a, const Stream& stream);
 template <class T, class Stream>
-using AttentionBackward = void(const T* qkv, const T* out, const T* dout, const Accum<T>* lse,
-                               T* dqkv, const AttentionShape& shape, double scale,
-                               const Stream& stream);
-
-template <class T, class Stream>
-void attention_forward(const T* qkv, T* out, Accum<T>* lse, const AttentionShape& shape,
-                       double scale, const Stream& stream);
-template <class T, class Stream>
-void attention_backward(const T* qkv, const T* out, const T* dout, const Accum<T>* lse, T* dqkv,
-                        const AttentionShape& shape, double scale, const Stream& stream);
+void attention_backward(const AttentionBackward<T>& a, const Stream& stream);
 
 // Every version of them, the naive one first. The others take head_dim up to kMaxTiledHeadDim.
 inline constexpr int64_t kMaxTiledHeadDim = 128;
 template <class T, class Stream>
-std::span<const Version<AttentionForward<T, Stream>>> attention_forward_versions();
+Ladder<AttentionForward<T>, Stream> attention_forward_versions();
 template <class T, class Stream>
-std::span<const Version<AttentionBackward<T, Stream>>> attention_backward_versions();
+Ladder<AttentionBackward<T>, Stream> attention_backward_versions();
 
 }  // namespace orthofed::gpu

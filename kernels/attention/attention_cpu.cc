@@ -70,11 +70,12 @@ void load_transposed(const T* from, int64_t ld, int64_t rows, int64_t cols, A sc
 }  // namespace
 
 template <class T>
-void attention_forward(const T* qkv, T* out, Accum<T>* lse, const AttentionShape& s, double scale) {
+void attention_forward(const AttentionForward<T>& a) {
   using A = Accum<T>;
+  const AttentionShape& s = a.shape;
   check(s);
   if constexpr (std::is_same_v<T, bf16>)
-    if (native_bf16()) return pairs::attention_forward(qkv, out, lse, s, scale);
+    if (native_bf16()) return pairs::attention_forward(a);
   const int64_t d = s.head_dim, dim = s.heads * d;
   const Blocks block(s.tokens, d);
 
@@ -86,17 +87,17 @@ void attention_forward(const T* qkv, T* out, Accum<T>* lse, const AttentionShape
     alignas(64) A top[max_queries], sum[max_queries];        // of each query's row of S so far
 
     const int64_t image = task / s.heads, head = task % s.heads;
-    const T* q = qkv + image * s.tokens * s.ld_qkv + head * d;  // [tokens, d]
+    const T* q = a.qkv + image * s.tokens * s.ld_qkv + head * d;  // [tokens, d]
     const T* k = q + dim;
     const T* v = k + dim;
-    T* o = out + image * s.tokens * s.ld_out + head * d;
+    T* o = a.out + image * s.tokens * s.ld_out + head * d;
     int64_t held = -1;  // the first key in k_tile
 
     for (int64_t q0 = 0; q0 < s.tokens; q0 += block.queries) {
       const int64_t queries = std::min(block.queries, s.tokens - q0);
       const int64_t n = round_up(queries, tile_cols<lanes>);
       const int64_t m = round_up(d, tile_rows);
-      load_transposed(q + q0 * s.ld_qkv, s.ld_qkv, queries, d, A(scale), q_t, n);
+      load_transposed(q + q0 * s.ld_qkv, s.ld_qkv, queries, d, A(a.scale), q_t, n);
       std::fill(o_t, o_t + m * n, A(0));
       std::fill(top, top + n, -std::numeric_limits<A>::infinity());
       std::fill(sum, sum + n, A(0));
@@ -141,8 +142,8 @@ void attention_forward(const T* qkv, T* out, Accum<T>* lse, const AttentionShape
         T* row = o + (q0 + i) * s.ld_out;
         for (int64_t j = 0; j < d; ++j) row[j] = T(o_t[j * n + i] * share[i]);
       }
-      if (lse != nullptr) {
-        A* to = lse + task * s.tokens + q0;
+      if (a.lse != nullptr) {
+        A* to = a.lse + task * s.tokens + q0;
         for (int64_t i = 0; i < queries; ++i) to[i] = top[i] + std::log(sum[i]);
       }
     }
@@ -150,12 +151,12 @@ void attention_forward(const T* qkv, T* out, Accum<T>* lse, const AttentionShape
 }
 
 template <class T>
-void attention_backward(const T* qkv, const T* out, const T* dout, const Accum<T>* lse, T* dqkv,
-                        const AttentionShape& s, double scale) {
+void attention_backward(const AttentionBackward<T>& a) {
   using A = Accum<T>;
+  const AttentionShape& s = a.shape;
   check(s);
   if constexpr (std::is_same_v<T, bf16>)
-    if (native_bf16()) return pairs::attention_backward(qkv, out, dout, lse, dqkv, s, scale);
+    if (native_bf16()) return pairs::attention_backward(a);
   const int64_t d = s.head_dim, dim = s.heads * d;
   const Blocks block(s.tokens, d);
 
@@ -171,12 +172,12 @@ void attention_backward(const T* qkv, const T* out, const T* dout, const Accum<T
 
     const int64_t image = task / s.heads, head = task % s.heads;
     const int64_t token0 = image * s.tokens;
-    const T* q = qkv + token0 * s.ld_qkv + head * d;  // [tokens, d]
+    const T* q = a.qkv + token0 * s.ld_qkv + head * d;  // [tokens, d]
     const T* k = q + dim;
     const T* v = k + dim;
-    const T* o = out + token0 * s.ld_out + head * d;
-    const T* grad = dout + token0 * s.ld_out + head * d;
-    T* dq = dqkv + token0 * s.ld_qkv + head * d;
+    const T* o = a.out + token0 * s.ld_out + head * d;
+    const T* grad = a.dout + token0 * s.ld_out + head * d;
+    T* dq = a.dqkv + token0 * s.ld_qkv + head * d;
 
     for (int64_t kv0 = 0; kv0 < s.tokens; kv0 += block.kv) {
       const int64_t kv = std::min(block.kv, s.tokens - kv0);
@@ -191,7 +192,7 @@ void attention_backward(const T* qkv, const T* out, const T* dout, const Accum<T
         const int64_t n = round_up(queries, tile_cols<lanes>);
         const int64_t m = round_up(d, tile_rows);
         const int64_t columns = round_up(d, tile_cols<lanes>);
-        load(q + q0 * s.ld_qkv, s.ld_qkv, queries, d, A(scale), q_tile, queries, block.pitch);
+        load(q + q0 * s.ld_qkv, s.ld_qkv, queries, d, A(a.scale), q_tile, queries, block.pitch);
         load(grad + q0 * s.ld_out, s.ld_out, queries, d, A(1), do_tile, queries, block.pitch);
         load_transposed(q_tile, block.pitch, queries, d, A(1), q_t, n);
         load_transposed(do_tile, block.pitch, queries, d, A(1), do_t, n);
@@ -199,7 +200,7 @@ void attention_backward(const T* qkv, const T* out, const T* dout, const Accum<T
         std::fill(row_lse, row_lse + n, A(0));
         std::fill(row_dot, row_dot + n, A(0));
         for (int64_t i = 0; i < queries; ++i) {
-          row_lse[i] = lse[task * s.tokens + q0 + i];
+          row_lse[i] = a.lse[task * s.tokens + q0 + i];
           for (int64_t j = 0; j < d; ++j) {
             row_dot[i] += do_tile[i * block.pitch + j] * A(o[(q0 + i) * s.ld_out + j]);
           }
@@ -230,7 +231,7 @@ void attention_backward(const T* qkv, const T* out, const T* dout, const Accum<T
           T* row = dq + (q0 + i) * s.ld_qkv;
           for (int64_t j = 0; j < d; ++j) {
             const A before = kv0 == 0 ? A(0) : A(row[j]);
-            row[j] = T(before + A(scale) * dq_t[j * n + i]);
+            row[j] = T(before + A(a.scale) * dq_t[j * n + i]);
           }
         }
       }
@@ -245,14 +246,12 @@ void attention_backward(const T* qkv, const T* out, const T* dout, const Accum<T
   });
 }
 
-template void attention_forward(const double*, double*, double*, const AttentionShape&, double);
-template void attention_forward(const float*, float*, float*, const AttentionShape&, double);
-template void attention_forward(const bf16*, bf16*, float*, const AttentionShape&, double);
-template void attention_backward(const double*, const double*, const double*, const double*,
-                                 double*, const AttentionShape&, double);
-template void attention_backward(const float*, const float*, const float*, const float*, float*,
-                                 const AttentionShape&, double);
-template void attention_backward(const bf16*, const bf16*, const bf16*, const float*, bf16*,
-                                 const AttentionShape&, double);
+#define OF_INSTANTIATE(T)                                      \
+  template void attention_forward(const AttentionForward<T>&); \
+  template void attention_backward(const AttentionBackward<T>&);
+OF_INSTANTIATE(double)
+OF_INSTANTIATE(float)
+OF_INSTANTIATE(bf16)
+#undef OF_INSTANTIATE
 
 }  // namespace orthofed::cpu

@@ -387,8 +387,7 @@ Plan make_plan(const AttentionShape& s, bool backward, bool with_lse, cudnnHandl
 // The calling thread's plan, made when it is first asked for.
 const Plan& plan_for(const AttentionShape& s, bool backward, bool with_lse) {
   Context& c = context();
-  const auto n = s.numbers();
-  const Key key = {backward, with_lse, n[0], n[1], n[2], n[3], n[4], n[5]};
+  const Key key = {backward, with_lse, s.batch, s.tokens, s.heads, s.head_dim, s.ld_qkv, s.ld_out};
   auto it = c.plans.find(key);
   if (it == c.plans.end())
     it = c.plans.emplace(key, make_plan(s, backward, with_lse, c.handle.get())).first;
@@ -430,29 +429,27 @@ bool cudnn_asked() {
   return asked;
 }
 
-bool attention_forward_cudnn(const bf16* qkv, bf16* out, float* lse, const AttentionShape& s,
-                             double scale, const Stream& stream) {
-  if (!takes(s, {qkv, out, lse})) return false;
-  const Plan& plan = plan_for(s, false, lse != nullptr);
+bool attention_forward_cudnn(const AttentionForward<bf16>& a, const Stream& stream) {
+  if (!takes(a.shape, {a.qkv, a.out, a.lse})) return false;
+  const Plan& plan = plan_for(a.shape, false, a.lse != nullptr);
   if (!plan.execution) return false;
-  const float factor = float(scale);
-  const int64_t width = s.heads * s.head_dim;
-  std::vector<const void*> arguments = {qkv, qkv + width, qkv + 2 * width, out, &factor};
-  if (lse != nullptr) arguments.push_back(lse);
+  const float scale = float(a.scale);
+  const int64_t width = a.shape.heads * a.shape.head_dim;
+  std::vector<const void*> arguments = {a.qkv, a.qkv + width, a.qkv + 2 * width, a.out, &scale};
+  if (a.lse != nullptr) arguments.push_back(a.lse);
   execute(plan, arguments, stream);
   return true;
 }
 
-bool attention_backward_cudnn(const bf16* qkv, const bf16* out, const bf16* dout, const float* lse,
-                              bf16* dqkv, const AttentionShape& s, double scale,
-                              const Stream& stream) {
-  if (!takes(s, {qkv, out, dout, lse, dqkv})) return false;
-  const Plan& plan = plan_for(s, true, true);
+bool attention_backward_cudnn(const AttentionBackward<bf16>& a, const Stream& stream) {
+  if (!takes(a.shape, {a.qkv, a.out, a.dout, a.lse, a.dqkv})) return false;
+  const Plan& plan = plan_for(a.shape, true, true);
   if (!plan.execution) return false;
-  const float factor = float(scale), one = 1;
-  const int64_t width = s.heads * s.head_dim;
-  const bf16 *k = qkv + width, *v = k + width, *dk = dqkv + width, *dv = dk + width;
-  execute(plan, {qkv, k, v, out, dout, lse, &factor, &one, dqkv, dk, dv, plan.row_sums.get()},
+  const float scale = float(a.scale), one = 1;
+  const int64_t width = a.shape.heads * a.shape.head_dim;
+  const bf16 *k = a.qkv + width, *v = k + width, *dk = a.dqkv + width, *dv = dk + width;
+  execute(plan,
+          {a.qkv, k, v, a.out, a.dout, a.lse, &scale, &one, a.dqkv, dk, dv, plan.row_sums.get()},
           stream);
   return true;
 }

@@ -32,10 +32,7 @@ bool cudnn_asked();
 // multiply on tensor cores. False, and nothing done, where the library is absent, with fewer than 2
 // tokens, where a head, a pitch or an address is not a multiple of 16 bytes, or where cuDNN has no
 // engine. Errors of what it accepted throw.
-bool attention_forward_cudnn(const bf16* qkv, bf16* out, float* lse, const AttentionShape& shape,
-                             double scale, const Stream& stream);
-bool attention_backward_cudnn(const bf16* qkv, const bf16* out, const bf16* dout, const float* lse,
-                              bf16* dqkv, const AttentionShape& shape, double scale,
-                              const Stream& stream);
+bool attention_forward_cudnn(const AttentionForward<bf16>& a, const Stream& stream);
+bool attention_backward_cudnn(const AttentionBackward<bf16>& a, const Stream& stream);
 
 }  // namespace orthofed::cuda

@@ -78,8 +78,8 @@ OF_BF16 inline __m512 exp2_(__m512 t) {
   return _mm512_scalef_ps(p, n);
 }
 
-OF_BF16 void forward_head(const bf16* qkv, bf16* out, float* lse, const AttentionShape& s,
-                          double scale, int64_t task) {
+OF_BF16 void forward_head(const AttentionForward<bf16>& a, int64_t task) {
+  const AttentionShape& s = a.shape;
   alignas(64) uint32_t k_rows[kv_elements / 2], v_pairs[kv_elements / 2];  // [kv, pitch]
   alignas(64) uint32_t q_rows[q_elements / 2], q_t[q_elements / 2];        // [n, pitch], [pitch, n]
   alignas(64) float s_t[max_keys * max_queries];                           // [kv, n]
@@ -92,11 +92,11 @@ OF_BF16 void forward_head(const bf16* qkv, bf16* out, float* lse, const Attentio
   const Blocks block(s.tokens, s.head_dim);
   const int64_t d = s.head_dim, dim = s.heads * d, pitch = block.pitch;
   const int64_t image = task / s.heads, head = task % s.heads;
-  const bf16* q = qkv + image * s.tokens * s.ld_qkv + head * d;  // [tokens, d]
+  const bf16* q = a.qkv + image * s.tokens * s.ld_qkv + head * d;  // [tokens, d]
   const bf16* k = q + dim;
   const bf16* v = k + dim;
-  bf16* to = out + image * s.tokens * s.ld_out + head * d;
-  const __m512 base2 = _mm512_set1_ps(float(scale * log2_e));  // scores become exponents of 2
+  bf16* to = a.out + image * s.tokens * s.ld_out + head * d;
+  const __m512 base2 = _mm512_set1_ps(float(a.scale * log2_e));  // scores become exponents of 2
   const __m512 nothing = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
   int64_t held = -1;  // the first key in k_rows
 
@@ -145,15 +145,15 @@ OF_BF16 void forward_head(const bf16* qkv, bf16* out, float* lse, const Attentio
 
     for (int64_t i = 0; i < queries; ++i) {
       store_row(o + i * pitch, 1 / sum[i], to + (q0 + i) * s.ld_out, d);
-      if (lse != nullptr)
-        lse[task * s.tokens + q0 + i] =
+      if (a.lse != nullptr)
+        a.lse[task * s.tokens + q0 + i] =
             float((double(top[i]) + std::log2(double(sum[i]))) / log2_e);
     }
   }
 }
 
-OF_BF16 void backward_head(const bf16* qkv, const bf16* out, const bf16* dout, const float* lse,
-                           bf16* dqkv, const AttentionShape& s, double scale, int64_t task) {
+OF_BF16 void backward_head(const AttentionBackward<bf16>& a, int64_t task) {
+  const AttentionShape& s = a.shape;
   // [kv, pitch]; pairs along the columns, or of keys
   alignas(64) uint32_t k_rows[kv_elements / 2], v_rows[kv_elements / 2], k_pairs[kv_elements / 2];
   alignas(64) float dk_tile[kv_elements], dv_tile[kv_elements];
@@ -170,13 +170,14 @@ OF_BF16 void backward_head(const bf16* qkv, const bf16* out, const bf16* dout, c
   const Blocks block(s.tokens, s.head_dim);
   const int64_t d = s.head_dim, dim = s.heads * d, pitch = block.pitch;
   const int64_t image = task / s.heads, head = task % s.heads, token0 = image * s.tokens;
-  const bf16* q = qkv + token0 * s.ld_qkv + head * d;  // [tokens, d]
+  const bf16* q = a.qkv + token0 * s.ld_qkv + head * d;  // [tokens, d]
   const bf16* k = q + dim;
   const bf16* v = k + dim;
-  const bf16* o = out + token0 * s.ld_out + head * d;
-  const bf16* grad = dout + token0 * s.ld_out + head * d;
-  bf16* dq = dqkv + token0 * s.ld_qkv + head * d;
-  const __m512 base2 = _mm512_set1_ps(float(scale * log2_e));
+  const bf16* o = a.out + token0 * s.ld_out + head * d;
+  const bf16* grad = a.dout + token0 * s.ld_out + head * d;
+  bf16* dq = a.dqkv + token0 * s.ld_qkv + head * d;
+  const float scale = float(a.scale);
+  const __m512 base2 = _mm512_set1_ps(float(a.scale * log2_e));
   const __m512 nothing = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
 
   for (int64_t kv0 = 0; kv0 < s.tokens; kv0 += block.kv) {
@@ -198,7 +199,7 @@ OF_BF16 void backward_head(const bf16* qkv, const bf16* out, const bf16* dout, c
       std::fill(row_lse, row_lse + n, 0.0f);
       std::fill(row_dot, row_dot + n, 0.0f);
       for (int64_t i = 0; i < queries; ++i) {
-        row_lse[i] = float(log2_e * double(lse[task * s.tokens + q0 + i]));
+        row_lse[i] = float(log2_e * double(a.lse[task * s.tokens + q0 + i]));
         row_dot[i] = dot(do_at + i * s.ld_out, o + (q0 + i) * s.ld_out, d);
       }
 
@@ -236,7 +237,7 @@ OF_BF16 void backward_head(const bf16* qkv, const bf16* out, const bf16* dout, c
       for (int64_t i = 0; i < queries; ++i) {
         float* row = dq_tile + i * pitch;
         bf16* to = dq + (q0 + i) * s.ld_qkv;
-        for (int64_t j = 0; j < d; ++j) row[j] *= float(scale);
+        for (int64_t j = 0; j < d; ++j) row[j] *= scale;
         if (kv0 > 0)
           for (int64_t j = 0; j < d; ++j) row[j] += float(to[j]);
         store_row(row, 1, to, d);
@@ -245,7 +246,7 @@ OF_BF16 void backward_head(const bf16* qkv, const bf16* out, const bf16* dout, c
 
     for (int64_t i = 0; i < kv; ++i) {
       bf16* dk = dq + (kv0 + i) * s.ld_qkv + dim;
-      store_row(dk_tile + i * pitch, float(scale), dk, d);
+      store_row(dk_tile + i * pitch, scale, dk, d);
       store_row(dv_tile + i * pitch, 1, dk + dim, d);
     }
   }
@@ -253,27 +254,22 @@ OF_BF16 void backward_head(const bf16* qkv, const bf16* out, const bf16* dout, c
 
 }  // namespace
 
-void attention_forward(const bf16* qkv, bf16* out, float* lse, const AttentionShape& s,
-                       double scale) {
+void attention_forward(const AttentionForward<bf16>& a) {
 #pragma omp parallel for schedule(dynamic)
-  for (int64_t task = 0; task < s.batch * s.heads; ++task)
-    forward_head(qkv, out, lse, s, scale, task);
+  for (int64_t task = 0; task < a.shape.batch * a.shape.heads; ++task) forward_head(a, task);
 }
 
-void attention_backward(const bf16* qkv, const bf16* out, const bf16* dout, const float* lse,
-                        bf16* dqkv, const AttentionShape& s, double scale) {
+void attention_backward(const AttentionBackward<bf16>& a) {
 #pragma omp parallel for schedule(dynamic)
-  for (int64_t task = 0; task < s.batch * s.heads; ++task)
-    backward_head(qkv, out, dout, lse, dqkv, s, scale, task);
+  for (int64_t task = 0; task < a.shape.batch * a.shape.heads; ++task) backward_head(a, task);
 }
 
 #else  // native_bf16() is false
 
-void attention_forward(const bf16*, bf16*, float*, const AttentionShape&, double) {
+void attention_forward(const AttentionForward<bf16>&) {
   OF_CHECK(false, "attention by pairs of bf16 on a processor without them");
 }
-void attention_backward(const bf16*, const bf16*, const bf16*, const float*, bf16*,
-                        const AttentionShape&, double) {
+void attention_backward(const AttentionBackward<bf16>&) {
   OF_CHECK(false, "attention by pairs of bf16 on a processor without them");
 }
 

@@ -4,16 +4,12 @@
 // The factors P and dS of the second products are rounded to bf16, as a GPU's tensor cores read
 // them. Subnormals count as 0.
 #pragma once
-#include <cstdint>
-
 #include "kernels/attention/attention.h"
 
 namespace orthofed::cpu::pairs {
 
 // Only where native_bf16().
-void attention_forward(const bf16* qkv, bf16* out, float* lse, const AttentionShape& shape,
-                       double scale);
-void attention_backward(const bf16* qkv, const bf16* out, const bf16* dout, const float* lse,
-                        bf16* dqkv, const AttentionShape& shape, double scale);
+void attention_forward(const AttentionForward<bf16>& a);
+void attention_backward(const AttentionBackward<bf16>& a);
 
 }  // namespace orthofed::cpu::pairs

@@ -1,30 +1,11 @@
-// What every attention kernel is given, and where one head lies in it.
+// Where one head lies in what an attention kernel is given: the struct of arguments and, as a float,
+// its scale.
 #pragma once
 #include "kernels/attention/attention.h"
 #include "kernels/core/warp.cuh"
 
 namespace orthofed::gpu {
 namespace {
-
-template <class T>
-struct ForwardArguments {
-  const T* qkv;
-  T* out;
-  float* lse;  // may be null
-  AttentionShape shape;
-  float scale;
-};
-
-template <class T>
-struct BackwardArguments {
-  const T* qkv;
-  const T* out;
-  const T* dout;
-  const float* lse;
-  T* dqkv;
-  AttentionShape shape;
-  float scale;
-};
 
 // Offsets of the first token of an (image, head), the task'th of batch * heads.
 struct Head {

@@ -29,40 +29,60 @@
 #include "kernels/core/fp8.h"
 #include "kernels/matmul/matmul.h"
 
+namespace orthofed {
+
+// T in {float, bf16}. A row whose largest magnitude is below 448 * 2^-126 has the scale 1 (and
+// becomes zero).
+template <class T>
+struct QuantizeRows {
+  const T* x;  // [rows, cols] pitch ldx
+  int64_t ldx;
+  e4m3* q;  // [rows, cols] pitch ldq, a multiple of 16 bytes
+  int64_t ldq;
+  float* scales;  // [rows]
+  int64_t rows, cols;
+};
+
+// C in {float, bf16}. Bases and pitches of A and B are multiples of 16 bytes, and rows are zero
+// from k to there; C is apart from the rest in memory. On the CPU, where no instruction multiplies
+// e4m3, it is a product in bf16, which holds every e4m3 exactly; slower than one of bf16 matrices,
+// because it has the numbers to convert and the scales to apply. On a GPU only where
+// multiplies_fp8(stream).
+template <class C>
+struct MatmulFp8 {
+  const e4m3* a;          // [m, k]
+  const float* scales_a;  // [m]
+  const e4m3* b;          // [n, k]
+  const float* scales_b;  // [n]
+  C* c;                   // [m, n]
+  const float* bias;      // [n]; null: none
+  MatmulShape shape;      // op_a none, op_b transpose
+};
+
+}  // namespace orthofed
+
 namespace orthofed::cpu {
 
-// x [rows, cols] pitch ldx, T in {float, bf16}; q [rows, cols] pitch ldq, a multiple of 16 bytes;
-// scales [rows]. A row whose largest magnitude is below 448 * 2^-126 has the scale 1 (and becomes
-// zero).
 template <class T>
-void quantize_rows(const T* x, int64_t ldx, e4m3* q, int64_t ldq, float* scales, int64_t rows,
-                   int64_t cols);
-
-// A [m, k], B [n, k] (op_a none, op_b transpose), bases and pitches multiples of 16 bytes, and zero
-// from k to there; C [m, n] of bf16 or float, apart from the rest in memory. scales_a [m],
-// scales_b [n], bias [n] or null. On the CPU, where no instruction multiplies e4m3, it is a product
-// in bf16, which holds every e4m3 exactly; slower than one of bf16 matrices, because it has the
-// numbers to convert and the scales to apply.
+void quantize_rows(const QuantizeRows<T>& a);
 template <class C>
-void matmul_fp8(const e4m3* a, const float* scales_a, const e4m3* b, const float* scales_b, C* c,
-                const float* bias, const MatmulShape& shape);
+void matmul_fp8(const MatmulFp8<C>& p);
 
 }  // namespace orthofed::cpu
 
 namespace orthofed::cost {
 
 template <class T>
-Cost quantize_rows(const T* x, int64_t, e4m3* q, int64_t, float* scales, int64_t rows,
-                   int64_t cols) {
-  const double n = double(rows) * cols;
-  return {3 * n, moved(x, n) + written(q, n) + written(scales, rows)};
+Cost quantize_rows(const QuantizeRows<T>& a) {
+  const double n = double(a.rows) * a.cols;
+  return {3 * n, moved(a.x, n) + written(a.q, n) + written(a.scales, a.rows)};
 }
 template <class C>
-Cost matmul_fp8(const e4m3* a, const float* scales_a, const e4m3* b, const float* scales_b, C* c,
-                const float* bias, const MatmulShape& s) {
-  return {2.0 * s.m * s.n * s.k, moved(a, double(s.m) * s.k) + moved(scales_a, s.m) +
-                                     moved(b, double(s.n) * s.k) + moved(scales_b, s.n) +
-                                     moved(bias, s.n) + written(c, double(s.m) * s.n)};
+Cost matmul_fp8(const MatmulFp8<C>& p) {
+  const MatmulShape& s = p.shape;
+  return {2.0 * s.m * s.n * s.k, moved(p.a, double(s.m) * s.k) + moved(p.scales_a, s.m) +
+                                     moved(p.b, double(s.n) * s.k) + moved(p.scales_b, s.n) +
+                                     moved(p.bias, s.n) + written(p.c, double(s.m) * s.n)};
 }
 
 }  // namespace orthofed::cost
@@ -70,21 +90,13 @@ Cost matmul_fp8(const e4m3* a, const float* scales_a, const e4m3* b, const float
 namespace orthofed::gpu {
 
 template <class T, class Stream>
-void quantize_rows(const T* x, int64_t ldx, e4m3* q, int64_t ldq, float* scales, int64_t rows,
-                   int64_t cols, const Stream& stream);
+void quantize_rows(const QuantizeRows<T>& a, const Stream& stream);
+template <class C, class Stream>
+void matmul_fp8(const MatmulFp8<C>& p, const Stream& stream);
 
-// Only where multiplies_fp8(stream).
+// Every version of the product.
 template <class C, class Stream>
-void matmul_fp8(const e4m3* a, const float* scales_a, const e4m3* b, const float* scales_b, C* c,
-                const float* bias, const MatmulShape& shape, const Stream& stream);
-
-// Every version of it.
-template <class C, class Stream>
-using MatmulFp8Run = void(const e4m3* a, const float* scales_a, const e4m3* b,
-                          const float* scales_b, C* c, const float* bias, const MatmulShape& shape,
-                          const Stream& stream);
-template <class C, class Stream>
-std::span<const Version<MatmulFp8Run<C, Stream>>> matmul_fp8_versions();
+Ladder<MatmulFp8<C>, Stream> matmul_fp8_versions();
 
 // Does the device have FP8 products? From compute capability 8.9 (Ada, Hopper) on.
 template <class Stream>

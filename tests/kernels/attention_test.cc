@@ -12,6 +12,7 @@
 
 #include "kernels/core/check.h"
 #include "kernels/core/parallel.h"
+#include "tests/kernels/attention_reference.h"
 #include "tests/support/buffer.h"
 #include "tests/support/compare.h"
 #include "tests/support/device.h"
@@ -84,114 +85,54 @@ struct Operands {
       }
     }
   }
+  AttentionForward<T> forward_arguments(Buffer<T>& to, Accum<T>* to_lse) const {
+    return {.qkv = qkv.data(), .out = to.data(), .lse = to_lse, .shape = shape, .scale = scale};
+  }
+  AttentionBackward<T> backward_arguments(Buffer<T>& dqkv) const {
+    return {.qkv = qkv.data(),
+            .out = out.data(),
+            .dout = dout.data(),
+            .lse = lse.data(),
+            .dqkv = dqkv.data(),
+            .shape = shape,
+            .scale = scale};
+  }
 };
 
-// Plain dense attention in double with, beside each value, the error that rounding in Accum<T> and
-// T may cause: an inner product of k terms errs by k eps/2 sum |a b|, an error e of a score is a
-// relative error e of its probability.
-struct Result {
-  std::vector<double> value, budget;
-  Result() = default;
-  explicit Result(int64_t n) : value(size_t(n)), budget(size_t(n)) {}
-};
+// The reference of every head, packed as the results are.
+using Result = reference::AttentionNumbers;
 struct Reference {
   Result out, lse, dqkv;
 };
 
-//
-// p_rounding: the error of rounding P and dS before the products that read them (tensor cores read
-// bf16), relatively.
 template <class T>
-Reference reference(const Operands<T>& in, double p_rounding = 0) {
-  const AttentionShape& s = in.shape;
-  const int64_t n = s.tokens, d = s.head_dim, dim = s.heads * d;
-  const double half = 0.5 * epsilon<Accum<T>>, rounding = 0.5 * epsilon<T>;
-  // exp_ errs by 2 ulp; a handful of roundings surround each sum. In double the reference errs too.
-  const double few = 8 * half, own = std::is_same_v<T, double> ? 2 : 1;
-  Reference r{Result(in.out.rows() * dim), Result(s.batch * s.heads * n),
-              Result(in.qkv.rows() * 3 * dim)};
-  const auto set = [&](Result& to, int64_t at, double value, double error, double round) {
-    to.value[size_t(at)] = value;
-    to.budget[size_t(at)] = own * error + round * (std::abs(value) + error);
+Reference reference_of(const Operands<T>& in, double p_rounding = 0) {
+  const int64_t n = in.shape.tokens, d = in.shape.head_dim, dim = in.shape.heads * d;
+  const auto sized = [](int64_t count) {
+    return Result{std::vector<double>(size_t(count)), std::vector<double>(size_t(count))};
   };
-  for (int64_t task = 0; task < s.batch * s.heads; ++task) {
-    const int64_t row0 = task / s.heads * n, col0 = task % s.heads * d;
-    const auto q = [&](int64_t i, int64_t c) -> double { return in.qkv(row0 + i, col0 + c); };
-    const auto k = [&](int64_t i, int64_t c) -> double { return in.qkv(row0 + i, dim + col0 + c); };
-    const auto v = [&](int64_t i, int64_t c) -> double {
-      return in.qkv(row0 + i, 2 * dim + col0 + c);
+  Reference r{sized(in.out.rows() * dim), {}, sized(in.qkv.rows() * 3 * dim)};
+  for (int64_t task = 0; task < in.shape.batch * in.shape.heads; ++task) {
+    const int64_t row0 = task / in.shape.heads * n, col0 = task % in.shape.heads * d;
+    const auto part = [&](const Buffer<T>& x, int64_t column) {
+      return [&x, row0, column](int64_t i, int64_t c) -> double { return x(row0 + i, column + c); };
     };
-    const auto o = [&](int64_t i, int64_t c) -> double { return in.out(row0 + i, col0 + c); };
-    const auto g = [&](int64_t i, int64_t c) -> double { return in.dout(row0 + i, col0 + c); };
-
-    std::vector<double> p(size_t(n * n)), p_error(p), ds(p), ds_error(p);
-    for (int64_t i = 0; i < n; ++i) {
-      std::vector<double> score(static_cast<size_t>(n));
-      double top = -INFINITY, sum = 0, score_error = 0;
-      for (int64_t j = 0; j < n; ++j) {
-        double dot = 0, size = 0;
-        for (int64_t c = 0; c < d; ++c) {
-          dot += q(i, c) * k(j, c);
-          size += std::abs(q(i, c) * k(j, c));
-        }
-        score[size_t(j)] = in.scale * dot;
-        top = std::max(top, score[size_t(j)]);
-        score_error = std::max(score_error, half * double(d + 4) * in.scale * size);
+    const auto head = reference::attention_head<T>(
+        n, d, in.scale, part(in.qkv, col0), part(in.qkv, dim + col0), part(in.qkv, 2 * dim + col0),
+        part(in.out, col0), part(in.dout, col0), p_rounding);
+    const auto place = [&](Result& to, int64_t pitch, int64_t column, const Result& from) {
+      for (int64_t e = 0; e < n * d; ++e) {
+        const auto at = size_t((row0 + e / d) * pitch + column + col0 + e % d);
+        to.value[at] = from.value[size_t(e)];
+        to.budget[at] = from.budget[size_t(e)];
       }
-      for (double x : score) sum += std::exp(x - top);
-      const double lse = top + std::log(sum);
-      const double lse_error = score_error + half * double(n) + few * (1 + std::abs(lse));
-      set(r.lse, task * n + i, lse, lse_error, 0);
-      double row_dot = 0, row_dot_size = 0;
-      for (int64_t c = 0; c < d; ++c) {
-        row_dot += g(i, c) * o(i, c);
-        row_dot_size += std::abs(g(i, c) * o(i, c));
-      }
-      for (int64_t j = 0; j < n; ++j) {
-        const auto at = size_t(i * n + j);
-        p[at] = std::exp(score[size_t(j)] - lse);
-        p_error[at] = p[at] * (score_error + lse_error);
-        double dp = 0, dp_size = 0;
-        for (int64_t c = 0; c < d; ++c) {
-          dp += g(i, c) * v(j, c);
-          dp_size += std::abs(g(i, c) * v(j, c));
-        }
-        ds[at] = p[at] * (dp - row_dot);
-        ds_error[at] = p_error[at] * std::abs(dp - row_dot) +
-                       p[at] * half * double(d + 4) * (dp_size + row_dot_size);
-      }
-      for (int64_t c = 0; c < d; ++c) {
-        double value = 0, error = 0;
-        for (int64_t j = 0; j < n; ++j) {
-          const auto at = size_t(i * n + j);
-          value += p[at] * v(j, c);
-          error +=
-              (2 * p_error[at] + (half * double(n) + few + p_rounding) * p[at]) * std::abs(v(j, c));
-        }
-        set(r.out, (row0 + i) * dim + col0 + c, value, error, rounding);
-      }
-    }
-    for (int64_t i = 0; i < n; ++i) {
-      for (int64_t c = 0; c < d; ++c) {
-        double dq = 0, dk = 0, dv = 0, dq_error = 0, dk_error = 0, dv_error = 0, dq_peak = 0;
-        const double sums = half * double(n) + few + p_rounding;
-        for (int64_t j = 0; j < n; ++j) {
-          const auto ij = size_t(i * n + j), ji = size_t(j * n + i);
-          dq += in.scale * ds[ij] * k(j, c);
-          dq_peak = std::max(dq_peak, std::abs(dq));
-          dq_error += in.scale * (ds_error[ij] + sums * std::abs(ds[ij])) * std::abs(k(j, c));
-          dk += in.scale * ds[ji] * q(j, c);
-          dk_error += in.scale * (ds_error[ji] + sums * std::abs(ds[ji])) * std::abs(q(j, c));
-          dv += p[ji] * g(j, c);
-          dv_error += (p_error[ji] + sums * p[ji]) * std::abs(g(j, c));
-        }
-        const int64_t at = (row0 + i) * 3 * dim + col0 + c;
-        // dQ is rounded after each part of the keys; here there are two at most.
-        set(r.dqkv, at, dq, dq_error + rounding * dq_peak, rounding);
-        set(r.dqkv, at + dim, dk, dk_error, rounding);
-        set(r.dqkv, at + 2 * dim, dv, dv_error, rounding);
-      }
-    }
+    };
+    place(r.out, dim, 0, head.out);
+    place(r.dqkv, 3 * dim, 0, head.dq);
+    place(r.dqkv, 3 * dim, dim, head.dk);
+    place(r.dqkv, 3 * dim, 2 * dim, head.dv);
+    r.lse.value.insert(r.lse.value.end(), head.lse.value.begin(), head.lse.value.end());
+    r.lse.budget.insert(r.lse.budget.end(), head.lse.budget.begin(), head.lse.budget.end());
   }
   return r;
 }
@@ -205,13 +146,12 @@ testing::AssertionResult check(const Buffer<T>& got, const Result& want) {
 
 template <class T>
 void forward(const Operands<T>& in, Buffer<T>& out, Buffer<Accum<T>>& lse) {
-  cpu::attention_forward(in.qkv.data(), out.data(), lse.data(), in.shape, in.scale);
+  cpu::attention_forward(in.forward_arguments(out, lse.data()));
 }
 template <class T>
 Buffer<T> backward(const Operands<T>& in) {
   Buffer<T> dqkv(in.qkv.rows(), in.qkv.cols(), in.qkv.ld() - in.qkv.cols());
-  cpu::attention_backward(in.qkv.data(), in.out.data(), in.dout.data(), in.lse.data(), dqkv.data(),
-                          in.shape, in.scale);
+  cpu::attention_backward(in.backward_arguments(dqkv));
   return dqkv;
 }
 
@@ -228,7 +168,7 @@ TYPED_TEST(Attention, AgreesWithDenseAttentionInDouble) {
     // A processor that multiplies bf16 reads P and dS in it.
     const bool bf16s = std::is_same_v<T, bf16> && cpu::native_bf16();
     const auto references = [&] {
-      return std::pair(reference(in), bf16s ? reference(in, epsilon<bf16> / 2) : Reference());
+      return std::pair(reference_of(in), bf16s ? reference_of(in, epsilon<bf16> / 2) : Reference());
     };
     auto [plain, rounded] = references();  // out and lse; their dqkv needs the out of forward
     for_each_isa([&] {
@@ -242,7 +182,7 @@ TYPED_TEST(Attention, AgreesWithDenseAttentionInDouble) {
       EXPECT_TRUE(identical(in.out, again));
       EXPECT_TRUE(identical(in.lse, lse_again));
       Buffer<T> without_lse(in.out.rows(), in.out.cols(), t.padding);
-      cpu::attention_forward<T>(in.qkv.data(), without_lse.data(), nullptr, in.shape, in.scale);
+      cpu::attention_forward(in.forward_arguments(without_lse, nullptr));
       EXPECT_TRUE(identical(in.out, without_lse));
     });
     std::tie(plain, rounded) = references();
@@ -261,8 +201,8 @@ void check_forward(const Operands<T>& in, const Reference& want, const Queue& qu
                    const Run& run) {
   Buffer<T> out(in.out.rows(), in.out.cols(), in.out.ld() - in.out.cols()), again = out;
   Buffer<float> lse(in.lse.rows(), in.lse.cols());
-  run(in.qkv.data(), out.data(), lse.data(), in.shape, in.scale);
-  run(in.qkv.data(), again.data(), nullptr, in.shape, in.scale);
+  run(in.forward_arguments(out, lse.data()));
+  run(in.forward_arguments(again, nullptr));
   finish(queue);
   ASSERT_TRUE(check(out, want.out));
   ASSERT_TRUE(check(lse, want.lse));
@@ -272,9 +212,7 @@ template <class T, class Run>
 void check_backward(const Operands<T>& in, const Reference& want, const Queue& queue,
                     const Run& run) {
   Buffer<T> dqkv(in.qkv.rows(), in.qkv.cols(), in.qkv.ld() - in.qkv.cols()), again = dqkv;
-  for (Buffer<T>* to : {&dqkv, &again})
-    run(in.qkv.data(), in.out.data(), in.dout.data(), in.lse.data(), to->data(), in.shape,
-        in.scale);
+  for (Buffer<T>* to : {&dqkv, &again}) run(in.backward_arguments(*to));
   finish(queue);
   ASSERT_TRUE(check(dqkv, want.dqkv));
   ASSERT_TRUE(identical(dqkv, again));
@@ -286,23 +224,21 @@ void check_versions(const Case& t, const Queue& queue, int first = 1) {
   SCOPED_TRACE(t.name());
   Operands<T> in(t);
   forward(in, in.out, in.lse);
-  const Reference want = reference(in, std::is_same_v<T, bf16> ? epsilon<bf16> / 2 : 0);
-  const auto walk = [&]<class Stream>(const Stream& stream) {
+  const Reference want = reference_of(in, std::is_same_v<T, bf16> ? epsilon<bf16> / 2 : 0);
+  on_stream(queue, [&]<class Stream>(const Stream& stream) {
     const auto check_all = [&](const auto& versions, const auto& check_one) {
       for (const auto& version : versions) {
         if (version.number < first) continue;
         if (version.number > 1 && t.head_dim > gpu::kMaxTiledHeadDim) continue;
         SCOPED_TRACE(version.name);
-        check_one([&](auto... arguments) { version.run(arguments..., stream); });
+        check_one([&](const auto& arguments) { version.run(arguments, stream); });
       }
     };
     check_all(gpu::attention_forward_versions<T, Stream>(),
               [&](const auto& run) { check_forward(in, want, queue, run); });
     check_all(gpu::attention_backward_versions<T, Stream>(),
               [&](const auto& run) { check_backward(in, want, queue, run); });
-  };
-  on_device<T>(
-      queue, "attention", [] {}, walk, [] { return Cost(); });
+  });
 }
 
 TYPED_TEST(Attention, EveryVersion) {
@@ -332,10 +268,11 @@ TEST(AttentionGpu, SameBitsHoweverQueriesAreDealtToBlocks) {
   Queue queue;
   queue.device = have_gpu() ? Device::cuda : Device::simt;
   const auto run = [&](int64_t first, int64_t images, Buffer<bf16>& out) {
-    AttentionShape shape = in.shape;
-    shape.batch = images;
-    of_on(queue, attention_forward, bf16)(&in.qkv(first * tokens, 0), &out(first * tokens, 0),
-                                          &in.lse(first, 0), shape, in.scale);
+    AttentionForward<bf16> arguments = in.forward_arguments(out, &in.lse(first, 0));
+    arguments.qkv = &in.qkv(first * tokens, 0);
+    arguments.out = &out(first * tokens, 0);
+    arguments.shape.batch = images;
+    OF_RUN(queue, attention_forward, arguments);
   };
   Buffer<bf16> whole(batch * tokens, 8), last = whole;
   run(0, batch, whole);
@@ -356,13 +293,13 @@ TYPED_TEST(Attention, Dispatch) {
       SCOPED_TRACE(t.name());
       Operands<T> in(t);
       forward(in, in.out, in.lse);
-      const Reference want = reference(in, std::is_same_v<T, bf16> ? epsilon<bf16> / 2 : 0);
+      const Reference want = reference_of(in, std::is_same_v<T, bf16> ? epsilon<bf16> / 2 : 0);
       Queue queue;
       queue.device = have_gpu() ? Device::cuda : Device::simt;
       check_forward(in, want, queue,
-                    [&](auto... arguments) { of_on(queue, attention_forward, T)(arguments...); });
+                    [&](const auto& arguments) { OF_RUN(queue, attention_forward, arguments); });
       check_backward(in, want, queue,
-                     [&](auto... arguments) { of_on(queue, attention_backward, T)(arguments...); });
+                     [&](const auto& arguments) { OF_RUN(queue, attention_backward, arguments); });
     }
   }
 }
@@ -374,10 +311,9 @@ TEST(AttentionCudnn, AgreesWithDenseAttentionInDouble) {
     SCOPED_TRACE(t.name());
     Operands<bf16> in(t);
     forward(in, in.out, in.lse);
-    const Reference want = reference(in, epsilon<bf16> / 2);
+    const Reference want = reference_of(in, epsilon<bf16> / 2);
     const auto run = [&](Buffer<bf16>& out, float* lse) {
-      return cuda::attention_forward_cudnn(in.qkv.data(), out.data(), lse, in.shape, in.scale,
-                                           queue.cuda);
+      return cuda::attention_forward_cudnn(in.forward_arguments(out, lse), queue.cuda);
     };
     Buffer<bf16> out(in.out.rows(), in.out.cols(), t.padding), again = out, without_lse = out;
     Buffer<float> lse(in.lse.rows(), in.lse.cols());
@@ -391,8 +327,8 @@ TEST(AttentionCudnn, AgreesWithDenseAttentionInDouble) {
     ASSERT_TRUE(check(without_lse, want.out));
     ASSERT_TRUE(check(lse, want.lse));
     ASSERT_TRUE(identical(out, again));
-    check_backward(in, want, queue, [&](auto... arguments) {
-      ASSERT_TRUE(cuda::attention_backward_cudnn(arguments..., queue.cuda));
+    check_backward(in, want, queue, [&](const auto& arguments) {
+      ASSERT_TRUE(cuda::attention_backward_cudnn(arguments, queue.cuda));
     });
   };
   bool gpu = false;
@@ -412,8 +348,17 @@ TEST(AttentionCudnn, RefusesWhatIsNoWhole16Bytes) {
   x.fill(bf16(0));
   float lse[2];
   const auto takes = [&](const bf16* qkv, const AttentionShape& shape) {
-    return cuda::attention_forward_cudnn(qkv, x.data(), lse, shape, 1, {}) ||
-           cuda::attention_backward_cudnn(qkv, x.data(), x.data(), lse, x.data(), shape, 1, {});
+    const AttentionForward<bf16> forward{
+        .qkv = qkv, .out = x.data(), .lse = lse, .shape = shape, .scale = 1};
+    const AttentionBackward<bf16> backward{.qkv = qkv,
+                                           .out = x.data(),
+                                           .dout = x.data(),
+                                           .lse = lse,
+                                           .dqkv = x.data(),
+                                           .shape = shape,
+                                           .scale = 1};
+    return cuda::attention_forward_cudnn(forward, {}) ||
+           cuda::attention_backward_cudnn(backward, {});
   };
   EXPECT_FALSE(takes(x.data(), {1, 2, 1, 12, 64, 64}));
   EXPECT_FALSE(takes(x.data(), {1, 2, 1, 8, 60, 64}));
@@ -474,17 +419,18 @@ TYPED_TEST(Attention, NaNComesOut) {
 TEST(AttentionContract, RefusesWhatItsTilesCannotHold) {
   Buffer<float> x(2, 3 * 257);
   x.fill(0);
-  EXPECT_THROW(
-      cpu::attention_forward<float>(x.data(), x.data(), nullptr, {1, 2, 1, 257, x.ld(), 257}, 1),
-      Error);
-  EXPECT_THROW(cpu::attention_forward<float>(x.data(), x.data(), nullptr, {1, 2, 1, 8, 23, 8}, 1),
-               Error);
+  const auto run = [&](const AttentionShape& shape) {
+    cpu::attention_forward(AttentionForward<float>{
+        .qkv = x.data(), .out = x.data(), .lse = nullptr, .shape = shape, .scale = 1});
+  };
+  EXPECT_THROW(run({1, 2, 1, 257, x.ld(), 257}), Error);
+  EXPECT_THROW(run({1, 2, 1, 8, 23, 8}), Error);
 }
 
 // The budget notices one key that is left out of one query's softmax.
 TEST(AttentionChecker, NoticesAMissingKey) {
   Operands<float> in({1, 197, 1, 64});
-  const Reference want = reference(in);
+  const Reference want = reference_of(in);
   forward(in, in.out, in.lse);
   ASSERT_TRUE(check(in.out, want.out));
   const double p = 1.0 / 197;

@@ -47,11 +47,13 @@ TEST(Cost, AnAbsentArgumentCostsNothing) {
 
 TEST(Cost, Attention) {  // 2 images of 5 tokens, 3 heads of 4: 10 rows of 12
   const AttentionShape s{.batch = 2, .tokens = 5, .heads = 3, .head_dim = 4};
-  EXPECT_TRUE(
-      is(cost::attention_forward<bf16>(h, h, f, s, 1), 4 * 25 * 4 * 6, 2 * 360 + 2 * 120 + 4 * 30));
-  EXPECT_TRUE(is(cost::attention_forward<bf16>(h, h, nullptr, s, 1), 2400, 960));
-  EXPECT_TRUE(is(cost::attention_backward<bf16>(h, h, h, f, h, s, 1), 6000,
-                 2 * (360 + 120 + 120 + 360) + 4 * 30));
+  AttentionForward<bf16> a{.qkv = h, .out = h, .lse = f, .shape = s, .scale = 1};
+  EXPECT_TRUE(is(cost::attention_forward(a), 4 * 25 * 4 * 6, 2 * 360 + 2 * 120 + 4 * 30));
+  a.lse = nullptr;
+  EXPECT_TRUE(is(cost::attention_forward(a), 2400, 960));
+  EXPECT_TRUE(is(cost::attention_backward(AttentionBackward<bf16>{
+                     .qkv = h, .out = h, .dout = h, .lse = f, .dqkv = h, .shape = s, .scale = 1}),
+                 6000, 2 * (360 + 120 + 120 + 360) + 4 * 30));
 }
 
 TEST(Cost, CrossEntropy) {
@@ -174,9 +176,16 @@ TEST(Cost, Matmul) {  // [2, 5] [5, 3]
 TEST(Cost, MatmulFp8) {  // [2, 5] [3, 5]^T
   e4m3* const q = reinterpret_cast<e4m3*>(h);
   const MatmulShape s{.m = 2, .n = 3, .k = 5, .op_b = Op::transpose};
-  EXPECT_TRUE(is(cost::quantize_rows<bf16>(h, 5, q, 16, f, 2, 5), 30, 20 + 10 + 8));
-  EXPECT_TRUE(is(cost::matmul_fp8<bf16>(q, f, q, f, h, f, s), 60, 10 + 8 + 15 + 12 + 12 + 12));
-  EXPECT_TRUE(is(cost::matmul_fp8<float>(q, f, q, f, f, nullptr, s), 60, 10 + 8 + 15 + 12 + 24));
+  EXPECT_TRUE(is(cost::quantize_rows(QuantizeRows<bf16>{
+                     .x = h, .ldx = 5, .q = q, .ldq = 16, .scales = f, .rows = 2, .cols = 5}),
+                 30, 20 + 10 + 8));
+  EXPECT_TRUE(is(cost::matmul_fp8(MatmulFp8<bf16>{
+                     .a = q, .scales_a = f, .b = q, .scales_b = f, .c = h, .bias = f, .shape = s}),
+                 60, 10 + 8 + 15 + 12 + 12 + 12));
+  EXPECT_TRUE(
+      is(cost::matmul_fp8(MatmulFp8<float>{
+             .a = q, .scales_a = f, .b = q, .scales_b = f, .c = f, .bias = nullptr, .shape = s}),
+         60, 10 + 8 + 15 + 12 + 24));
 }
 
 TEST(Cost, ListsOfTensors) {

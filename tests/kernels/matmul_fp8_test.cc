@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "kernels/core/check.h"
+#include "tests/kernels/matmul_reference.h"
 #include "tests/support/compare.h"
 #include "tests/support/device.h"
 #include "tests/support/random.h"
@@ -35,6 +36,17 @@ int64_t padding_to_16(int64_t cols, int64_t more = 0) {
   return (16 - cols % 16) % 16 + 16 * more;
 }
 
+template <class T>
+QuantizeRows<T> quantize_arguments(const Buffer<T>& x, Buffer<e4m3>& q, Buffer<float>& scales) {
+  return {.x = x.data(),
+          .ldx = x.ld(),
+          .q = q.data(),
+          .ldq = q.ld(),
+          .scales = scales.data(),
+          .rows = x.rows(),
+          .cols = x.cols()};
+}
+
 // --- quantize_rows ------------------------------------------------------------------------------
 
 struct Shape {
@@ -47,11 +59,11 @@ constexpr Shape kShapes[] = {{0, 4, 0},   {3, 0, 0},   {2, 1, 0},    {9, 5, 3}, 
                              {3, 769, 7}, {2, 776, 0}, {1, 1536, 0}, {2, 1537, 0}};
 
 template <class T>
-class QuantizeRows : public testing::Test {};
+class RowsInFp8 : public testing::Test {};
 using Types = testing::Types<float, bf16>;
-TYPED_TEST_SUITE(QuantizeRows, Types);
+TYPED_TEST_SUITE(RowsInFp8, Types);
 
-TYPED_TEST(QuantizeRows, EveryNumberWithinItsBound) {
+TYPED_TEST(RowsInFp8, EveryNumberWithinItsBound) {
   for_each_device<TypeParam>([](const Queue& queue) {
     for (const Shape s : kShapes) {
       SCOPED_TRACE(testing::Message() << s.rows << " x " << s.cols);
@@ -64,8 +76,7 @@ TYPED_TEST(QuantizeRows, EveryNumberWithinItsBound) {
         for (int64_t p = 0; p < s.cols; ++p)
           x(i, p) = TypeParam(float(x(i, p)) * std::ldexp(1.0f, int(i % 7) * 9 - 27));
       if (s.rows > 1 && s.cols > 1) x(1, s.cols / 2) = TypeParam(1e4f);
-      of_on(queue, quantize_rows, TypeParam)(x.data(), x.ld(), q.data(), q.ld(), scales.data(),
-                                             s.rows, s.cols);
+      OF_RUN(queue, quantize_rows, quantize_arguments(x, q, scales));
       finish(queue);
       for (int64_t i = 0; i < s.rows; ++i) {
         double largest = 0;
@@ -88,15 +99,14 @@ TYPED_TEST(QuantizeRows, EveryNumberWithinItsBound) {
   });
 }
 
-TYPED_TEST(QuantizeRows, SameBitsOnEveryDevice) {
+TYPED_TEST(RowsInFp8, SameBitsOnEveryDevice) {
   const Shape s{5, 301, 3};
   Buffer<TypeParam> x(s.rows, s.cols, s.padding);
   fill_normal(x, 2);
   const auto run = [&](const Queue& queue) {
     Buffer<e4m3> q(s.rows, s.cols + padding_to_16(s.cols));
     Buffer<float> scales(1, s.rows);
-    of_on(queue, quantize_rows, TypeParam)(x.data(), x.ld(), q.data(), q.ld(), scales.data(),
-                                           s.rows, s.cols);
+    OF_RUN(queue, quantize_rows, quantize_arguments(x, q, scales));
     finish(queue);
     return std::pair{q, scales};
   };
@@ -110,7 +120,7 @@ TYPED_TEST(QuantizeRows, SameBitsOnEveryDevice) {
 
 // The largest of a row is exact; a row of zeros has the scale 1, one of numbers too small for a
 // scale too; NaN stays, infinity becomes NaN, and other rows do not notice.
-TYPED_TEST(QuantizeRows, UnusualRows) {
+TYPED_TEST(RowsInFp8, UnusualRows) {
   constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
   for_each_device<TypeParam>([&](const Queue& queue) {
@@ -125,8 +135,7 @@ TYPED_TEST(QuantizeRows, UnusualRows) {
       x(5, at) = TypeParam(0x1p127f);
       Buffer<e4m3> q(6, 48);
       Buffer<float> scales(1, 6);
-      of_on(queue, quantize_rows, TypeParam)(x.data(), x.ld(), q.data(), q.ld(), scales.data(), 6,
-                                             37);
+      OF_RUN(queue, quantize_rows, quantize_arguments(x, q, scales));
       finish(queue);
       EXPECT_EQ(scales(0, 0), 1.0f);
       EXPECT_EQ(float(q(0, at)), 0.0f);
@@ -200,8 +209,15 @@ struct Operands {
         x.data()[i * x.ld() + p] = e4m3(0.0f);
     }
   }
-  MatmulShape shape(const Case& t, int64_t ldc) const {
-    return {t.m, t.n, t.k, a.ld(), b.ld(), ldc, Op::none, Op::transpose};
+  template <class C>
+  MatmulFp8<C> arguments(const Case& t, Buffer<C>& out) const {
+    return {.a = a.data(),
+            .scales_a = scales_a.data(),
+            .b = b.data(),
+            .scales_b = scales_b.data(),
+            .c = out.data(),
+            .bias = t.bias ? bias.data() : nullptr,
+            .shape = {t.m, t.n, t.k, a.ld(), b.ld(), out.ld(), Op::none, Op::transpose}};
   }
 };
 
@@ -211,15 +227,12 @@ struct Reference {
   Reference(const Operands& in, const Case& t) {
     for (int64_t i = 0; i < t.m; ++i)
       for (int64_t j = 0; j < t.n; ++j) {
-        double sum = 0, magnitude = 0;
-        for (int64_t p = 0; p < t.k; ++p) {
-          const double term = double(float(in.a(i, p))) * double(float(in.b(j, p)));
-          sum += term;
-          magnitude += std::abs(term);
-        }
+        const auto sum = reference::product_element(
+            t.k, [&](int64_t p) -> double { return float(in.a(i, p)); },
+            [&](int64_t p) -> double { return float(in.b(j, p)); });
         const double scale = double(in.scales_a(0, i)) * double(in.scales_b(0, j));
-        want.push_back(sum * scale + (t.bias ? double(in.bias(0, j)) : 0));
-        size.push_back(magnitude * scale);
+        want.push_back(sum.value * scale + (t.bias ? double(in.bias(0, j)) : 0));
+        size.push_back(sum.size * scale);
       }
   }
 
@@ -241,17 +254,16 @@ struct Reference {
 template <class C>
 Buffer<C> multiply(const Queue& queue, const Operands& in, const Case& t) {
   Buffer<C> out(t.m, t.n, t.padding);
-  of_on(queue, matmul_fp8, C)(in.a.data(), in.scales_a.data(), in.b.data(), in.scales_b.data(),
-                              out.data(), t.bias ? in.bias.data() : nullptr, in.shape(t, out.ld()));
+  OF_RUN(queue, matmul_fp8, in.arguments(t, out));
   finish(queue);
   return out;
 }
 
 template <class C>
-class MatmulFp8 : public testing::Test {};
-TYPED_TEST_SUITE(MatmulFp8, Types);
+class ProductInFp8 : public testing::Test {};
+TYPED_TEST_SUITE(ProductInFp8, Types);
 
-TYPED_TEST(MatmulFp8, EveryCase) {
+TYPED_TEST(ProductInFp8, EveryCase) {
   for (const Case& t : kCases) {
     SCOPED_TRACE(t.name());
     const Operands in(t);
@@ -265,7 +277,7 @@ TYPED_TEST(MatmulFp8, EveryCase) {
 }
 
 // The same bits in every schedule and at every run.
-TYPED_TEST(MatmulFp8, EveryVersion) {
+TYPED_TEST(ProductInFp8, EveryVersion) {
   std::map<int, int> run;  // version: cases
   for (const Case& t : kCases) {
     if (t.m > 500) continue;
@@ -275,25 +287,20 @@ TYPED_TEST(MatmulFp8, EveryVersion) {
     std::map<std::pair<Device, int>, Buffer<TypeParam>> first;
     for_each_gpu([&](Queue queue) {
       queue.simt.capability = 90;  // where both run
-      const auto walk = [&]<class Stream>(const Stream& stream) {
+      on_stream(queue, [&]<class Stream>(const Stream& stream) {
         for (const auto& version : gpu::matmul_fp8_versions<TypeParam, Stream>()) {
           SCOPED_TRACE(version.name);
           Buffer<TypeParam> out(t.m, t.n, t.padding);
-          const auto call = [&](auto* f) {
-            return f(in.a.data(), in.scales_a.data(), in.b.data(), in.scales_b.data(), out.data(),
-                     t.bias ? in.bias.data() : nullptr, in.shape(t, out.ld()), stream);
-          };
-          if (!call(version.applies)) continue;
-          call(version.run);
+          const auto arguments = in.arguments(t, out);
+          if (!version.applies(arguments, stream)) continue;
+          version.run(arguments, stream);
           finish(queue);
           ++run[version.number];
           ASSERT_TRUE(reference.check(in, t, out, queue.device));
           const auto known = first.try_emplace({queue.device, version.number}, out).first;
           ASSERT_TRUE(identical(known->second, out));
         }
-      };
-      on_device<bf16>(
-          queue, "matmul_fp8", [] {}, walk, [] { return Cost(); });
+      });
     });
     if (this->HasFatalFailure()) return;
   }
@@ -305,8 +312,8 @@ TYPED_TEST(MatmulFp8, EveryVersion) {
 
 // What the two functions give together: a product of matrices with outliers and a row of zeros, as
 // near to the exact one as the errors of single numbers allow.
-TYPED_TEST(MatmulFp8, OfQuantisedMatrices) {
-  const int64_t m = 19, n = 21, k = 197, ld = k + padding_to_16(k);
+TYPED_TEST(ProductInFp8, OfQuantisedMatrices) {
+  const int64_t m = 19, n = 21, k = 197, padding = padding_to_16(k);
   Buffer<TypeParam> x(m, k, 3);
   Buffer<float> w(n, k);
   fill_normal(x, 1);
@@ -314,14 +321,19 @@ TYPED_TEST(MatmulFp8, OfQuantisedMatrices) {
   for (int64_t i = 0; i < m; ++i) x(i, 5) = TypeParam(40.0f);  // one loud feature in every token
   for (int64_t p = 0; p < k; ++p) x(3, p) = TypeParam(0.0f), w(4, p) *= 100;
   for_each_fp8_device([&](const Queue& queue) {
-    Buffer<e4m3> a(m, ld), b(n, ld);
+    Buffer<e4m3> a(m, k, padding), b(n, k, padding);
     Buffer<float> sa(1, m), sb(1, n);
     Buffer<float> y(m, n);
-    of_on(queue, quantize_rows, TypeParam)(x.data(), x.ld(), a.data(), ld, sa.data(), m, k);
-    of_on(queue, quantize_rows, float)(w.data(), w.ld(), b.data(), ld, sb.data(), n, k);
-    const float* const none = nullptr;
-    of_on(queue, matmul_fp8, float)(a.data(), sa.data(), b.data(), sb.data(), y.data(), none,
-                                    MatmulShape{m, n, k, ld, ld, n, Op::none, Op::transpose});
+    OF_RUN(queue, quantize_rows, quantize_arguments(x, a, sa));
+    OF_RUN(queue, quantize_rows, quantize_arguments(w, b, sb));
+    OF_RUN(queue, matmul_fp8,
+           MatmulFp8<float>{.a = a.data(),
+                            .scales_a = sa.data(),
+                            .b = b.data(),
+                            .scales_b = sb.data(),
+                            .c = y.data(),
+                            .bias = nullptr,
+                            .shape = {m, n, k, a.ld(), b.ld(), n, Op::none, Op::transpose}});
     finish(queue);
     const auto off = [](double value, double scale) {  // how far a number may be from its e4m3
       return std::max(0x1p-4 * std::abs(value), 0x1p-10 * scale) * (1 + 4 * epsilon<float>);
@@ -346,8 +358,8 @@ TYPED_TEST(MatmulFp8, OfQuantisedMatrices) {
 }
 
 // NaN and infinity make their row NaN, and no other.
-TYPED_TEST(MatmulFp8, ShowsWhatIsNotFinite) {
-  const int64_t m = 40, n = 9, k = 70, ld = k + padding_to_16(k);
+TYPED_TEST(ProductInFp8, ShowsWhatIsNotFinite) {
+  const int64_t m = 40, n = 9, k = 70, padding = padding_to_16(k);
   Buffer<TypeParam> x(m, k);
   Buffer<float> w(n, k);
   fill_normal(x, 1);
@@ -355,15 +367,20 @@ TYPED_TEST(MatmulFp8, ShowsWhatIsNotFinite) {
   x(7, 69) = TypeParam(std::numeric_limits<float>::infinity());
   x(33, 0) = TypeParam(std::numeric_limits<float>::quiet_NaN());
   for_each_fp8_device([&](const Queue& queue) {
-    Buffer<e4m3> a(m, ld), b(n, ld);
+    Buffer<e4m3> a(m, k, padding), b(n, k, padding);
     Buffer<float> sa(1, m), sb(1, n), bias(1, n);
     bias.fill(1.0f);
     Buffer<TypeParam> y(m, n);
-    of_on(queue, quantize_rows, TypeParam)(x.data(), x.ld(), a.data(), ld, sa.data(), m, k);
-    of_on(queue, quantize_rows, float)(w.data(), w.ld(), b.data(), ld, sb.data(), n, k);
-    of_on(queue, matmul_fp8, TypeParam)(a.data(), sa.data(), b.data(), sb.data(), y.data(),
-                                        bias.data(),
-                                        MatmulShape{m, n, k, ld, ld, n, Op::none, Op::transpose});
+    OF_RUN(queue, quantize_rows, quantize_arguments(x, a, sa));
+    OF_RUN(queue, quantize_rows, quantize_arguments(w, b, sb));
+    OF_RUN(queue, matmul_fp8,
+           MatmulFp8<TypeParam>{.a = a.data(),
+                                .scales_a = sa.data(),
+                                .b = b.data(),
+                                .scales_b = sb.data(),
+                                .c = y.data(),
+                                .bias = bias.data(),
+                                .shape = {m, n, k, a.ld(), b.ld(), n, Op::none, Op::transpose}});
     finish(queue);
     for (int64_t i = 0; i < m; ++i)
       for (int64_t j = 0; j < n; ++j)
@@ -374,22 +391,30 @@ TYPED_TEST(MatmulFp8, ShowsWhatIsNotFinite) {
 TEST(MatmulFp8Contract, Refuses) {
   alignas(16) e4m3 q[64] = {};
   float x[64] = {};
-  EXPECT_THROW(cpu::quantize_rows(x, 20, q, 24, x, 1, 20), Error);  // pitch
-  EXPECT_THROW(cpu::quantize_rows(x, 20, q + 1, 32, x, 1, 20), Error);
-  const auto product = [&](MatmulShape s) { cpu::matmul_fp8(q, x, q, x, x, nullptr, s); };
-  const MatmulShape right{1, 1, 16, 16, 16, 1, Op::none, Op::transpose};
-  EXPECT_NO_THROW(product(right));
-  MatmulShape s = right;
-  s.op_b = Op::none;
-  EXPECT_THROW(product(s), Error);
-  s = right;
-  s.lda = 8;
-  EXPECT_THROW(product(s), Error);
+  QuantizeRows<float> rows{
+      .x = x, .ldx = 20, .q = q, .ldq = 24, .scales = x, .rows = 1, .cols = 20};
+  EXPECT_THROW(cpu::quantize_rows(rows), Error);  // pitch
+  rows.q = q + 1;
+  rows.ldq = 32;
+  EXPECT_THROW(cpu::quantize_rows(rows), Error);
+  const MatmulFp8<float> right{.a = q,
+                               .scales_a = x,
+                               .b = q,
+                               .scales_b = x,
+                               .c = x,
+                               .bias = nullptr,
+                               .shape = {1, 1, 16, 16, 16, 1, Op::none, Op::transpose}};
+  EXPECT_NO_THROW(cpu::matmul_fp8(right));
+  MatmulFp8<float> wrong = right;
+  wrong.shape.op_b = Op::none;
+  EXPECT_THROW(cpu::matmul_fp8(wrong), Error);
+  wrong = right;
+  wrong.shape.lda = 8;
+  EXPECT_THROW(cpu::matmul_fp8(wrong), Error);
   // The emulated device is of compute capability 8.0 unless it is asked for another.
   simt::Stream stream;
   EXPECT_FALSE(gpu::multiplies_fp8(stream));
-  EXPECT_THROW(gpu::matmul_fp8(q, x, q, x, x, static_cast<const float*>(nullptr), right, stream),
-               Error);
+  EXPECT_THROW(gpu::matmul_fp8(right, stream), Error);
   stream.capability = 90;
   EXPECT_TRUE(gpu::multiplies_fp8(stream));
 }
