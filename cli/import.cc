@@ -52,7 +52,7 @@ int import_adapter(const ImportOptions& o) {
     file.tensors["head.bias"] = peft.head->bias;
   }
   save_adapter(o.out, file);
-  const char* name = file.kind == AdapterKind::general ? "general" : "personal";
+  const char* name = name_of(file.kind);
   if (o.global.json)
     std::cout << json_object({{"adapter", json_text(name)},
                               {"modules", std::to_string(peft.modules.size())},

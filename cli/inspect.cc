@@ -79,7 +79,7 @@ json inspect_adapter(const std::string& path) {
   json out = {{"what", "adapter"},
               {"files", {path}},
               {"bytes", file_bytes({path})},
-              {"kind", file.kind == AdapterKind::general ? "general" : "personal"},
+              {"kind", name_of(file.kind)},
               {"method", file.method},
               {"rounds", file.round},
               {"scale", file.scale},

@@ -21,10 +21,6 @@ std::string cell(std::string text) {
   return text;
 }
 
-std::string kind_of(const AdapterFile& file) {
-  return file.kind == AdapterKind::general ? "general" : "personal";
-}
-
 // "general, rank 8, scale 2"
 std::string describe(const AdapterFile& file) {
   std::set<int64_t> ranks;
@@ -32,8 +28,8 @@ std::string describe(const AdapterFile& file) {
     if (name.ends_with(".lora_A.weight")) ranks.insert(t.rows());
   std::string list;
   for (int64_t r : ranks) list += (list.empty() ? "" : ", ") + std::to_string(r);
-  return fmt::format("{}: rank {}, scale {:.6g}, after {} rounds", kind_of(file), list, file.scale,
-                     file.round);
+  return fmt::format("{}: rank {}, scale {:.6g}, after {} rounds", name_of(file.kind), list,
+                     file.scale, file.round);
 }
 
 std::string scores(const RunSummary& summary) {

@@ -23,7 +23,7 @@ void save_adapter(const std::string& path, const AdapterFile& file) {
   const Preprocessing& p = file.preprocessing;
   save_safetensors(path, file.tensors,
                    {{"format", kFormat},
-                    {"kind", file.kind == AdapterKind::general ? "general" : "personal"},
+                    {"kind", name_of(file.kind)},
                     {"scale", fmt::format("{}", file.scale)},
                     {"classes", nlohmann::json(file.classes).dump()},
                     {"base_sha256", file.base_sha256},
@@ -87,7 +87,7 @@ Predictor::Predictor(std::unique_ptr<Vit> model, const std::vector<std::string>&
     if (std::exchange(seen[personal], true))
       throw UserError(
           fmt::format("{}: a second {} adapter; give at most one general and one personal", path,
-                      personal ? "personal" : "general"));
+                      name_of(file.kind)));
     if (!model_->sha256.empty() && file.base_sha256 != model_->sha256)
       throw UserError(
           fmt::format("{}: trained on another base model (sha256 {:.12}..., the weights "
@@ -109,6 +109,7 @@ Predictor::Predictor(std::unique_ptr<Vit> model, const std::vector<std::string>&
       if (const std::string slice = base_name(name); !slice.empty())
         attach_adapter(*model_, slice, file.kind, t.rows(), file.scale);
     load_adapters(*model_, file.kind, file.tensors);
+    for (Linear* layer : adapted_layers(*model_)) layer->refresh_adapters();
 
     auto head = [&](const std::string& prefix, Linear& to) {
       const auto w = file.tensors.find(prefix + "head.weight");

@@ -23,11 +23,19 @@ constexpr Target kTargets[] = {
     {"qkv", "attn.qkv", -1},   {"q", "attn.qkv", 0},   {"k", "attn.qkv", 1},  {"v", "attn.qkv", 2},
     {"proj", "attn.proj", -1}, {"fc1", "mlp.fc1", -1}, {"fc2", "mlp.fc2", -1}};
 
-Adapter& adapter(AdapterSlice& slice, AdapterKind kind) {
-  return kind == AdapterKind::general ? slice.general : slice.personal;
+}  // namespace
+
+const char* name_of(AdapterKind kind) {
+  return kind == AdapterKind::general ? "general" : "personal";
 }
 
-}  // namespace
+Adapter* adapter_of(AdapterSlice& slice, AdapterKind kind) {
+  return slice.find(name_of(kind));
+}
+
+const Adapter* adapter_of(const AdapterSlice& slice, AdapterKind kind) {
+  return slice.find(name_of(kind));
+}
 
 AdapterScale adapter_scale(const LoraConfig& c, AdapterKind kind) {
   const double alpha = c.alpha >= 0 ? c.alpha : 2.0 * double(c.rank);
@@ -46,18 +54,13 @@ void attach_adapter(Vit& model, const std::string& name, AdapterKind kind, int64
       if (rank <= 0 || rank > std::min(layer.in(), rows))
         throw UserError(fmt::format("lora: rank {} on {} is not in 1 to {}", rank, name,
                                     std::min(layer.in(), rows)));
-      auto slice = std::find_if(layer.slices.begin(), layer.slices.end(),
-                                [&](const AdapterSlice& s) { return s.name == name; });
-      if (slice == layer.slices.end()) {
-        layer.slices.push_back({name, t.third >= 0 ? t.third * rows : 0, rows, {}, {}});
-        slice = layer.slices.end() - 1;
-      }
       const DType dtype = accum(model.compute);
-      Adapter& a = adapter(*slice, kind);
-      OF_CHECK(!a.present(), "adapters are attached once");
-      a.a = Var(Tensor::zeros({rank, layer.in()}, dtype), true, name + ".lora_A.weight");
-      a.b = Var(Tensor::zeros({rows, rank}, dtype), true, name + ".lora_B.weight");
-      a.scale = scale;
+      layer.adapters.add(
+          name, t.third >= 0 ? t.third * rows : 0, rows,
+          {.name = name_of(kind),
+           .a = Var(Tensor::zeros({rank, layer.in()}, dtype), true, name + ".lora_A.weight"),
+           .b = Var(Tensor::zeros({rows, rank}, dtype), true, name + ".lora_B.weight"),
+           .scale = scale});
       return;
     }
   }
@@ -88,15 +91,15 @@ void attach_adapters(Vit& model, const LoraConfig& config, AdapterKind kind) {
 void draw_adapters(Vit& model, const LoraConfig& config, AdapterKind kind, uint64_t seed,
                    const std::string& client) {
   for (AdapterSlice* slice : adapter_slices(model)) {
-    Adapter& adapt = adapter(*slice, kind);
-    if (!adapt.present()) continue;
+    const Adapter* adapter = adapter_of(*slice, kind);
+    if (adapter == nullptr) continue;
     PhiloxKey key(seed);
     if (kind == AdapterKind::general)
       key.with("general").with(slice->name);
     else
       key.with("personal").with(client).with(slice->name);
     const Philox rng = key;
-    const Tensor a = Tensor::empty(adapt.a.shape(), adapt.a.value().dtype(), Device::cpu);
+    const Tensor a = Tensor::empty(adapter->a.shape(), adapter->a.value().dtype(), Device::cpu);
     const double bound = 1 / std::sqrt(double(a.cols()));
     dispatch_accum(a.dtype(), [&]<class R>(Tag<R>) {
       for (int64_t r = 0; r < a.rows(); ++r)
@@ -108,15 +111,17 @@ void draw_adapters(Vit& model, const LoraConfig& config, AdapterKind kind, uint6
                                        : bound * normal(rng, counter)));
         }
     });
-    adapt.a.value().copy_from(a);
-    adapt.b.value().fill(0);
+    adapter->a.value().copy_from(a);
+    adapter->b.value().fill(0);
   }
 }
 
 void orthogonalise_personal(Vit& model) {
   for (AdapterSlice* slice : adapter_slices(model)) {
-    if (!slice->general.present() || !slice->personal.present()) continue;
-    const Tensor a_g = slice->general.a.value(), a_p = slice->personal.a.value();
+    const Adapter *general = adapter_of(*slice, AdapterKind::general),
+                  *personal = adapter_of(*slice, AdapterKind::personal);
+    if (general == nullptr || personal == nullptr) continue;
+    const Tensor a_g = general->a.value(), a_p = personal->a.value();
     const int64_t rg = a_g.rows(), rp = a_p.rows(), n = a_g.cols();
     if (rg + rp > n)
       throw UserError(fmt::format("lora.init_orthogonal: ranks {} + {} exceed the {} inputs of {}",
@@ -147,51 +152,45 @@ void orthogonalise_personal(Vit& model) {
   }
 }
 
-std::vector<AdapterSlice*> adapter_slices(Vit& model) {
-  std::vector<AdapterSlice*> all;
+std::vector<Linear*> adapted_layers(Vit& model) {
+  std::vector<Linear*> all;
   for (Block& b : model.blocks)
     for (Linear* l : {&b.qkv, &b.proj, &b.fc1, &b.fc2})
-      for (AdapterSlice& s : l->slices) all.push_back(&s);
+      if (!l->adapters.empty()) all.push_back(l);
   return all;
 }
 
-Linear* layer_of(Vit& model, const AdapterSlice& slice) {
-  for (Block& b : model.blocks)
-    for (Linear* l : {&b.qkv, &b.proj, &b.fc1, &b.fc2})
-      for (AdapterSlice& s : l->slices)
-        if (&s == &slice) return l;
-  return nullptr;
+std::vector<AdapterSlice*> adapter_slices(Vit& model) {
+  std::vector<AdapterSlice*> all;
+  for (Linear* l : adapted_layers(model))
+    for (AdapterSlice& s : l->adapters.slices()) all.push_back(&s);
+  return all;
 }
 
 void set_active(Vit& model, AdapterKind kind, bool active) {
-  for (AdapterSlice* s : adapter_slices(model)) adapter(*s, kind).active = active;
+  for (AdapterSlice* s : adapter_slices(model))
+    if (Adapter* a = adapter_of(*s, kind)) a->active = active;
 }
 
 void set_trainable(Vit& model, AdapterKind kind, bool trainable) {
-  for (AdapterSlice* s : adapter_slices(model)) {
-    Adapter& a = adapter(*s, kind);
-    if (!a.present()) continue;
-    a.a.set_requires_grad(trainable);
-    a.b.set_requires_grad(trainable);
-  }
+  for (AdapterSlice* s : adapter_slices(model))
+    if (const Adapter* a = adapter_of(*s, kind)) a->set_trainable(trainable);
 }
 
 TensorMap adapter_tensors(Vit& model, AdapterKind kind) {
   TensorMap t;
   for (AdapterSlice* s : adapter_slices(model)) {
-    const Adapter& a = adapter(*s, kind);
-    if (!a.present()) continue;
-    t[a.a.name()] = a.a.value().host_copy();
-    t[a.b.name()] = a.b.value().host_copy();
+    if (const Adapter* a = adapter_of(*s, kind))
+      for (const Var* v : {&a->a, &a->b}) t[v->name()] = v->value().host_copy();
   }
   return t;
 }
 
 void load_adapters(Vit& model, AdapterKind kind, const TensorMap& tensors) {
   for (AdapterSlice* s : adapter_slices(model)) {
-    const Adapter& a = adapter(*s, kind);
-    if (!a.present()) continue;
-    for (const Var* v : {&a.a, &a.b}) {
+    const Adapter* a = adapter_of(*s, kind);
+    if (a == nullptr) continue;
+    for (const Var* v : {&a->a, &a->b}) {
       const auto it = tensors.find(v->name());
       if (it == tensors.end())
         throw UserError(fmt::format("adapter: tensor '{}' is missing", v->name()));

@@ -11,6 +11,10 @@
 namespace orthofed {
 
 enum class AdapterKind { general, personal };
+const char* name_of(AdapterKind kind);  // also the adapter's in its slices
+
+Adapter* adapter_of(AdapterSlice& slice, AdapterKind kind);  // null if there is none
+const Adapter* adapter_of(const AdapterSlice& slice, AdapterKind kind);
 
 // Puts adapters on the configured targets and layers: scale alpha / rank, A and B zero, trainable.
 // Throws UserError for a target or layer that the model does not have.
@@ -28,15 +32,16 @@ void draw_adapters(Vit& model, const LoraConfig& config, AdapterKind kind, uint6
 // A_p -= (A_p Q) Q^T with Q an orthonormal basis of A_g's rows. Needs r_g + r_p <= in.
 void orthogonalise_personal(Vit& model);
 
-// Every slice that has adapters, in layer order.
+// Every layer that has adapters, and all their slices, in the model's order.
+std::vector<Linear*> adapted_layers(Vit& model);
 std::vector<AdapterSlice*> adapter_slices(Vit& model);
-Linear* layer_of(Vit& model, const AdapterSlice& slice);  // whose weight the slice cuts
 
+// To be followed by Linear::refresh_adapters() before the model computes.
 void set_active(Vit& model, AdapterKind kind, bool active);
 void set_trainable(Vit& model, AdapterKind kind, bool trainable);
 
 TensorMap adapter_tensors(Vit& model, AdapterKind kind);  // copies
-// Copies into the adapters' own buffers; every name and shape must match. Throws UserError.
+// Copies into the adapters' own buffers (Linear::refresh_adapters() is the caller's); every name and shape must match. Throws UserError.
 void load_adapters(Vit& model, AdapterKind kind, const TensorMap& tensors);
 
 // Rank and alpha with their defaults filled in.

@@ -55,8 +55,7 @@ std::map<std::string, std::vector<Piece>> pieces_of(const BaseFile& base,
       throw UserError(
           fmt::format("{}: is not the base model of this {} adapter (sha256 {:.12}..., it was "
                       "trained on {:.12}...)",
-                      base.path, file.kind == AdapterKind::general ? "general" : "personal",
-                      base.sha256, file.base_sha256));
+                      base.path, name_of(file.kind), base.sha256, file.base_sha256));
     for (const auto& [name, a] : file.tensors) {
       if (!name.ends_with(kA)) continue;
       const std::string slice = name.substr(0, name.size() - std::string(kA).size());

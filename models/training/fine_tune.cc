@@ -31,23 +31,17 @@ FineTuner::FineTuner(std::unique_ptr<Vit> model, const FineTuneOptions& options)
   if (options.personal) attach_adapters(*model_, options.lora, AdapterKind::personal);
   heads_ = std::make_unique<Heads>(*model_, options.classes, options.head);
   penalties_ = std::make_unique<Penalties>(*model_, options.penalty);
-  const AdapterStrategy strategy = options.lora.strategy;
   if (options.train.frozen_precision == FrozenPrecision::fp8) model_->quantize();
-  if (strategy == AdapterStrategy::extended)
-    for (AdapterSlice* s : adapter_slices(*model_)) layer_of(*model_, *s)->extend();
-  if (strategy == AdapterStrategy::merged) {
-    for (AdapterSlice* s : adapter_slices(*model_)) {
-      Linear* layer = layer_of(*model_, *s);
-      if (merged_.empty() || merged_.back() != layer) merged_.push_back(layer);
-    }
-    merge_adapters();  // takes the memory before any step is captured
-  }
+  adapted_ = adapted_layers(*model_);
+  for (Linear* layer : adapted_)  // takes the memory before any step is captured
+    layer->set_strategy(options.lora.strategy);
 
   const double decay = options.train.weight_decay;
   for (AdapterSlice* s : adapter_slices(*model_)) {
-    for (auto [adapter, group] :
-         {std::pair{&s->general, &general_group_}, std::pair{&s->personal, &personal_group_}}) {
-      if (!adapter->present()) continue;
+    for (auto [kind, group] : {std::pair{AdapterKind::general, &general_group_},
+                               std::pair{AdapterKind::personal, &personal_group_}}) {
+      const Adapter* adapter = adapter_of(*s, kind);
+      if (adapter == nullptr) continue;
       group->add(adapter->a, decay);
       group->add(adapter->b, decay);
     }
@@ -139,10 +133,9 @@ void FineTuner::set_class_counts(const std::vector<int64_t>& counts) {
   }
 }
 
-void FineTuner::merge_adapters() {
-  if (merged_.empty()) return;
-  const Span span("merge");
-  for (Linear* layer : merged_) layer->merge();
+void FineTuner::refresh_adapters() {
+  const Span span("adapters");
+  for (Linear* layer : adapted_) layer->refresh_adapters();
 }
 
 void FineTuner::set_phase(Phase phase, bool personal_active) {
@@ -266,15 +259,14 @@ FineTuner::Step& FineTuner::prepare(const std::vector<const Batch*>& micro_batch
 
 void FineTuner::queue_gradients(Step& step) {
   const CrossEntropyOptions loss_options{options_.train.label_smoothing, options_.train.focal};
-  merge_adapters();
+  refresh_adapters();
   for (size_t j = 0; j < step.inputs.size(); ++j) {
     const int64_t valid = step.kind.valid[j];
     if (valid == 0) continue;
     const Input& in = step.inputs[j];
-    FeaturesPenalty features = penalties_->features(valid * model_->config.tokens());
-    if (penalties_->features_lambda() > 0)
-      features.weight = step.at<double>(step.features_weights() + int64_t(j));
-    features.values = step.made_at(step.features() + int64_t(j) * step.layers);
+    FeaturesPenalty features = penalties_->features(
+        valid * model_->config.tokens(), step.at<double>(step.features_weights() + int64_t(j)),
+        step.made_at(step.features() + int64_t(j) * step.layers));
     Tape tape;
     Var loss;
     {
@@ -292,7 +284,7 @@ void FineTuner::queue_gradients(Step& step) {
       // Gradients are summed with each micro-batch's images as weight and divided once at the end.
       tape.backward(loss, double(valid));
     }
-    step.features_layers = features.layers;
+    step.features_layers = features.layers();
   }
   if (step.penalised) {
     set_watched_layer("the penalties");
@@ -465,7 +457,7 @@ Tensor FineTuner::logits_at_once(const Tensor& patches, int64_t batch, bool pers
   set_active(*model_, AdapterKind::personal, personal);
   Tensor z;
   const auto compute = [&] {
-    merge_adapters();
+    refresh_adapters();
     Tape tape(false);
     const Var features = model_->features(tape, patches.on(scope.device()), batch);
     z = heads_->logits(tape, features, personal).value().on(Device::cpu);

@@ -134,14 +134,14 @@ class FineTuner {
   StepResult result_of(const Step& step);
   void clear_gradients();
 
-  void merge_adapters();  // with lora.strategy = "merged": those that are active, as they are now
+  void refresh_adapters();  // those that are active, as they are now
   Tensor logits_at_once(const Tensor& patches, int64_t batch, bool personal);
   void set_phase(Phase phase, bool personal_active);
   bool dropped(uint64_t index) const;  // is the personal adapter off in this step?
 
   std::unique_ptr<Vit> model_;
   FineTuneOptions options_;
-  std::vector<Linear*> merged_;  // every layer with adapters, if they are merged
+  std::vector<Linear*> adapted_;  // layers with adapters
   std::unique_ptr<Heads> heads_;
   std::unique_ptr<Penalties> penalties_;
   ParameterGroup general_group_, personal_group_;

@@ -7,7 +7,6 @@
 
 #include "engine/tensor/allocator.h"
 #include "engine/tensor/bytes.h"
-#include "kernels/orthogonality/orthogonality.h"
 #include "kernels/orthogonality/singular_vectors.h"
 #include "models/config/check.h"
 
@@ -21,25 +20,27 @@ constexpr const char* kKinds[] = {"update", "base", "subspace", "subspace_l1", "
 Penalties::Penalties(Vit& model, const PenaltyConfig& config)
     : config_(config), form_(config.form) {
   require_compatible({}, config, {});
-  for (AdapterSlice* slice : adapter_slices(model)) {
-    if (!slice->general.present() || !slice->personal.present()) continue;
-    const Linear& linear = *layer_of(model, *slice);
-    Layer layer{.slice = slice,
-                .w0 = linear.weight.value().row_range(slice->begin, slice->begin + slice->rows)};
-    const Tensor w0 = layer.w0.on(Device::cpu);
-    dispatch_accum(w0.dtype(), [&]<class R>(Tag<R>) {
-      for (int64_t i = 0; i < w0.rows(); ++i)
-        for (int64_t j = 0; j < w0.cols(); ++j)
-          layer.w0_norm2 += double(w0.row<R>(i)[j]) * double(w0.row<R>(i)[j]);
-      if (config.base_subspace > 0) {
-        const int64_t k = std::min({config.base_subspace_k, layer.w0.rows(), layer.w0.cols()});
-        std::vector<R> v_k(size_t(k * w0.cols()));
-        cpu::top_right_singular_vectors<R>(w0.data<R>(), w0.pitch(), w0.rows(), w0.cols(), k,
-                                           v_k.data());
-        layer.v_k = Tensor::of(v_k, {k * w0.cols()}).reshape({k, w0.cols()});
-      }
-    });
-    layers_.push_back(std::move(layer));
+  for (const Linear* linear : adapted_layers(model)) {
+    for (const AdapterSlice& slice : linear->adapters.slices()) {
+      Layer layer{.general = adapter_of(slice, AdapterKind::general),
+                  .personal = adapter_of(slice, AdapterKind::personal),
+                  .w0 = linear->weight.value().row_range(slice.begin, slice.begin + slice.rows)};
+      if (layer.general == nullptr || layer.personal == nullptr) continue;
+      const Tensor w0 = layer.w0.on(Device::cpu);
+      dispatch_accum(w0.dtype(), [&]<class R>(Tag<R>) {
+        for (int64_t i = 0; i < w0.rows(); ++i)
+          for (int64_t j = 0; j < w0.cols(); ++j)
+            layer.w0_norm2 += double(w0.row<R>(i)[j]) * double(w0.row<R>(i)[j]);
+        if (config.base_subspace > 0) {
+          const int64_t k = std::min({config.base_subspace_k, layer.w0.rows(), layer.w0.cols()});
+          std::vector<R> v_k(size_t(k * w0.cols()));
+          cpu::top_right_singular_vectors<R>(w0.data<R>(), w0.pitch(), w0.rows(), w0.cols(), k,
+                                             v_k.data());
+          layer.v_k = Tensor::of(v_k, {k * w0.cols()}).reshape({k, w0.cols()});
+        }
+      });
+      layers_.push_back(std::move(layer));
+    }
   }
   for (const char* kind : kKinds)
     if (lambda(kind) > 0) kinds_.emplace_back(kind);
@@ -52,7 +53,7 @@ Penalties::List Penalties::make_list(bool general, bool personal) const {
   List list;
   std::vector<OrthogonalityLayer<R>> entries;
   for (const Layer& l : layers_) {
-    const Adapter &g = l.slice->general, &p = l.slice->personal;
+    const Adapter &g = *l.general, &p = *l.personal;
     OrthogonalityLayer<R> t;
     const auto dense = [&](const Var& v) {
       const Tensor& from = v.value();
@@ -91,10 +92,10 @@ Penalties::List Penalties::make_list(bool general, bool personal) const {
 
 template <class R>
 const Penalties::List& Penalties::list(bool with_gradients) {
-  const AdapterSlice& any = *layers_.front().slice;  // all train alike
+  const Layer& any = layers_.front();  // all train alike
   const bool general =
-      with_gradients && config_.detach != PenaltyDetach::general && any.general.a.requires_grad();
-  const bool personal = with_gradients && any.personal.a.requires_grad();
+      with_gradients && config_.detach != PenaltyDetach::general && any.general->a.requires_grad();
+  const bool personal = with_gradients && any.personal->a.requires_grad();
   auto found = lists_.find({general, personal});
   const LastingMemory kept;
   if (found == lists_.end())
@@ -174,12 +175,58 @@ double Penalties::sum(const double* values) const {
   return total;
 }
 
-FeaturesPenalty Penalties::features(int64_t valid_rows) const {
-  FeaturesPenalty f;
-  f.form = form_ == PenaltyForm::raw2 ? PenaltyForm::cosine2 : form_;
-  f.detach_general = config_.detach == PenaltyDetach::general;
-  f.rows = valid_rows;
-  return f;
+FeaturesPenalty Penalties::features(int64_t valid_rows, const double* weight,
+                                    double* values) const {
+  return {form_ == PenaltyForm::raw2 ? PenaltyForm::cosine2 : form_, config_.detach == PenaltyDetach::general,
+          valid_rows, features_lambda() > 0 ? weight : nullptr, values};
+}
+
+void FeaturesPenalty::backward(const AdapterSlice& slice, const Tensor& u, const Tensor& du) {
+  const Adapter *g = adapter_of(slice, AdapterKind::general),
+                *p = adapter_of(slice, AdapterKind::personal);
+  if (g == nullptr || !g->active || p == nullptr || !p->active) return;
+  const int64_t rows = std::min(rows_, u.rows());
+  const Tensor b_g = g->b.value().contiguous(), b_p = p->b.value().contiguous();
+  const DType sums = b_g.dtype();
+  const Tensor u_g = slice.columns_of(*g, u), u_p = slice.columns_of(*p, u);  // [rows, r]
+  const Tensor extra = Tensor::zeros({rows, u.cols()}, sums);                 // of du
+  const Tensor extra_g = slice.columns_of(*g, extra), extra_p = slice.columns_of(*p, extra);
+  const Tensor db_g = Tensor::dense_zeros(b_g.shape(), sums),
+               db_p = Tensor::dense_zeros(b_p.shape(), sums);
+  const Tensor zero = weight_ != nullptr ? Tensor() : Tensor::dense_zeros({1}, DType::f64);
+  dispatch(u.dtype(), [&]<class T>(Tag<T>) {
+    using R = Accum<T>;
+    OF_RUN(queue_of(u, gpu::orthogonality_features_scratch(rows, g->rank(), p->rank())),
+           orthogonality_features,
+           OrthogonalityFeatures<T>{.u_g = u_g.data<T>(),
+                                    .ld_g = u_g.pitch(),
+                                    .u_p = u_p.data<T>(),
+                                    .ld_p = u_p.pitch(),
+                                    .b_g = b_g.data<R>(),
+                                    .b_p = b_p.data<R>(),
+                                    .rows = rows,
+                                    .out = slice.rows,
+                                    .rank_g = g->rank(),
+                                    .rank_p = p->rank(),
+                                    .form = form_,
+                                    .weight = weight_ != nullptr ? weight_ : zero.data<double>(),
+                                    .du_g = extra_g.data<R>(),
+                                    .ldd_g = extra_g.pitch(),
+                                    .du_p = extra_p.data<R>(),
+                                    .ldd_p = extra_p.pitch(),
+                                    .db_g = db_g.data<R>(),
+                                    .db_p = db_p.data<R>(),
+                                    .value = values_ + layers_++});
+  });
+  if (weight_ == nullptr) return;
+  const Tensor du_rows = du.row_range(0, rows);
+  if (detach_general_) {
+    slice.columns_of(*p, du_rows).add(extra_p.to(du.dtype()));
+  } else {
+    du_rows.add(extra.to(du.dtype()));
+    g->b.add_grad(db_g);
+  }
+  p->b.add_grad(db_p);
 }
 
 double Penalties::features_weight(double factor) const {

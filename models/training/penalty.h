@@ -2,14 +2,15 @@
 // (kernels/orthogonality has the formulas), added to the gradients after the task's backward.
 //
 // They need no tape: the gradient is known in closed form and reaches only A and B. `features` is
-// the exception, its value lives in the activations; Linear::backward computes it
-// (FeaturesPenalty).
+// the exception: its value lives in the activations, so it is computed where backward passes each
+// slice (FeaturesPenalty).
 #pragma once
 #include <map>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "kernels/orthogonality/orthogonality.h"
 #include "models/adapters/lora.h"
 
 namespace orthofed {
@@ -17,6 +18,33 @@ namespace orthofed {
 // Name -> value, as metrics.jsonl logs them: each kind, "delta_general" and "delta_personal" (mean
 // |DeltaW|_F), and "base_chance" (mean of 1 / (out in), what random directions give for `base`).
 using PenaltyValues = std::map<std::string, double>;
+
+// The `features` term of one backward pass over the first `rows` tokens (the rest is padding), for
+// slices with both adapters. Its numbers stay on the model's device.
+class FeaturesPenalty : public SliceObserver {
+ public:
+  // weight: of one layer's term; null: values only. values [layers with both adapters], in the
+  // order of backward. detach_general: the gradient reaches the personal adapter alone.
+  FeaturesPenalty(PenaltyForm form, bool detach_general, int64_t rows, const double* weight,
+                  double* values)
+      : form_(form),
+        detach_general_(detach_general),
+        rows_(rows),
+        weight_(weight),
+        values_(values) {}
+
+  void backward(const AdapterSlice& slice, const Tensor& u, const Tensor& du) override;
+  bool adds_to_du() const override { return weight_ != nullptr; }
+  int64_t layers() const { return layers_; }  // values written so far
+
+ private:
+  PenaltyForm form_;
+  bool detach_general_;
+  int64_t rows_;
+  const double* weight_;
+  double* values_;
+  int64_t layers_ = 0;
+};
 
 class Penalties {
  public:
@@ -34,8 +62,8 @@ class Penalties {
   // That sum without the factor, from values [kinds, layers] in host memory.
   double sum(const double* values) const;
 
-  // The features term for one backward, without its numbers.
-  FeaturesPenalty features(int64_t valid_rows) const;
+  // The features term for one backward, which adds a gradient if it has a lambda.
+  FeaturesPenalty features(int64_t valid_rows, const double* weight, double* values) const;
   // A layer's weight that makes it the gradient of factor * lambda * L.
   double features_weight(double factor) const;
   double features_lambda() const { return config_.features; }
@@ -46,7 +74,7 @@ class Penalties {
 
  private:
   struct Layer {
-    AdapterSlice* slice;
+    const Adapter *general, *personal;
     Tensor w0;  // [out, in], the slice of the frozen weight
     double w0_norm2 = 0;
     Tensor v_k = {};  // [k, in], if base_subspace is weighted

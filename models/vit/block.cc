@@ -59,7 +59,7 @@ void qk_norm_backward(const Block& block, const Tensor& dqkv, const BlockOptions
 }  // namespace
 
 Var attention_half(Tape& tape, const Block& block, const Var& x, int64_t batch,
-                   const BlockOptions& options, FeaturesPenalty* features) {
+                   const BlockOptions& options, SliceObserver* observer) {
   struct Saved {
     LayerNormSaved norm;
     Linear::Saved qkv, proj;
@@ -87,25 +87,25 @@ Var attention_half(Tape& tape, const Block& block, const Var& x, int64_t batch,
   if (!needed) return y;
 
   s->qkv_out = qkv;
-  tape.record({y}, [&block, x, y, saved, batch, options, turned, features] {
+  tape.record({y}, [&block, x, y, saved, batch, options, turned, observer] {
     const Tensor dy = y.take_grad();
     const bool below = x.requires_grad() || block.norm1_weight.requires_grad();
     const bool into_qkv = below || block.qkv.trainable();
     const Tensor dz = residual_backward(dy, saved->z, block.ls1, options.compute);
-    const Tensor da = block.proj.backward(dz, saved->proj, into_qkv, features);
+    const Tensor da = block.proj.backward(dz, saved->proj, into_qkv, observer);
     if (!into_qkv) return;
     const Tensor dqkv =
         attention_backward(saved->qkv_out, saved->proj.x, da, saved->lse, batch, options.heads);
     if (turned) rope_backward(dqkv, *options.rotation, batch, options.heads);
     if (block.q_norm_weight.defined()) qk_norm_backward(block, dqkv, options, saved->qk_norm);
-    const Tensor dh = block.qkv.backward(dqkv, saved->qkv, below, features);
+    const Tensor dh = block.qkv.backward(dqkv, saved->qkv, below, observer);
     if (below) through_norm(x, dh, dy, saved->norm, block.norm1_weight, block.norm1_bias);
   });
   return y;
 }
 
 Var mlp_half(Tape& tape, const Block& block, const Var& x, const BlockOptions& options,
-             FeaturesPenalty* features) {
+             SliceObserver* observer) {
   struct Saved {
     LayerNormSaved norm;
     Linear::Saved fc1, fc2;
@@ -133,24 +133,24 @@ Var mlp_half(Tape& tape, const Block& block, const Var& x, const BlockOptions& o
   if (!needed) return y;
 
   s->f = f;
-  tape.record({y}, [&block, x, y, saved, options, features] {
+  tape.record({y}, [&block, x, y, saved, options, observer] {
     const Tensor dy = y.take_grad();
     const bool below = x.requires_grad() || block.norm2_weight.requires_grad();
     const bool into_fc1 = below || block.fc1.trainable();
     const Tensor dz = residual_backward(dy, saved->z, block.ls2, options.compute);
     if (!into_fc1) {
-      block.fc2.backward(dz, saved->fc2, false, features);
+      block.fc2.backward(dz, saved->fc2, false, observer);
       return;
     }
     Tensor df;  // [M, 4 D]
     if (options.gated) {
-      const Tensor dg = block.fc2.backward(dz, saved->fc2, true, features);
+      const Tensor dg = block.fc2.backward(dz, saved->fc2, true, observer);
       df = saved->f;  // in place, whose shape it has
       swiglu_backward(dg, saved->f, df);
     } else {
-      df = block.fc2.backward_gelu(dz, saved->fc2, saved->f, options.gelu, features);
+      df = block.fc2.backward_gelu(dz, saved->fc2, saved->f, options.gelu, observer);
     }
-    const Tensor dh = block.fc1.backward(df, saved->fc1, below, features);
+    const Tensor dh = block.fc1.backward(df, saved->fc1, below, observer);
     if (below) through_norm(x, dh, dy, saved->norm, block.norm2_weight, block.norm2_bias);
   });
   return y;

@@ -35,11 +35,11 @@ struct BlockOptions {
   const Rotation* rotation = nullptr;  // null or empty: none
 };
 
-// x [batch * tokens, dim] in accum(compute); block must outlive the tape's backward. features:
-// where the `features` penalty is collected, or null.
+// x [batch * tokens, dim] in accum(compute); block must outlive the tape's backward. observer:
+// of the adapters' slices during backward, or null.
 Var attention_half(Tape& tape, const Block& block, const Var& x, int64_t batch,
-                   const BlockOptions& options, FeaturesPenalty* features);
+                   const BlockOptions& options, SliceObserver* observer);
 Var mlp_half(Tape& tape, const Block& block, const Var& x, const BlockOptions& options,
-             FeaturesPenalty* features);
+             SliceObserver* observer);
 
 }  // namespace orthofed

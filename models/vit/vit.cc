@@ -65,8 +65,7 @@ BlockOptions Vit::block_options() const {
           .rotation = &rotation};
 }
 
-Var Vit::features(Tape& tape, const Tensor& patches, int64_t batch,
-                  FeaturesPenalty* penalty) const {
+Var Vit::features(Tape& tape, const Tensor& patches, int64_t batch, SliceObserver* observer) const {
   OF_CHECK(patches.rows() == batch * config.patches() && patches.cols() == patch_embed.in(),
            fmt::format("patches {} for {} images of {} patches", patches.shape().str(), batch,
                        config.patches()));
@@ -76,13 +75,13 @@ Var Vit::features(Tape& tape, const Tensor& patches, int64_t batch,
   if (config.pre_norm)
     x = layer_norm(tape, x, norm_pre_weight, norm_pre_bias, config.eps, accum(compute));
   for (size_t i = 0; i < blocks.size(); ++i) {
-    x = attention_half(tape, blocks[i], x, batch, options, penalty);
-    // Nothing reads the last block's other tokens, unless the features penalty averages over them.
-    if (i + 1 == blocks.size() && config.pool == Pool::token && penalty == nullptr)
+    x = attention_half(tape, blocks[i], x, batch, options, observer);
+    // Nothing reads the last block's other tokens, unless an observer looks at them.
+    if (i + 1 == blocks.size() && config.pool == Pool::token && observer == nullptr)
       x = select_token(tape, x, batch, 0);  // [B, D]
-    x = mlp_half(tape, blocks[i], x, options, penalty);
+    x = mlp_half(tape, blocks[i], x, options, observer);
   }
-  if (config.pool == Pool::token && penalty != nullptr) x = select_token(tape, x, batch, 0);
+  if (config.pool == Pool::token && observer != nullptr) x = select_token(tape, x, batch, 0);
   if (config.norm_after_pool) x = pool(tape, x, batch);
   x = layer_norm(tape, x, norm_weight, norm_bias, config.eps, accum(compute));
   return config.norm_after_pool ? x : pool(tape, x, batch);

@@ -35,7 +35,7 @@ class Vit {
   // accum(compute), from patches [batch * config.patches(), 3 * patch^2] in the compute dtype. The
   // model must outlive the tape's backward.
   Var features(Tape& tape, const Tensor& patches, int64_t batch,
-               FeaturesPenalty* penalty = nullptr) const;
+               SliceObserver* observer = nullptr) const;
   // Multiplies features by the file's own head: [batch, classes].
   Var logits(Tape& tape, const Var& features) const;
   // Computes CLIP's image embedding, features times its projection: [batch, projection].

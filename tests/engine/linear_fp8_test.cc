@@ -56,10 +56,10 @@ Linear make_layer(bool adapters) {
   Linear layer(Var(here({kOut, kIn}, 1, 0.1), false, "layer"), Var(here({kOut}, 2, 1), false, "b"),
                DType::bf16);
   if (adapters) {
-    AdapterSlice slice{"layer", 0, kOut, {}, {}};
-    slice.general = {Var(here({kRank, kIn}, 3, 0.1), true, "A"),
-                     Var(here({kOut, kRank}, 4, 0.1), true, "B"), kScale, true};
-    layer.slices.push_back(slice);
+    layer.adapters.add("layer", 0, kOut,
+                       {"adapter", Var(here({kRank, kIn}, 3, 0.1), true, "A"),
+                        Var(here({kOut, kRank}, 4, 0.1), true, "B"), kScale});
+    layer.refresh_adapters();
   }
   return layer;
 }
@@ -173,13 +173,13 @@ TEST(LinearFp8, AdaptersStayAsTheyAre) {
     alone.quantize();
     const auto [y, dx] = run(fp8);
     const auto [base_y, base_dx] = run(alone);
-    for (const auto& [got, want] :
-         {std::pair{&fp8.slices[0].general.a, &exact.slices[0].general.a},
-          std::pair{&fp8.slices[0].general.b, &exact.slices[0].general.b}})
-      EXPECT_EQ(got->grad().to_vector(), want->grad().to_vector());
+    const Adapter &adapter = fp8.adapters.slices()[0].adapters[0],
+                  &same = exact.adapters.slices()[0].adapters[0];
+    EXPECT_EQ(adapter.a.grad().to_vector(), same.a.grad().to_vector());
+    EXPECT_EQ(adapter.b.grad().to_vector(), same.b.grad().to_vector());
 
     // y - base is s B A x, but for the roundings of u and of both y to bf16.
-    const Matrix xs(x), a(fp8.slices[0].general.a.value()), b(fp8.slices[0].general.b.value());
+    const Matrix xs(x), a(adapter.a.value()), b(adapter.b.value());
     const Matrix got(y), base(base_y);
     for (int64_t i = 0; i < kRows; ++i)
       for (int64_t j = 0; j < kOut; ++j) {
@@ -245,11 +245,11 @@ TEST(LinearFp8, Refuses) {
   Linear trained(Var(random_tensor({4, 8}, DType::f32, 1), true, "w"), Var(), DType::bf16);
   EXPECT_THROW(trained.quantize(), Error);
   Linear merged = make_layer(true);
-  merged.merge();
+  merged.set_strategy(AdapterStrategy::merged);
   EXPECT_THROW(merged.quantize(), Error);
-  merged.unmerge();
+  merged.set_strategy(AdapterStrategy::unmerged);
   merged.quantize();
-  EXPECT_THROW(merged.merge(), Error);
+  EXPECT_THROW(merged.set_strategy(AdapterStrategy::merged), Error);
 
   EXPECT_TRUE(multiplies_fp8());
   const OnDevice scope(Device::simt);  // of compute capability 8.0

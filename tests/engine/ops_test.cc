@@ -20,6 +20,7 @@
 namespace orthofed {
 namespace {
 
+using namespace std::string_literals;
 using test::gradients_agree;
 using test::random_tensor;
 
@@ -128,31 +129,36 @@ TEST(Ops, CrossEntropy) {
 Linear adapted_linear() {
   Linear layer(leaf({6, 5}, 20), leaf({6}, 21), DType::f64);
   for (int s = 0; s < 2; ++s) {
-    AdapterSlice slice{"s", s * 3, 3, {}, {}};
+    const std::string slice = "s" + std::to_string(s);
     const uint64_t seed = 30 + uint64_t(s) * 10;
-    slice.general = {leaf({2, 5}, seed), leaf({3, 2}, seed + 1), 0.7, true};
-    slice.personal = {leaf({3, 5}, seed + 2), leaf({3, 3}, seed + 3), 1.3, true};
-    layer.slices.push_back(slice);
+    layer.adapters.add(slice, s * 3, 3, {"g", leaf({2, 5}, seed), leaf({3, 2}, seed + 1), 0.7});
+    layer.adapters.add(slice, s * 3, 3, {"p", leaf({3, 5}, seed + 2), leaf({3, 3}, seed + 3), 1.3});
   }
+  layer.refresh_adapters();
   return layer;
 }
 
 std::vector<Var> parameters(const Linear& layer) {
   std::vector<Var> all = {layer.weight, layer.bias};
-  for (const AdapterSlice& s : layer.slices)
-    for (const Adapter* a : {&s.general, &s.personal}) {
-      all.push_back(a->a);
-      all.push_back(a->b);
+  for (const AdapterSlice& s : layer.adapters.slices())
+    for (const Adapter& a : s.adapters) {
+      all.push_back(a.a);
+      all.push_back(a.b);
     }
   return all;
 }
 
 TEST(Linear, GradientsOfBaseAndAdapters) {
-  const Linear layer = adapted_linear();
+  Linear layer = adapted_linear();
   const Var x = leaf({4, 5}, 22);
   std::vector<Var> inputs = parameters(layer);
   inputs.push_back(x);
-  EXPECT_TRUE(gradients_agree([&](Tape& t) { return linear(t, layer, x); }, inputs));
+  EXPECT_TRUE(gradients_agree(
+      [&](Tape& t) {
+        layer.refresh_adapters();
+        return linear(t, layer, x);
+      },
+      inputs));
 }
 
 TEST(Linear, MergedEqualsUnmerged) {
@@ -161,16 +167,16 @@ TEST(Linear, MergedEqualsUnmerged) {
   Tape tape(false);
   const Tensor apart = linear(tape, layer, x).value();
   const Tensor before = layer.weight.value().clone();
-  layer.merge();
+  layer.set_strategy(AdapterStrategy::merged);
   EXPECT_LE(test::relative_norm(linear(tape, layer, x).value(), apart), 1e-14);
   // A merge holds until the next one, which takes the adapters as they are then.
-  const Tensor b = layer.slices[0].general.b.value();
+  const Tensor b = layer.adapters.slices()[0].find("g")->b.value();
   b.fill(0);
   EXPECT_LE(test::relative_norm(linear(tape, layer, x).value(), apart), 1e-14);
-  layer.merge();
+  layer.refresh_adapters();
   EXPECT_GE(test::relative_norm(linear(tape, layer, x).value(), apart), 1e-3);
   const Tensor without = linear(tape, layer, x).value();
-  layer.unmerge();
+  layer.set_strategy(AdapterStrategy::unmerged);
   EXPECT_LE(test::relative_norm(linear(tape, layer, x).value(), without), 1e-14);
   EXPECT_EQ(layer.weight.value().to_vector(), before.to_vector());
 }
@@ -179,14 +185,14 @@ TEST(Linear, MergedEqualsUnmergedInEveryComputeType) {
   for (DType compute : {DType::f32, DType::bf16}) {
     Linear layer(Var(random_tensor({48, 33}, DType::f32, 1, .2)),
                  Var(random_tensor({48}, DType::f32, 2)), compute);
-    AdapterSlice slice{"s", 0, 48, {}, {}};
-    slice.general = {Var(random_tensor({8, 33}, DType::f32, 3, .2)),
-                     Var(random_tensor({48, 8}, DType::f32, 4, .2)), 2, true};
-    layer.slices.push_back(slice);
+    layer.adapters.add("s", 0, 48,
+                       {"a", Var(random_tensor({8, 33}, DType::f32, 3, .2)),
+                        Var(random_tensor({48, 8}, DType::f32, 4, .2)), 2});
+    layer.refresh_adapters();
     const Var x(random_tensor({19, 33}, DType::f32, 5).to(compute));
     Tape tape(false);
     const Tensor apart = linear(tape, layer, x).value();
-    layer.merge();
+    layer.set_strategy(AdapterStrategy::merged);
     // 33 products: fp32 rounds each sum, bf16 rounds operands and result (2^-8 each).
     EXPECT_LE(test::relative_norm(linear(tape, layer, x).value(), apart),
               compute == DType::f32 ? 1e-6 : 2e-2);
@@ -199,41 +205,43 @@ Linear adapted_qkv(DType compute) {
   Linear layer(Var(random_tensor({144, 72}, sums, 1, .2)), Var(random_tensor({144}, sums, 2)),
                compute);
   uint64_t seed = 3;
-  for (int64_t q = 0; q < 3; ++q) {
-    AdapterSlice slice{"s", q * 48, 48, {}, {}};
-    for (Adapter* a : {&slice.general, &slice.personal})
-      if (q == 0 || (q == 1 && a == &slice.general)) {
-        const int64_t rank = a == &slice.general ? 8 : 5;
-        *a = {Var(random_tensor({rank, 72}, sums, seed, .2), true),
-              Var(random_tensor({48, rank}, sums, seed + 1, .2), true), 1.5, true};
-        seed += 2;
-      }
-    layer.slices.push_back(slice);
-  }
+  const auto add = [&](int64_t q, const char* name, int64_t rank) {
+    layer.adapters.add("qkv"s.substr(size_t(q), 1), q * 48, 48,
+                       {name, Var(random_tensor({rank, 72}, sums, seed, .2), true),
+                        Var(random_tensor({48, rank}, sums, seed + 1, .2), true), 1.5});
+    seed += 2;
+  };
+  add(0, "g", 8);
+  add(0, "p", 5);
+  add(1, "g", 8);
+  layer.refresh_adapters();
   return layer;
 }
+
+// Adds u to du, as the gradient of |u|^2 / 2 does.
+class Pull : public SliceObserver {
+ public:
+  void backward(const AdapterSlice&, const Tensor& u, const Tensor& du) override { du.add(u); }
+  bool adds_to_du() const override { return true; }
+};
 
 struct Passes {
   std::vector<double> y, dx, u;
   std::vector<std::vector<double>> gradients;  // of the adapters
 };
 
-// weight: of the `features` penalty, which changes du; 0: measured only.
-Passes both_passes(const Linear& layer, const Tensor& x, const Tensor& dy, double weight) {
+Passes both_passes(const Linear& layer, const Tensor& x, const Tensor& dy,
+                   SliceObserver* observer = nullptr) {
   const auto each_adapter = [&](const auto& f) {
-    for (const AdapterSlice& s : layer.slices)
-      for (const Adapter* a : {&s.general, &s.personal})
-        if (a->present() && a->active) f(*a);
+    for (const AdapterSlice& s : layer.adapters.slices())
+      for (const Adapter& a : s.adapters)
+        if (a.active) f(a);
   };
   each_adapter([](const Adapter& a) { a.a.drop_grad(), a.b.drop_grad(); });
-  const Tensor values = Tensor::dense_zeros({1}, DType::f64),
-               weights = Tensor::full({1}, DType::f64, weight);
-  FeaturesPenalty features{.weight = weight > 0 ? weights.data<double>() : nullptr,
-                           .values = values.data<double>()};
   Linear::Saved saved;
   Passes p;
   p.y = layer.forward(x, &saved).to_vector();
-  p.dx = layer.backward(dy, saved, /*need_dx=*/true, &features).to_vector();
+  p.dx = layer.backward(dy, saved, /*need_dx=*/true, observer).to_vector();
   if (saved.u.defined()) p.u = saved.u.to_vector();
   each_adapter([&](const Adapter& a) {
     p.gradients.push_back(a.a.grad().to_vector());
@@ -272,10 +280,10 @@ TEST(Linear, ExtendedEqualsUnmerged) {
       Linear layer = adapted_qkv(compute);
       const Tensor x = random_tensor({37, 72}, DType::f32, 20).to(compute),
                    dy = random_tensor({37, 144}, DType::f32, 21).to(compute);
-      const Passes apart = both_passes(layer, x, dy, 0), pulled = both_passes(layer, x, dy, 5000);
-      layer.extend();
-      const Passes tail = both_passes(layer, x, dy, 0),
-                   pulled_tail = both_passes(layer, x, dy, 5000);
+      Pull pull;
+      const Passes apart = both_passes(layer, x, dy), pulled = both_passes(layer, x, dy, &pull);
+      layer.set_strategy(AdapterStrategy::extended);
+      const Passes tail = both_passes(layer, x, dy), pulled_tail = both_passes(layer, x, dy, &pull);
       // x, dy, u and du are the same, so are the adapters' gradients.
       EXPECT_EQ(tail.gradients, apart.gradients);
       EXPECT_EQ(pulled_tail.gradients, pulled.gradients);
@@ -291,21 +299,22 @@ TEST(Linear, ExtendedEqualsUnmerged) {
 
       // s B [R, 144], a block for each slice, and A [R, 72].
       std::vector<double> sb, a;
-      for (const AdapterSlice& s : layer.slices)
-        for (const Adapter* adapter : {&s.general, &s.personal}) {
-          if (!adapter->present()) continue;
-          const size_t rank = size_t(adapter->rank()), row = sb.size();
+      for (const AdapterSlice& s : layer.adapters.slices())
+        for (const Adapter& adapter : s.adapters) {
+          const size_t rank = size_t(adapter.rank()), row = sb.size();
           sb.resize(row + rank * 144);
-          const auto b = adapter->b.value().to_vector(), more = adapter->a.value().to_vector();
+          const auto b = adapter.b.value().to_vector(), more = adapter.a.value().to_vector();
           for (size_t i = 0; i < b.size(); ++i)
-            sb[row + i % rank * 144 + size_t(s.begin) + i / rank] = adapter->scale * b[i];
+            sb[row + i % rank * 144 + size_t(s.begin) + i / rank] = adapter.scale * b[i];
           a.insert(a.end(), more.begin(), more.end());
         }
       const size_t rank = a.size() / 72;
       const auto du = product(dy.to_vector(), transposed(sb, 144), 144, false);  // [37, R]
       const auto y_terms = product(tail.u, sb, rank, true), dx_terms = product(du, a, rank, true);
-      for (AdapterSlice& s : layer.slices) s.general.active = s.personal.active = false;
-      const Passes base = both_passes(layer, x, dy, 0);
+      for (AdapterSlice& s : layer.adapters.slices())
+        for (Adapter& adapter : s.adapters) adapter.active = false;
+      layer.refresh_adapters();
+      const Passes base = both_passes(layer, x, dy);
       // A rounding to bf16 errs by 2^-8 at most: here of s B (A) and of the sum, there of the
       // product and of the sum. What is left are fp32's sums.
       const auto agree = [](const std::vector<double>& got, const std::vector<double>& want,
@@ -321,7 +330,7 @@ TEST(Linear, ExtendedEqualsUnmerged) {
       agree(tail.y, apart.y, base.y, y_terms);
       agree(tail.dx, apart.dx, base.dx, dx_terms);
 
-      // The penalty's way through x, which is no rounding error.
+      // What the observer adds goes through x as well, which is no rounding error.
       const auto distance = [](const std::vector<double>& p, const std::vector<double>& q) {
         double sum = 0;
         for (size_t i = 0; i < p.size(); ++i) sum += (p[i] - q[i]) * (p[i] - q[i]);
@@ -335,54 +344,16 @@ TEST(Linear, ExtendedEqualsUnmerged) {
 TEST(Linear, InactiveAdapterIsAbsent) {
   Linear layer = adapted_linear();
   const Var x = leaf({4, 5}, 22);
-  for (AdapterSlice& s : layer.slices) s.personal.active = false;
+  for (AdapterSlice& s : layer.adapters.slices()) s.find("p")->active = false;
+  layer.refresh_adapters();
   Tape tape(false);
   const Tensor off = linear(tape, layer, x).value();
-  for (AdapterSlice& s : layer.slices) {
-    s.personal.active = true;
-    s.personal.b.value().fill(0);
+  for (AdapterSlice& s : layer.adapters.slices()) {
+    s.find("p")->active = true;
+    s.find("p")->b.value().fill(0);
   }
+  layer.refresh_adapters();
   EXPECT_LE(test::relative_norm(linear(tape, layer, x).value(), off), 1e-14);
-}
-
-TEST(Linear, FeaturesPenaltyGradient) {
-  // loss = sum(w y) + weight * mean over slices of the features term; both halves checked at once.
-  const Linear layer = adapted_linear();
-  const Var x = leaf({4, 5}, 22);
-  const Tensor w = random_tensor({4, 6}, DType::f64, 23);
-  auto run = [&](bool backward) {
-    Linear::Saved saved;
-    const Tensor y = layer.forward(x.value(), &saved);
-    double loss = 0;
-    const auto a = y.to_vector(), b = w.to_vector();
-    for (size_t i = 0; i < a.size(); ++i) loss += a[i] * b[i];
-    for (const Var& v : parameters(layer)) v.drop_grad();
-    std::vector<double> values(2);  // of a slice each
-    const double weight = 0.5;
-    FeaturesPenalty f{.weight = backward ? &weight : nullptr, .values = values.data()};
-    const Tensor dx = layer.backward(w, saved, true, &f);
-    EXPECT_EQ(f.layers, 2);
-    return loss + weight * (values[0] + values[1]);
-  };
-  run(true);
-  const std::vector<Var> all = parameters(layer);
-  std::vector<Tensor> gradients;
-  for (const Var& v : all) gradients.push_back(v.grad().clone());
-  for (size_t n = 0; n < all.size(); ++n) {
-    const Var& v = all[n];
-    const Tensor& got = gradients[n];
-    for (int64_t r = 0; r < got.rows(); ++r)
-      for (int64_t c = 0; c < got.cols(); ++c) {
-        double& element = v.value().row<double>(r)[c];
-        const double kept = element;
-        element = kept + 1e-5;
-        const double above = run(false);
-        element = kept - 1e-5;
-        const double below = run(false);
-        element = kept;
-        EXPECT_NEAR(got.row<double>(r)[c], (above - below) / 2e-5, 1e-6);
-      }
-  }
 }
 
 TEST(Tape, ComputesOnlyWhatIsNeeded) {
@@ -392,11 +363,12 @@ TEST(Tape, ComputesOnlyWhatIsNeeded) {
   Tape tape;
   const Var frozen = linear(tape, layer, x);  // nothing trains: no node
   EXPECT_FALSE(frozen.requires_grad());
-  layer.slices.push_back({"s", 0, 6, {leaf({2, 5}, 4), leaf({6, 2}, 5), 1, true}, {}});
+  layer.adapters.add("s", 0, 6, {"a", leaf({2, 5}, 4), leaf({6, 2}, 5), 1});
+  layer.refresh_adapters();
   const Var y = linear(tape, layer, x);
   EXPECT_TRUE(y.requires_grad());
   tape.backward(test::weighted_sum(tape, y, random_tensor({4, 6}, DType::f64, 6)));
-  EXPECT_TRUE(layer.slices[0].general.a.has_grad());
+  EXPECT_TRUE(layer.adapters.slices()[0].adapters[0].a.has_grad());
   EXPECT_FALSE(layer.weight.has_grad());
   EXPECT_FALSE(x.has_grad());
 }

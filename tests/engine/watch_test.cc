@@ -310,9 +310,10 @@ TEST_F(WatchTest, ShadowFollowsTails) {
     return Tensor::of(v, shape).to(dtype);
   };
   Linear layer(Var(numbers({24, 16}, DType::f32), false, "fc1.weight"), Var(), DType::bf16);
-  const Adapter adapter{Var(numbers({3, 16}, DType::f32)), Var(numbers({24, 3}, DType::f32)), 2};
-  layer.slices.push_back({"fc1", 0, 24, adapter, {}});
-  layer.extend();
+  layer.adapters.add(
+      "fc1", 0, 24,
+      {"adapter", Var(numbers({3, 16}, DType::f32)), Var(numbers({24, 3}, DType::f32)), 2});
+  layer.set_strategy(AdapterStrategy::extended);
   const Tensor x = numbers({5, 16}, DType::bf16), dy = numbers({5, 24}, DType::bf16);
   const auto shadow = make_shadow(queue());
   watch_calls(shadow.get());

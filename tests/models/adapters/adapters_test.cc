@@ -41,10 +41,13 @@ TEST(Adapters, AnySubsetOfTargetsAndLayers) {
   const AdapterSlice& v = *adapter_slices(m)[1];
   EXPECT_EQ(v.begin, 24);  // the last third of the fused qkv
   EXPECT_EQ(v.rows, 12);
-  EXPECT_EQ(v.general.a.shape().str(), "[3, 12]");
-  EXPECT_EQ(v.general.b.shape().str(), "[12, 3]");
-  EXPECT_EQ(v.general.scale, 2);  // alpha = 2 rank where none is given
-  EXPECT_EQ(layer_of(m, v), &m.blocks[0].qkv);
+  const Adapter& general = *adapter_of(v, AdapterKind::general);
+  EXPECT_EQ(general.a.shape().str(), "[3, 12]");
+  EXPECT_EQ(general.b.shape().str(), "[12, 3]");
+  EXPECT_EQ(general.scale, 2);  // alpha = 2 rank where none is given
+  EXPECT_EQ(adapter_of(v, AdapterKind::personal), nullptr);
+  EXPECT_EQ(adapted_layers(m), (std::vector<Linear*>{&m.blocks[0].qkv, &m.blocks[0].fc2,
+                                                     &m.blocks[2].qkv, &m.blocks[2].fc2}));
 
   c.targets = {"out"};
   EXPECT_TRUE(user_error([&] { attach_adapters(m, c, AdapterKind::personal); }, {"'out'", "fc1"}));
@@ -78,12 +81,10 @@ TEST(Adapters, DrawsDependOnTheirKeyAlone) {
     attach_adapters(m, c, AdapterKind::personal);
     if (kind == AdapterKind::personal) draw_adapters(m, c, AdapterKind::general, seed, "");
     draw_adapters(m, c, kind, seed, client);
-    return adapter_slices(m)[2]->general.a.value().to_vector() == std::vector<double>(4 * 12, 0.0)
-               ? std::vector<double>{}
-               : (kind == AdapterKind::general ? adapter_slices(m)[2]->general
-                                               : adapter_slices(m)[2]->personal)
-                     .a.value()
-                     .to_vector();
+    const AdapterSlice& slice = *adapter_slices(m)[2];
+    const auto values = [&](AdapterKind k) { return adapter_of(slice, k)->a.value().to_vector(); };
+    return values(AdapterKind::general) == std::vector<double>(4 * 12, 0.0) ? std::vector<double>{}
+                                                                            : values(kind);
   };
   EXPECT_EQ(drawn(AdapterKind::general, 1, "a"), drawn(AdapterKind::general, 1, "b"));
   EXPECT_NE(drawn(AdapterKind::general, 1, ""), drawn(AdapterKind::general, 2, ""));
@@ -102,13 +103,14 @@ TEST(Adapters, VarianceIsOneOverTheInputs) {
     draw_adapters(m, c, AdapterKind::general, 5, "");
     double sum = 0, n = 0, largest = 0;
     for (AdapterSlice* s : adapter_slices(m)) {
-      const double in = double(s->general.a.value().cols());
-      for (double x : s->general.a.value().to_vector()) {
+      const Adapter& general = *adapter_of(*s, AdapterKind::general);
+      const double in = double(general.a.value().cols());
+      for (double x : general.a.value().to_vector()) {
         sum += x * x * in;
         largest = std::max(largest, std::abs(x) * std::sqrt(in));
         ++n;
       }
-      for (double x : s->general.b.value().to_vector()) EXPECT_EQ(x, 0);
+      for (double x : general.b.value().to_vector()) EXPECT_EQ(x, 0);
     }
     EXPECT_NEAR(sum / n, init == LoraInit::normal ? 1.0 : 1.0 / 3, 0.1);
     if (init == LoraInit::peft) {
@@ -127,7 +129,8 @@ TEST(Adapters, OrthogonalStart) {
   draw_adapters(m, c, AdapterKind::personal, 5, "x");
   orthogonalise_personal(m);
   for (AdapterSlice* s : adapter_slices(m)) {
-    const Tensor g = s->general.a.value(), p = s->personal.a.value();
+    const Tensor g = adapter_of(*s, AdapterKind::general)->a.value(),
+                 p = adapter_of(*s, AdapterKind::personal)->a.value();
     for (int64_t i = 0; i < 5; ++i)
       for (int64_t j = 0; j < 5; ++j) {
         double dot = 0;
@@ -158,10 +161,11 @@ TEST(Penalties, GradientsReachTheParameters) {
       uint64_t seed = 1;
       std::vector<Var> all;
       for (AdapterSlice* s : adapter_slices(m))
-        for (const Var& v : {s->general.a, s->general.b, s->personal.a, s->personal.b}) {
-          v.value().copy_from(test::random_tensor(v.shape(), DType::f64, seed++));
-          all.push_back(v);
-        }
+        for (const Adapter& adapter : s->adapters)
+          for (const Var& v : {adapter.a, adapter.b}) {
+            v.value().copy_from(test::random_tensor(v.shape(), DType::f64, seed++));
+            all.push_back(v);
+          }
       PenaltyConfig config{
           .update = 1, .base = 20, .subspace = 2, .subspace_l1 = .5, .base_subspace = 1};
       config.form = form;

@@ -107,7 +107,8 @@ TEST(Predictor, AdaptersFromFiles) {
   auto trained = model();
   attach_adapters(*trained, lora, AdapterKind::general);
   draw_adapters(*trained, lora, AdapterKind::general, 7, "");
-  for (AdapterSlice* s : adapter_slices(*trained)) s->general.b.value().fill(0.1);
+  for (AdapterSlice* s : adapter_slices(*trained))
+    adapter_of(*s, AdapterKind::general)->b.value().fill(0.1);
   AdapterFile file{AdapterKind::general,
                    2.0,
                    {"a", "b", "c"},

@@ -132,7 +132,8 @@ TEST_P(VitStep, MergedAdaptersPredictTheSame) {
   const Tensor apart = tuner->logits(patches, 6);
   const OnDevice scope(device());
   for (Block& block : tuner->model().blocks)
-    for (Linear* l : {&block.qkv, &block.proj, &block.fc1, &block.fc2}) l->merge();
+    for (Linear* l : {&block.qkv, &block.proj, &block.fc1, &block.fc2})
+      l->set_strategy(AdapterStrategy::merged);
   EXPECT_LE(relative_norm(tuner->logits(patches, 6), apart), tolerance());
 }
 

@@ -13,6 +13,7 @@
 namespace orthofed {
 namespace {
 
+using namespace std::string_literals;
 using test::random_tensor;
 
 constexpr int64_t kBatch = 2, kTokens = 5, kDim = 8, kHeads = 2, kMlp = 8;
@@ -29,12 +30,13 @@ Block make_block(DType compute, bool base_trains, Extra extra = Extra::none) {
   auto layer = [&](int64_t out, int64_t in) {
     Linear l(Var(random_tensor({out, in}, sums, seed++, .5), base_trains, "w"), vector(out),
              compute);
-    AdapterSlice s{"s", 0, out, {}, {}};
-    s.general = {Var(random_tensor({2, in}, sums, seed++, .5), true, "ga"),
-                 Var(random_tensor({out, 2}, sums, seed++, .5), true, "gb"), 1.5, true};
-    s.personal = {Var(random_tensor({3, in}, sums, seed++, .5), true, "pa"),
-                  Var(random_tensor({out, 3}, sums, seed++, .5), true, "pb"), 0.5, true};
-    l.slices.push_back(s);
+    for (const auto& [name, rank, scale] :
+         {std::tuple{"g", int64_t{2}, 1.5}, std::tuple{"p", int64_t{3}, 0.5}}) {
+      const Var a(random_tensor({rank, in}, sums, seed++, .5), true, name + "a"s);
+      const Var b(random_tensor({out, rank}, sums, seed++, .5), true, name + "b"s);
+      l.adapters.add("s", 0, out, {name, a, b, scale});
+    }
+    l.refresh_adapters();
     return l;
   };
   Block b;
@@ -61,9 +63,9 @@ std::vector<Var> trainable(const Block& b) {
     if (v->requires_grad()) all.push_back(*v);
   for (const Linear* l : {&b.qkv, &b.proj, &b.fc1, &b.fc2}) {
     if (l->weight.requires_grad()) all.insert(all.end(), {l->weight, l->bias});
-    for (const AdapterSlice& s : l->slices)
-      for (const Adapter* a : {&s.general, &s.personal})
-        if (a->active) all.insert(all.end(), {a->a, a->b});
+    for (const AdapterSlice& s : l->adapters.slices())
+      for (const Adapter& a : s.adapters)
+        if (a.active) all.insert(all.end(), {a.a, a.b});
   }
   return all;
 }
@@ -134,13 +136,14 @@ TEST(BlockFused, EqualsUnmerged) {
       const BlockOptions o{kHeads, 1e-6, GeluKind::erf, compute};
       Block b = make_block(compute, false);
       // Of fc1 the personal adapter is switched off, of proj there is none: W is all of it.
-      b.fc1.slices[0].personal.active = false;
-      b.proj.slices.clear();
+      b.fc1.adapters.slices()[0].find("p")->active = false;
+      b.fc1.refresh_adapters();
+      b.proj.adapters = {};
       const Var x(random_tensor({kBatch * kTokens, kDim}, accum(compute), 50), true, "x");
       Tensor y1, y2;
       const auto apart = gradients(&halves, b, x, o, &y1);
       const auto every_layer = {&b.qkv, &b.proj, &b.fc1, &b.fc2};
-      for (Linear* l : every_layer) l->merge();
+      for (Linear* l : every_layer) l->set_strategy(AdapterStrategy::merged);
       EXPECT_TRUE(b.qkv.merged() && b.fc1.merged() && b.fc2.merged() && !b.proj.merged());
       const auto merged = gradients(&halves, b, x, o, &y2);
       // bf16 rounds the sum of W and the adapters, and what the products of the adapters read.
@@ -149,7 +152,7 @@ TEST(BlockFused, EqualsUnmerged) {
       ASSERT_EQ(apart.size(), merged.size());
       for (size_t i = 0; i < apart.size(); ++i)
         EXPECT_LE(test::relative_norm(merged[i], apart[i]), tolerance) << "input " << i;
-      for (Linear* l : every_layer) l->extend();
+      for (Linear* l : every_layer) l->set_strategy(AdapterStrategy::extended);
       EXPECT_FALSE(b.qkv.merged());
       const auto extended = gradients(&halves, b, x, o, &y2);
       // In bf16 on a GPU, where either way errs by up to 3 % of the gradient in float; else nothing
@@ -160,7 +163,7 @@ TEST(BlockFused, EqualsUnmerged) {
       ASSERT_EQ(apart.size(), extended.size());
       for (size_t i = 0; i < apart.size(); ++i)
         EXPECT_LE(test::relative_norm(extended[i], apart[i]), tails ? 6e-2 : 0) << "input " << i;
-      for (Linear* l : every_layer) l->unmerge();
+      for (Linear* l : every_layer) l->set_strategy(AdapterStrategy::unmerged);
       gradients(&halves, b, x, o, &y2);
       EXPECT_EQ(y2.to_vector(), y1.to_vector());
     }
@@ -174,7 +177,7 @@ TEST_P(BlockExtras, GradientsAgreeWithFiniteDifferences) {
   BlockOptions o{kHeads, 1e-6, extra == Extra::quick_gelu ? GeluKind::quick : GeluKind::erf,
                  DType::f64};
   o.gated = extra == Extra::gated;
-  const Block b = make_block(DType::f64, true, extra);
+  Block b = make_block(DType::f64, true, extra);
   Rotation rotation;
   if (extra == Extra::rotary) {
     const Tensor angles = random_tensor({kTokens - 1, kDim / kHeads / 2}, DType::f64, 60);
@@ -192,7 +195,12 @@ TEST_P(BlockExtras, GradientsAgreeWithFiniteDifferences) {
   for (const Var& v :
        {b.qkv.weight, b.fc1.weight, b.q_norm_weight, b.q_norm_bias, b.k_norm_weight, b.k_norm_bias})
     if (extra != Extra::none && v.defined()) inputs.push_back(v);
-  EXPECT_TRUE(test::gradients_agree([&](Tape& t) { return halves(t, b, x, o); }, inputs));
+  EXPECT_TRUE(test::gradients_agree(
+      [&](Tape& t) {
+        for (Linear* l : {&b.qkv, &b.proj, &b.fc1, &b.fc2}) l->refresh_adapters();
+        return halves(t, b, x, o);
+      },
+      inputs));
 }
 
 INSTANTIATE_TEST_SUITE_P(All, BlockExtras,
