@@ -31,6 +31,23 @@ inline double relative_norm(const Tensor& a, const Tensor& b) {
   return std::sqrt(difference) / (norm > 0 ? std::sqrt(norm) : 1);
 }
 
+// Every element of got within tolerance * (|want| + the largest |want|) of want: a sum errs by a
+// share of its terms, which are as large as the tensor's elements are, not as this one is.
+inline testing::AssertionResult elements_agree(const Tensor& got, const Tensor& want,
+                                               double tolerance) {
+  const std::vector<double> g = got.to_vector(), w = want.to_vector();
+  if (g.size() != w.size())
+    return testing::AssertionFailure() << got.shape().str() << " against " << want.shape().str();
+  double largest = 0;
+  for (const double x : w) largest = std::max(largest, std::abs(x));
+  for (size_t i = 0; i < g.size(); ++i)
+    if (!(std::abs(g[i] - w[i]) <= tolerance * (std::abs(w[i]) + largest)))
+      return testing::AssertionFailure()
+             << "element " << i << " of " << want.shape().str() << ": got " << g[i] << ", want "
+             << w[i] << " +- " << tolerance * (std::abs(w[i]) + largest);
+  return testing::AssertionSuccess();
+}
+
 // The scalar sum of weight * y, as an op.
 inline Var weighted_sum(Tape& tape, const Var& y, const Tensor& weight) {
   double sum = 0;

@@ -109,6 +109,7 @@ TEST(Predictor, AdaptersFromFiles) {
   draw_adapters(*trained, lora, AdapterKind::general, 7, "");
   for (AdapterSlice* s : adapter_slices(*trained))
     adapter_of(*s, AdapterKind::general)->b.value().fill(0.1);
+  for (Linear* layer : adapted_layers(*trained)) layer->refresh_adapters();
   AdapterFile file{AdapterKind::general,
                    2.0,
                    {"a", "b", "c"},

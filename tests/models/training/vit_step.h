@@ -13,7 +13,7 @@
 namespace orthofed {
 namespace {
 
-using test::relative_norm;
+using test::elements_agree;
 
 // From here on host code that looks into the emulated device's memory stops the program.
 [[maybe_unused]] const bool guarded = [] {
