@@ -177,8 +177,9 @@ double Penalties::sum(const double* values) const {
 
 FeaturesPenalty Penalties::features(int64_t valid_rows, const double* weight,
                                     double* values) const {
-  return {form_ == PenaltyForm::raw2 ? PenaltyForm::cosine2 : form_, config_.detach == PenaltyDetach::general,
-          valid_rows, features_lambda() > 0 ? weight : nullptr, values};
+  return {form_ == PenaltyForm::raw2 ? PenaltyForm::cosine2 : form_,
+          config_.detach == PenaltyDetach::general, valid_rows,
+          features_lambda() > 0 ? weight : nullptr, values};
 }
 
 void FeaturesPenalty::backward(const AdapterSlice& slice, const Tensor& u, const Tensor& du) {
