@@ -2,19 +2,16 @@
 #include "kernels/lora/lora.h"
 
 #include "bench/support/bench.h"
+#include "tests/kernels/lora_reference.h"
 
 namespace orthofed::bench {
 namespace {
 
-// sum_p x(p) y(p) and what n such terms, and one rounding to T, may err by.
-template <class T, class X, class Y>
-Expected dot(int64_t n, const X& x, const Y& y, double before = 0) {
-  double sum = before, size = std::abs(before);
-  for (int64_t p = 0; p < n; ++p) {
-    sum += x(p) * y(p);
-    size += std::abs(x(p) * y(p));
-  }
-  return {sum, epsilon<float> * double(n + 5) * size + epsilon<T> * (std::abs(sum) + size / 1024)};
+// What a sum and one rounding to T may err by.
+template <class T>
+Expected within(const reference::Sum& sum) {
+  return {sum.value, epsilon<float> * double(sum.terms + 5) * sum.size +
+                         epsilon<T> * (std::abs(sum.value) + sum.size / 1024)};
 }
 
 template <class T>
@@ -32,6 +29,23 @@ struct Problem {
         scale(bench, r) {
     bench.shape({{"rows", rows}, {"in", in}, {"out", out}, {"rank", r}});
   }
+  // dy is y, and du is u.
+  reference::Lora exact() const {
+    const auto elements = [](const auto& m, int64_t ld) {
+      return [&m, ld](int64_t i, int64_t j) { return m[i * ld + j]; };
+    };
+    return {.rows = rows,
+            .in = in,
+            .out = out,
+            .rank = r,
+            .x = elements(x, in),
+            .a = elements(a, in),
+            .b = elements(b, r),
+            .u = elements(u, r),
+            .dy = elements(y, out),
+            .du = elements(u, r),
+            .scale = [this](int64_t k) { return scale[k]; }};
+  }
   int64_t rows, in, out, r = kRank;
   Array<T> x, y, u;
   Array<A> a, b, scale;
@@ -41,28 +55,40 @@ template <class T>
 void down(Bench& bench, const Vit& v) {
   Problem<T> o(bench, v);
   Array<T> u(bench, o.rows * o.r, Fill::nan);
-  of_time(bench, lora_down, T)([&](const auto& f) {
-    f(o.x.data(), o.in, o.a.data(), o.in, u.data(), o.r, o.rows, o.in, o.r);
+  OF_TIME(bench, lora_down, [&] {
+    return LoraDown<T>{.x = o.x.data(),
+                       .ldx = o.in,
+                       .a = o.a.data(),
+                       .lda = o.in,
+                       .u = u.data(),
+                       .ldu = o.r,
+                       .rows = o.rows,
+                       .in = o.in,
+                       .rank = o.r};
   });
-  bench.expect(u, u.size(), [&](int64_t i) {
-    return dot<T>(
-        o.in, [&](int64_t p) { return o.x[i / o.r * o.in + p]; },
-        [&](int64_t p) { return o.a[i % o.r * o.in + p]; });
-  });
+  const reference::Lora want = o.exact();
+  bench.expect(u, u.size(), [&](int64_t i) { return within<T>(want.u_of(i / o.r, i % o.r)); });
   bench.measure();
 }
 
 template <class T>
 void up(Bench& bench, const Vit& v) {
   Problem<T> o(bench, v);
-  of_time(bench, lora_up, T)([&](const auto& f) {
-    f(o.u.data(), o.r, o.b.data(), o.r, o.scale.data(), o.y.data(), o.out, o.rows, o.out, o.r);
+  OF_TIME(bench, lora_up, [&] {
+    return LoraUp<T>{.u = o.u.data(),
+                     .ldu = o.r,
+                     .b = o.b.data(),
+                     .ldb = o.r,
+                     .scale = o.scale.data(),
+                     .y = o.y.data(),
+                     .ldy = o.out,
+                     .rows = o.rows,
+                     .out = o.out,
+                     .rank = o.r};
   });
-  bench.expect(o.y, o.y.size(), [&](int64_t i) {
-    return dot<T>(
-        o.r, [&](int64_t p) { return o.u[i / o.out * o.r + p] * o.scale[p]; },
-        [&](int64_t p) { return o.b[i % o.out * o.r + p]; }, o.y[i]);
-  });
+  const reference::Lora want = o.exact();
+  bench.expect(o.y, o.y.size(),
+               [&](int64_t i) { return within<T>(want.y_of(i / o.out, i % o.out) + o.y[i]); });
   bench.measure();
 }
 
@@ -72,20 +98,26 @@ void up_backward(Bench& bench, const Vit& v) {
   Array<T> du(bench, o.rows * o.r, Fill::nan);
   Array<Accum<T>> db(bench, o.out * o.r, Fill::nan);
   bench.scratch(gpu::lora_up_backward_scratch<T>(o.rows, o.out, o.r));
-  of_time(bench, lora_up_backward, T)([&](const auto& f) {
-    f(o.y.data(), o.out, o.u.data(), o.r, o.b.data(), o.r, o.scale.data(), du.data(), o.r,
-      db.data(), o.r, false, o.rows, o.out, o.r);
+  OF_TIME(bench, lora_up_backward, [&] {
+    return LoraUpBackward<T>{.dy = o.y.data(),
+                             .lddy = o.out,
+                             .u = o.u.data(),
+                             .ldu = o.r,
+                             .b = o.b.data(),
+                             .ldb = o.r,
+                             .scale = o.scale.data(),
+                             .du = du.data(),
+                             .lddu = o.r,
+                             .db = db.data(),
+                             .lddb = o.r,
+                             .rows = o.rows,
+                             .out = o.out,
+                             .rank = o.r};
   });
-  bench.expect(du, du.size(), [&](int64_t i) {
-    return dot<T>(
-        o.out, [&](int64_t p) { return o.y[i / o.r * o.out + p] * o.scale[i % o.r]; },
-        [&](int64_t p) { return o.b[p * o.r + i % o.r]; });
-  });
-  bench.expect(db, db.size(), [&](int64_t i) {
-    return dot<float>(
-        o.rows, [&](int64_t p) { return o.y[p * o.out + i / o.r] * o.scale[i % o.r]; },
-        [&](int64_t p) { return o.u[p * o.r + i % o.r]; });
-  });
+  const reference::Lora want = o.exact();
+  bench.expect(du, du.size(), [&](int64_t i) { return within<T>(want.du_of(i / o.r, i % o.r)); });
+  bench.expect(db, db.size(),
+               [&](int64_t i) { return within<float>(want.db_of(i / o.r, i % o.r)); });
   bench.measure();
 }
 
@@ -95,20 +127,26 @@ void down_backward(Bench& bench, const Vit& v) {
   Array<Accum<T>> da(bench, o.r * o.in, Fill::nan);
   Array<T> dx(bench, o.rows * o.in);
   bench.scratch(gpu::lora_down_backward_scratch<T>(o.rows, o.in, o.r));
-  of_time(bench, lora_down_backward, T)([&](const auto& f) {
-    f(o.u.data(), o.r, o.x.data(), o.in, o.a.data(), o.in, da.data(), o.in, false, dx.data(), o.in,
-      o.rows, o.in, o.r);
+  OF_TIME(bench, lora_down_backward, [&] {
+    return LoraDownBackward<T>{.du = o.u.data(),
+                               .lddu = o.r,
+                               .x = o.x.data(),
+                               .ldx = o.in,
+                               .a = o.a.data(),
+                               .lda = o.in,
+                               .da = da.data(),
+                               .ldda = o.in,
+                               .dx = dx.data(),
+                               .lddx = o.in,
+                               .rows = o.rows,
+                               .in = o.in,
+                               .rank = o.r};
   });
-  bench.expect(da, da.size(), [&](int64_t i) {
-    return dot<float>(
-        o.rows, [&](int64_t p) { return o.u[p * o.r + i / o.in]; },
-        [&](int64_t p) { return o.x[p * o.in + i % o.in]; });
-  });
-  bench.expect(dx, dx.size(), [&](int64_t i) {
-    return dot<T>(
-        o.r, [&](int64_t p) { return o.u[i / o.in * o.r + p]; },
-        [&](int64_t p) { return o.a[p * o.in + i % o.in]; }, dx[i]);
-  });
+  const reference::Lora want = o.exact();
+  bench.expect(da, da.size(),
+               [&](int64_t i) { return within<float>(want.da_of(i / o.in, i % o.in)); });
+  bench.expect(dx, dx.size(),
+               [&](int64_t i) { return within<T>(want.dx_of(i / o.in, i % o.in) + dx[i]); });
   bench.measure();
 }
 
@@ -117,15 +155,23 @@ void merge(Bench& bench, const Vit& v) {
   Problem<T> o(bench, v);
   Array<Accum<T>> w(bench, o.out * o.in);
   Array<T> merged(bench, o.out * o.in, Fill::nan);
-  of_time(bench, lora_merge, T)([&](const auto& f) {
-    f(w.data(), o.in, o.a.data(), o.in, o.b.data(), o.r, o.scale.data(), merged.data(), o.in, o.out,
-      o.in, o.r);
+  OF_TIME(bench, lora_merge, [&] {
+    return LoraMerge<T>{.w = w.data(),
+                        .ldw = o.in,
+                        .a = o.a.data(),
+                        .lda = o.in,
+                        .b = o.b.data(),
+                        .ldb = o.r,
+                        .scale = o.scale.data(),
+                        .merged = merged.data(),
+                        .ldm = o.in,
+                        .out = o.out,
+                        .in = o.in,
+                        .rank = o.r};
   });
-  bench.expect(merged, merged.size(), [&](int64_t i) {
-    return dot<T>(
-        o.r, [&](int64_t p) { return o.b[i / o.in * o.r + p] * o.scale[p]; },
-        [&](int64_t p) { return o.a[p * o.in + i % o.in]; }, w[i]);
-  });
+  const reference::Lora want = o.exact();
+  bench.expect(merged, merged.size(),
+               [&](int64_t i) { return within<T>(want.delta_of(i / o.in, i % o.in) + w[i]); });
   bench.measure();
 }
 

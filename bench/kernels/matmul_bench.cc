@@ -206,8 +206,17 @@ struct Adapted {
   MatmulTail<T> tail() { return {u.data(), kRank, v.data(), kRank, kRank}; }
   void product_and_up(Bench& bench) {
     of_on(bench.queue(), matmul, T, T)(x.data(), w.data(), h.data(), bias.data(), false, s);
-    of_on(bench.queue(), lora_up, T)(u.data(), kRank, b.data(), kRank, scale.data(), h.data(), n, m,
-                                     n, kRank);
+    OF_RUN(bench.queue(), lora_up,
+           LoraUp<T>{.u = u.data(),
+                     .ldu = kRank,
+                     .b = b.data(),
+                     .ldb = kRank,
+                     .scale = scale.data(),
+                     .y = h.data(),
+                     .ldy = n,
+                     .rows = m,
+                     .out = n,
+                     .rank = kRank});
   }
   // Providers may round the product once more before they add to it.
   Expected sum(int64_t i, int64_t j) const {

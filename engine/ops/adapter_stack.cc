@@ -154,9 +154,14 @@ void AdapterStack::gather_tails(DType compute, int64_t out) {
   dispatch(compute, [&]<class T>(Tag<T>) {
     using R = Accum<T>;
     for (const Part& p : o.parts)
-      of_on(queue_of(p.b), lora_scale, T)(p.b.data<R>(), p.b.pitch(), as<R>(o.scales) + p.begin,
-                                          o.scaled_b.row<T>(slices_[p.slice].begin) + p.begin,
-                                          o.scaled_b.pitch(), p.b.rows(), p.rank);
+      OF_RUN(queue_of(p.b), lora_scale,
+             LoraScale<T>{.b = p.b.data<R>(),
+                          .ldb = p.b.pitch(),
+                          .scale = as<R>(o.scales) + p.begin,
+                          .v = o.scaled_b.row<T>(slices_[p.slice].begin) + p.begin,
+                          .ldv = o.scaled_b.pitch(),
+                          .out = p.b.rows(),
+                          .rank = p.rank});
   });
   o.rounded_a.copy_from(o.a);
 }
@@ -166,8 +171,16 @@ Tensor AdapterStack::down(const Tensor& x) const {
   const Tensor u = Tensor::empty({x.rows(), o.a.rows()}, x.dtype());
   dispatch(x.dtype(), [&]<class T>(Tag<T>) {
     using R = Accum<T>;
-    of_on(queue_of(x), lora_down, T)(x.data<T>(), x.pitch(), o.a.data<R>(), o.a.pitch(),
-                                     u.data<T>(), u.pitch(), x.rows(), x.cols(), o.a.rows());
+    OF_RUN(queue_of(x), lora_down,
+           LoraDown<T>{.x = x.data<T>(),
+                       .ldx = x.pitch(),
+                       .a = o.a.data<R>(),
+                       .lda = o.a.pitch(),
+                       .u = u.data<T>(),
+                       .ldu = u.pitch(),
+                       .rows = x.rows(),
+                       .in = x.cols(),
+                       .rank = o.a.rows()});
   });
   return u;
 }
@@ -177,9 +190,17 @@ void AdapterStack::up(const Tensor& u, const Tensor& y) const {
   dispatch(y.dtype(), [&]<class T>(Tag<T>) {
     using R = Accum<T>;
     for (const Part& p : o.parts)
-      of_on(queue_of(y), lora_up, T)(
-          u.data<T>() + p.begin, u.pitch(), p.b.data<R>(), p.b.pitch(), as<R>(o.scales) + p.begin,
-          y.data<T>() + slices_[p.slice].begin, y.pitch(), y.rows(), p.b.rows(), p.rank);
+      OF_RUN(queue_of(y), lora_up,
+             LoraUp<T>{.u = u.data<T>() + p.begin,
+                       .ldu = u.pitch(),
+                       .b = p.b.data<R>(),
+                       .ldb = p.b.pitch(),
+                       .scale = as<R>(o.scales) + p.begin,
+                       .y = y.data<T>() + slices_[p.slice].begin,
+                       .ldy = y.pitch(),
+                       .rows = y.rows(),
+                       .out = p.b.rows(),
+                       .rank = p.rank});
   });
 }
 
@@ -193,11 +214,22 @@ Tensor AdapterStack::up_backward(const Tensor& dy, const Tensor& u, SliceObserve
       const Tensor u_p = u.columns(p.begin, p.begin + p.rank),
                    du_p = du.columns(p.begin, p.begin + p.rank),
                    db = Tensor::empty(p.b.shape(), p.b.dtype());
-      of_on(queue_of(dy, gpu::lora_up_backward_scratch<T>(dy.rows(), slice.rows, p.rank)),
-            lora_up_backward, T)(dy.data<T>() + slice.begin, dy.pitch(), u_p.data<T>(), u_p.pitch(),
-                                 p.b.data<R>(), p.b.pitch(), as<R>(o.scales) + p.begin,
-                                 du_p.data<T>(), du_p.pitch(), db.data<R>(), db.pitch(), false,
-                                 dy.rows(), slice.rows, p.rank);
+      OF_RUN(queue_of(dy, gpu::lora_up_backward_scratch<T>(dy.rows(), slice.rows, p.rank)),
+             lora_up_backward,
+             LoraUpBackward<T>{.dy = dy.data<T>() + slice.begin,
+                               .lddy = dy.pitch(),
+                               .u = u_p.data<T>(),
+                               .ldu = u_p.pitch(),
+                               .b = p.b.data<R>(),
+                               .ldb = p.b.pitch(),
+                               .scale = as<R>(o.scales) + p.begin,
+                               .du = du_p.data<T>(),
+                               .lddu = du_p.pitch(),
+                               .db = db.data<R>(),
+                               .lddb = db.pitch(),
+                               .rows = dy.rows(),
+                               .out = slice.rows,
+                               .rank = p.rank});
       for (const Adapter& a : slice.adapters)
         if (a.active) a.b.add_grad(slice.columns_of(a, db));
       if (observer != nullptr) observer->backward(slice, u_p, du_p);
@@ -212,11 +244,21 @@ void AdapterStack::down_backward(const Tensor& du, const Tensor& x, const Tensor
   const Tensor da = Tensor::empty(o.a.shape(), o.a.dtype());
   dispatch(x.dtype(), [&]<class T>(Tag<T>) {
     using R = Accum<T>;
-    of_on(queue_of(x, gpu::lora_down_backward_scratch<T>(x.rows(), x.cols(), rank)),
-          lora_down_backward, T)(du.data<T>(), du.pitch(), x.data<T>(), x.pitch(), o.a.data<R>(),
-                                 o.a.pitch(), da.data<R>(), da.pitch(), false,
-                                 dx.defined() ? dx.data<T>() : nullptr,
-                                 dx.defined() ? dx.pitch() : 0, x.rows(), x.cols(), rank);
+    OF_RUN(queue_of(x, gpu::lora_down_backward_scratch<T>(x.rows(), x.cols(), rank)),
+           lora_down_backward,
+           LoraDownBackward<T>{.du = du.data<T>(),
+                               .lddu = du.pitch(),
+                               .x = x.data<T>(),
+                               .ldx = x.pitch(),
+                               .a = o.a.data<R>(),
+                               .lda = o.a.pitch(),
+                               .da = da.data<R>(),
+                               .ldda = da.pitch(),
+                               .dx = dx.defined() ? dx.data<T>() : nullptr,
+                               .lddx = dx.defined() ? dx.pitch() : 0,
+                               .rows = x.rows(),
+                               .in = x.cols(),
+                               .rank = rank});
   });
   int64_t row = 0;
   for (const AdapterSlice& slice : slices_)
@@ -254,10 +296,19 @@ void AdapterStack::merge(const Tensor& w, const Tensor& merged) const {
     using R = Accum<T>;
     for (const Part& p : o.parts) {
       const Tensor from = rows_of(slices_[p.slice], w), to = rows_of(slices_[p.slice], merged);
-      of_on(queue_of(w), lora_merge, T)(from.data<R>(), from.pitch(), o.a.row<R>(p.begin),
-                                        o.a.pitch(), p.b.data<R>(), p.b.pitch(),
-                                        as<R>(o.scales) + p.begin, to.data<T>(), to.pitch(),
-                                        from.rows(), w.cols(), p.rank);
+      OF_RUN(queue_of(w), lora_merge,
+             LoraMerge<T>{.w = from.data<R>(),
+                          .ldw = from.pitch(),
+                          .a = o.a.row<R>(p.begin),
+                          .lda = o.a.pitch(),
+                          .b = p.b.data<R>(),
+                          .ldb = p.b.pitch(),
+                          .scale = as<R>(o.scales) + p.begin,
+                          .merged = to.data<T>(),
+                          .ldm = to.pitch(),
+                          .out = from.rows(),
+                          .in = w.cols(),
+                          .rank = p.rank});
     }
   });
 }

@@ -27,6 +27,7 @@
 #include <type_traits>
 
 #include "kernels/core/check.h"
+#include "kernels/core/fold.cuh"
 #include "kernels/core/mma.cuh"
 #include "kernels/core/rows.cuh"
 
@@ -359,26 +360,13 @@ void contract(Contraction<T> p, const Stream& stream) {
 
 // --- fold -------------------------------------------------------------------------------------
 
-constexpr int kFoldWays = 8;
-
-// out [m, n] = (accumulate ? out : 0) + scale [n] * sum over blocks of partial [blocks, m, n].
-// Eight threads share an element and add every eighth block, so that the loads overlap; scale
+// out [m, n] = (accumulate ? out : 0) + scale [n] * sum over blocks of partial [blocks, m, n]; scale
 // null: 1.
 __global__ void fold_kernel(const float* partial, int64_t blocks, const float* scale, float* out,
                             int64_t ldo, bool accumulate, int64_t m, int64_t n) {
-  __shared__ float sums[kFoldWays][32];
-  const int64_t e = int64_t{blockIdx.x} * 32 + threadIdx.x;
-  float sum = 0;
-  if (e < m * n) {
-#pragma unroll 8
-    for (int64_t block = threadIdx.y; block < blocks; block += kFoldWays)
-      sum += partial[block * m * n + e];
-  }
-  sums[threadIdx.y][threadIdx.x] = sum;
-  __syncthreads();
+  const int64_t e = folded_entry();
+  float sum = fold_entry(partial, blocks, m * n, e, e < m * n);
   if (threadIdx.y > 0 || e >= m * n) return;
-#pragma unroll
-  for (int way = 1; way < kFoldWays; ++way) sum += sums[way][threadIdx.x];
   float* to = out + e / n * ldo + e % n;
   if (scale != nullptr) sum *= scale[e % n];
   *to = accumulate ? *to + sum : sum;
@@ -387,9 +375,8 @@ __global__ void fold_kernel(const float* partial, int64_t blocks, const float* s
 template <class Stream>
 void fold(const float* partial, int64_t blocks, const float* scale, float* out, int64_t ldo,
           bool accumulate, int64_t m, int64_t n, const Stream& stream) {
-  launch(fold_kernel,
-         {.grid_x = unsigned(ceil_div(m * n, 32)), .threads_x = 32, .threads_y = kFoldWays}, stream,
-         partial, blocks, scale, out, ldo, accumulate, m, n);
+  launch(fold_kernel, fold_shape(m * n), stream, partial, blocks, scale, out, ldo, accumulate, m,
+         n);
 }
 
 // --- expand -----------------------------------------------------------------------------------
@@ -505,28 +492,27 @@ constexpr int kMergeRows = 8, kMergeColumns = 4;  // of a thread: A is loaded on
 
 // A block is 32 rows and 128 columns.
 template <class T>
-__global__ void merge_kernel(const float* w, int64_t ldw, const float* a, int64_t lda,
-                             const float* b, int64_t ldb, const float* scale, T* merged,
-                             int64_t ldm, int64_t out, int64_t in, int rank) {
+__global__ void merge_kernel(LoraMerge<T> p) {
   constexpr int N = kMergeColumns;
+  const int rank = int(p.rank);
   float* factors = rank > 0 ? dynamic_shared<float>() : nullptr;  // [32, rank] = scale * B
-  const auto across = unsigned(ceil_div(in, 32 * N));
+  const auto across = unsigned(ceil_div(p.in, 32 * N));
   const int64_t first = int64_t{blockIdx.x / across} * (kWarps * kMergeRows);
   const int64_t j = (int64_t{blockIdx.x % across} * 32 + threadIdx.x) * N;
   for (int e = int(threadIdx.y * 32 + threadIdx.x); e < kWarps * kMergeRows * rank; e += kThreads) {
     const int64_t i = first + e / rank;
-    factors[e] = i < out ? scale[e % rank] * b[i * ldb + e % rank] : 0.0f;
+    factors[e] = i < p.out ? p.scale[e % rank] * p.b[i * p.ldb + e % rank] : 0.0f;
   }
   __syncthreads();
-  if (j >= in) return;
+  if (j >= p.in) return;
   const int64_t mine = first + int64_t{threadIdx.y} * kMergeRows;
   const float* f = factors + threadIdx.y * kMergeRows * unsigned(rank);  // [kMergeRows, rank]
   Pack<float, N> sum[kMergeRows];
 #pragma unroll
   for (int i = 0; i < kMergeRows; ++i)
-    if (mine + i < out) sum[i] = load_part<N>(w + (mine + i) * ldw + j, in - j);
+    if (mine + i < p.out) sum[i] = load_part<N>(p.w + (mine + i) * p.ldw + j, p.in - j);
   for (int r = 0; r < rank; ++r) {
-    const Pack<float, N> row = load_part<N>(a + r * lda + j, in - j);  // [N]
+    const Pack<float, N> row = load_part<N>(p.a + r * p.lda + j, p.in - j);  // [N]
 #pragma unroll
     for (int i = 0; i < kMergeRows; ++i)
 #pragma unroll
@@ -534,23 +520,22 @@ __global__ void merge_kernel(const float* w, int64_t ldw, const float* a, int64_
   }
 #pragma unroll
   for (int i = 0; i < kMergeRows; ++i) {
-    if (mine + i >= out) break;
+    if (mine + i >= p.out) break;
     Pack<T, N> rounded;
 #pragma unroll
     for (int e = 0; e < N; ++e) rounded[e] = T(sum[i][e]);
-    store_part(merged + (mine + i) * ldm + j, rounded, in - j);
+    store_part(p.merged + (mine + i) * p.ldm + j, rounded, p.in - j);
   }
 }
 
 // --- scale ------------------------------------------------------------------------------------
 
 template <class T>
-__global__ void scale_kernel(const float* b, int64_t ldb, const float* scale, T* v, int64_t ldv,
-                             int64_t out, int64_t rank) {
+__global__ void scale_kernel(LoraScale<T> p) {
   const int64_t e = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (e >= out * rank) return;
-  const int64_t i = e / rank, r = e % rank;
-  v[i * ldv + r] = T(scale[r] * b[i * ldb + r]);
+  if (e >= p.out * p.rank) return;
+  const int64_t i = e / p.rank, r = e % p.rank;
+  p.v[i * p.ldv + r] = T(p.scale[r] * p.b[i * p.ldb + r]);
 }
 
 void check_rank(int64_t rank) {
@@ -561,119 +546,101 @@ void check_rank(int64_t rank) {
 }  // namespace
 
 template <class T, class Stream>
-void lora_down(const T* x, int64_t ldx, const Accum<T>* a, int64_t lda, T* u, int64_t ldu,
-               int64_t rows, int64_t in, int64_t rank, const Stream& stream) {
-  contract</*kAcross=*/true, /*kDown=*/false>(Contraction<T>{.x = x,
-                                                             .ldx = ldx,
-                                                             .rows = rows,
-                                                             .cols = in,
-                                                             .rank = int(rank),
-                                                             .m = a,
+void lora_down(const LoraDown<T>& p, const Stream& stream) {
+  contract</*kAcross=*/true, /*kDown=*/false>(Contraction<T>{.x = p.x,
+                                                             .ldx = p.ldx,
+                                                             .rows = p.rows,
+                                                             .cols = p.in,
+                                                             .rank = int(p.rank),
+                                                             .m = p.a,
                                                              .m_col = 1,
-                                                             .m_rank = lda,
-                                                             .s = u,
-                                                             .lds = ldu},
+                                                             .m_rank = p.lda,
+                                                             .s = p.u,
+                                                             .lds = p.ldu},
                                               stream);
 }
 
 template <class T, class Stream>
-void lora_up(const T* u, int64_t ldu, const Accum<T>* b, int64_t ldb, const Accum<T>* scale, T* y,
-             int64_t ldy, int64_t rows, int64_t out, int64_t rank, const Stream& stream) {
-  check_rank(rank);
-  expand(u, ldu, b, ldb, 1, scale, y, ldy, rows, out, rank, stream);
+void lora_up(const LoraUp<T>& p, const Stream& stream) {
+  check_rank(p.rank);
+  expand(p.u, p.ldu, p.b, p.ldb, 1, p.scale, p.y, p.ldy, p.rows, p.out, p.rank, stream);
 }
 
 template <class T, class Stream>
-void lora_up_backward(const T* dy, int64_t lddy, const T* u, int64_t ldu, const Accum<T>* b,
-                      int64_t ldb, const Accum<T>* scale, T* du, int64_t lddu, Accum<T>* db,
-                      int64_t lddb, bool accumulate, int64_t rows, int64_t out, int64_t rank,
-                      const Stream& stream) {
-  auto* partial = scratch_as<float>(stream, lora_up_backward_scratch<T>(rows, out, rank));
-  contract</*kAcross=*/true, /*kDown=*/true>(Contraction<T>{.x = dy,
-                                                            .ldx = lddy,
-                                                            .rows = rows,
-                                                            .cols = out,
-                                                            .rank = int(rank),
-                                                            .m = b,
-                                                            .scale = scale,
-                                                            .m_col = ldb,
+void lora_up_backward(const LoraUpBackward<T>& p, const Stream& stream) {
+  auto* partial = scratch_as<float>(stream, lora_up_backward_scratch<T>(p.rows, p.out, p.rank));
+  contract</*kAcross=*/true, /*kDown=*/true>(Contraction<T>{.x = p.dy,
+                                                            .ldx = p.lddy,
+                                                            .rows = p.rows,
+                                                            .cols = p.out,
+                                                            .rank = int(p.rank),
+                                                            .m = p.b,
+                                                            .scale = p.scale,
+                                                            .m_col = p.ldb,
                                                             .m_rank = 1,
-                                                            .s = du,
-                                                            .lds = lddu,
-                                                            .v = u,
-                                                            .ldv = ldu,
+                                                            .s = p.du,
+                                                            .lds = p.lddu,
+                                                            .v = p.u,
+                                                            .ldv = p.ldu,
                                                             .d = partial,
-                                                            .d_block = out * rank,
-                                                            .d_col = rank,
+                                                            .d_block = p.out * p.rank,
+                                                            .d_col = p.rank,
                                                             .d_rank = 1},
                                              stream);
-  fold(partial, ceil_div(rows, lora_block_rows<T>(rows, rank, true, true)), scale, db, lddb,
-       accumulate, out, rank, stream);
+  fold(partial, ceil_div(p.rows, lora_block_rows<T>(p.rows, p.rank, true, true)), p.scale, p.db,
+       p.lddb, p.accumulate, p.out, p.rank, stream);
 }
 
 template <class T, class Stream>
-void lora_down_backward(const T* du, int64_t lddu, const T* x, int64_t ldx, const Accum<T>* a,
-                        int64_t lda, Accum<T>* da, int64_t ldda, bool accumulate, T* dx,
-                        int64_t lddx, int64_t rows, int64_t in, int64_t rank,
-                        const Stream& stream) {
-  check_rank(rank);
-  auto* partial = scratch_as<float>(stream, lora_down_backward_scratch<T>(rows, in, rank));
-  contract</*kAcross=*/false, /*kDown=*/true>(Contraction<T>{.x = x,
-                                                             .ldx = ldx,
-                                                             .rows = rows,
-                                                             .cols = in,
-                                                             .rank = int(rank),
-                                                             .v = du,
-                                                             .ldv = lddu,
+void lora_down_backward(const LoraDownBackward<T>& p, const Stream& stream) {
+  check_rank(p.rank);
+  auto* partial = scratch_as<float>(stream, lora_down_backward_scratch<T>(p.rows, p.in, p.rank));
+  contract</*kAcross=*/false, /*kDown=*/true>(Contraction<T>{.x = p.x,
+                                                             .ldx = p.ldx,
+                                                             .rows = p.rows,
+                                                             .cols = p.in,
+                                                             .rank = int(p.rank),
+                                                             .v = p.du,
+                                                             .ldv = p.lddu,
                                                              .d = partial,
-                                                             .d_block = in * rank,
+                                                             .d_block = p.in * p.rank,
                                                              .d_col = 1,
-                                                             .d_rank = in},
+                                                             .d_rank = p.in},
                                               stream);
-  fold(partial, ceil_div(rows, lora_block_rows<T>(rows, rank, false, true)), nullptr, da, ldda,
-       accumulate, rank, in, stream);
-  if (dx != nullptr) expand(du, lddu, a, 1, lda, nullptr, dx, lddx, rows, in, rank, stream);
+  fold(partial, ceil_div(p.rows, lora_block_rows<T>(p.rows, p.rank, false, true)), nullptr, p.da,
+       p.ldda, p.accumulate, p.rank, p.in, stream);
+  if (p.dx != nullptr)
+    expand(p.du, p.lddu, p.a, 1, p.lda, nullptr, p.dx, p.lddx, p.rows, p.in, p.rank, stream);
 }
 
 template <class T, class Stream>
-void lora_merge(const Accum<T>* w, int64_t ldw, const Accum<T>* a, int64_t lda, const Accum<T>* b,
-                int64_t ldb, const Accum<T>* scale, T* merged, int64_t ldm, int64_t out, int64_t in,
-                int64_t rank, const Stream& stream) {
-  OF_CHECK(ldw >= in && lda >= in && ldb >= rank && ldm >= in,
+void lora_merge(const LoraMerge<T>& p, const Stream& stream) {
+  OF_CHECK(p.ldw >= p.in && p.lda >= p.in && p.ldb >= p.rank && p.ldm >= p.in,
            "lora_merge: a pitch is smaller than its row");
-  check_rank(rank);
+  check_rank(p.rank);
   launch(merge_kernel<T>,
-         {.grid_x = unsigned(ceil_div(in, 32 * kMergeColumns) * ceil_div(out, kWarps * kMergeRows)),
+         {.grid_x =
+              unsigned(ceil_div(p.in, 32 * kMergeColumns) * ceil_div(p.out, kWarps * kMergeRows)),
           .threads_x = 32,
           .threads_y = kWarps,
-          .shared_bytes = size_t(kWarps * kMergeRows * rank) * sizeof(float)},
-         stream, w, ldw, a, lda, b, ldb, scale, merged, ldm, out, in, int(rank));
+          .shared_bytes = size_t(kWarps * kMergeRows * p.rank) * sizeof(float)},
+         stream, p);
 }
 
 template <class T, class Stream>
-void lora_scale(const Accum<T>* b, int64_t ldb, const Accum<T>* scale, T* v, int64_t ldv,
-                int64_t out, int64_t rank, const Stream& stream) {
+void lora_scale(const LoraScale<T>& p, const Stream& stream) {
   launch(scale_kernel<T>,
-         {.grid_x = unsigned(ceil_div(out * rank, kThreads)), .threads_x = kThreads}, stream, b,
-         ldb, scale, v, ldv, out, rank);
+         {.grid_x = unsigned(ceil_div(p.out * p.rank, kThreads)), .threads_x = kThreads}, stream,
+         p);
 }
 
-#define OF_INSTANTIATE(T)                                                                          \
-  template void lora_down<T>(const T*, int64_t, const float*, int64_t, T*, int64_t, int64_t,       \
-                             int64_t, int64_t, const OF_STREAM&);                                  \
-  template void lora_up<T>(const T*, int64_t, const float*, int64_t, const float*, T*, int64_t,    \
-                           int64_t, int64_t, int64_t, const OF_STREAM&);                           \
-  template void lora_up_backward<T>(const T*, int64_t, const T*, int64_t, const float*, int64_t,   \
-                                    const float*, T*, int64_t, float*, int64_t, bool, int64_t,     \
-                                    int64_t, int64_t, const OF_STREAM&);                           \
-  template void lora_down_backward<T>(const T*, int64_t, const T*, int64_t, const float*, int64_t, \
-                                      float*, int64_t, bool, T*, int64_t, int64_t, int64_t,        \
-                                      int64_t, const OF_STREAM&);                                  \
-  template void lora_merge<T>(const float*, int64_t, const float*, int64_t, const float*, int64_t, \
-                              const float*, T*, int64_t, int64_t, int64_t, int64_t,                \
-                              const OF_STREAM&);                                                   \
-  template void lora_scale<T>(const float*, int64_t, const float*, T*, int64_t, int64_t, int64_t,  \
-                              const OF_STREAM&);
+#define OF_INSTANTIATE(T)                                                         \
+  template void lora_down(const LoraDown<T>&, const OF_STREAM&);                  \
+  template void lora_up(const LoraUp<T>&, const OF_STREAM&);                      \
+  template void lora_up_backward(const LoraUpBackward<T>&, const OF_STREAM&);     \
+  template void lora_down_backward(const LoraDownBackward<T>&, const OF_STREAM&); \
+  template void lora_merge(const LoraMerge<T>&, const OF_STREAM&);                \
+  template void lora_scale(const LoraScale<T>&, const OF_STREAM&);
 OF_INSTANTIATE(float)
 OF_INSTANTIATE(bf16)
 #undef OF_INSTANTIATE

@@ -26,90 +26,157 @@
 #include "kernels/core/cost.h"
 #include "kernels/core/types.h"
 
+namespace orthofed {
+
+// u = x A^T
+template <class T>
+struct LoraDown {
+  const T* x;  // [rows, in] pitch ldx
+  int64_t ldx;
+  const Accum<T>* a;  // [rank, in] pitch lda
+  int64_t lda;
+  T* u;  // [rows, rank] pitch ldu
+  int64_t ldu;
+  int64_t rows, in, rank;
+};
+
+// y += (scale * u) B^T
+template <class T>
+struct LoraUp {
+  const T* u;  // [rows, rank] pitch ldu
+  int64_t ldu;
+  const Accum<T>* b;  // [out, rank] pitch ldb
+  int64_t ldb;
+  const Accum<T>* scale;  // [rank]
+  T* y;                   // [rows, out] pitch ldy
+  int64_t ldy;
+  int64_t rows, out, rank;
+};
+
+// du = scale * (dy B),  db = scale * (dy^T u).
+// Scratch on a GPU: lora_up_backward_scratch<T>(rows, out, rank) bytes.
+template <class T>
+struct LoraUpBackward {
+  const T* dy;  // [rows, out] pitch lddy
+  int64_t lddy;
+  const T* u;  // [rows, rank] pitch ldu
+  int64_t ldu;
+  const Accum<T>* b;  // [out, rank] pitch ldb
+  int64_t ldb;
+  const Accum<T>* scale;  // [rank]
+  T* du;                  // [rows, rank] pitch lddu
+  int64_t lddu;
+  Accum<T>* db;  // [out, rank] pitch lddb
+  int64_t lddb;
+  bool accumulate = false;  // add to what is in db
+  int64_t rows, out, rank;
+};
+
+// da = du^T x,  dx += du A.
+// Scratch on a GPU: lora_down_backward_scratch<T>(rows, in, rank) bytes.
+template <class T>
+struct LoraDownBackward {
+  const T* du;  // [rows, rank] pitch lddu
+  int64_t lddu;
+  const T* x;  // [rows, in] pitch ldx
+  int64_t ldx;
+  const Accum<T>* a;  // [rank, in] pitch lda
+  int64_t lda;
+  Accum<T>* da;  // [rank, in] pitch ldda
+  int64_t ldda;
+  bool accumulate = false;  // add to what is in da
+  T* dx = nullptr;          // [rows, in] pitch lddx; null: nothing below needs it
+  int64_t lddx = 0;
+  int64_t rows, in, rank;
+};
+
+// merged = T(W + (scale * B) A), rounded once. merged may be w.
+template <class T>
+struct LoraMerge {
+  const Accum<T>* w;  // [out, in] pitch ldw
+  int64_t ldw;
+  const Accum<T>* a;  // [rank, in] pitch lda
+  int64_t lda;
+  const Accum<T>* b;  // [out, rank] pitch ldb
+  int64_t ldb;
+  const Accum<T>* scale;  // [rank]
+  T* merged;              // [out, in] pitch ldm
+  int64_t ldm;
+  int64_t out, in, rank;
+};
+
+// v = T(scale * B): B in a matrix product's tail (matmul.h).
+template <class T>
+struct LoraScale {
+  const Accum<T>* b;  // [out, rank] pitch ldb
+  int64_t ldb;
+  const Accum<T>* scale;  // [rank]
+  T* v;                   // [out, rank] pitch ldv
+  int64_t ldv;
+  int64_t out, rank;
+};
+
+}  // namespace orthofed
+
 namespace orthofed::cpu {
 
-// u [rows, rank] = x A^T
 template <class T>
-void lora_down(const T* x, int64_t ldx, const Accum<T>* a, int64_t lda, T* u, int64_t ldu,
-               int64_t rows, int64_t in, int64_t rank);
-
-// y [rows, out] += (scale * u) B^T
+void lora_down(const LoraDown<T>& p);
 template <class T>
-void lora_up(const T* u, int64_t ldu, const Accum<T>* b, int64_t ldb, const Accum<T>* scale, T* y,
-             int64_t ldy, int64_t rows, int64_t out, int64_t rank);
-
-// dy [rows, out]:  du [rows, rank] = scale * (dy B),  db [out, rank] = scale * (dy^T u).
-// db is written, or added to if accumulate.
+void lora_up(const LoraUp<T>& p);
 template <class T>
-void lora_up_backward(const T* dy, int64_t lddy, const T* u, int64_t ldu, const Accum<T>* b,
-                      int64_t ldb, const Accum<T>* scale, T* du, int64_t lddu, Accum<T>* db,
-                      int64_t lddb, bool accumulate, int64_t rows, int64_t out, int64_t rank);
-
-// da [rank, in] = du^T x, written or added to if accumulate;  dx [rows, in] += du A (dx null:
-// nothing below needs it).
+void lora_up_backward(const LoraUpBackward<T>& p);
 template <class T>
-void lora_down_backward(const T* du, int64_t lddu, const T* x, int64_t ldx, const Accum<T>* a,
-                        int64_t lda, Accum<T>* da, int64_t ldda, bool accumulate, T* dx,
-                        int64_t lddx, int64_t rows, int64_t in, int64_t rank);
-
-// merged [out, in] = T(W + (scale * B) A), rounded once. merged may be w itself.
+void lora_down_backward(const LoraDownBackward<T>& p);
 template <class T>
-void lora_merge(const Accum<T>* w, int64_t ldw, const Accum<T>* a, int64_t lda, const Accum<T>* b,
-                int64_t ldb, const Accum<T>* scale, T* merged, int64_t ldm, int64_t out, int64_t in,
-                int64_t rank);
-
-// v [out, rank] = T(scale * B): B in a matrix product's tail (matmul.h).
+void lora_merge(const LoraMerge<T>& p);
 template <class T>
-void lora_scale(const Accum<T>* b, int64_t ldb, const Accum<T>* scale, T* v, int64_t ldv,
-                int64_t out, int64_t rank);
+void lora_scale(const LoraScale<T>& p);
 
 }  // namespace orthofed::cpu
 
 namespace orthofed::cost {
 
 template <class T>
-Cost lora_down(const T* x, int64_t, const Accum<T>* a, int64_t, T* u, int64_t, int64_t rows,
-               int64_t in, int64_t rank) {
-  return {2.0 * rows * in * rank, moved(x, double(rows) * in) + moved(a, double(rank) * in) +
-                                      written(u, double(rows) * rank)};
+Cost lora_down(const LoraDown<T>& p) {
+  const double rows = double(p.rows), in = double(p.in), rank = double(p.rank);
+  return {2 * rows * in * rank,
+          moved(p.x, rows * in) + moved(p.a, rank * in) + written(p.u, rows * rank)};
 }
 template <class T>
-Cost lora_up(const T* u, int64_t, const Accum<T>* b, int64_t, const Accum<T>* scale, T* y, int64_t,
-             int64_t rows, int64_t out, int64_t rank) {
-  return {2.0 * rows * out * rank, moved(u, double(rows) * rank) + moved(b, double(out) * rank) +
-                                       moved(scale, rank) + written(y, double(rows) * out, true)};
+Cost lora_up(const LoraUp<T>& p) {
+  const double rows = double(p.rows), out = double(p.out), rank = double(p.rank);
+  return {2 * rows * out * rank, moved(p.u, rows * rank) + moved(p.b, out * rank) +
+                                     moved(p.scale, rank) + written(p.y, rows * out, true)};
 }
 template <class T>
-Cost lora_up_backward(const T* dy, int64_t, const T* u, int64_t, const Accum<T>* b, int64_t,
-                      const Accum<T>* scale, T* du, int64_t, Accum<T>* db, int64_t, bool accumulate,
-                      int64_t rows, int64_t out, int64_t rank) {
-  return {4.0 * rows * out * rank, moved(dy, double(rows) * out) + moved(u, double(rows) * rank) +
-                                       moved(b, double(out) * rank) + moved(scale, rank) +
-                                       written(du, double(rows) * rank) +
-                                       written(db, double(out) * rank, accumulate)};
+Cost lora_up_backward(const LoraUpBackward<T>& p) {
+  const double rows = double(p.rows), out = double(p.out), rank = double(p.rank);
+  return {4 * rows * out * rank, moved(p.dy, rows * out) + moved(p.u, rows * rank) +
+                                     moved(p.b, out * rank) + moved(p.scale, rank) +
+                                     written(p.du, rows * rank) +
+                                     written(p.db, out * rank, p.accumulate)};
 }
 template <class T>
-Cost lora_down_backward(const T* du, int64_t, const T* x, int64_t, const Accum<T>* a, int64_t,
-                        Accum<T>* da, int64_t, bool accumulate, T* dx, int64_t, int64_t rows,
-                        int64_t in, int64_t rank) {
-  const double product = 2.0 * rows * in * rank;
-  return {dx == nullptr ? product : 2 * product,
-          moved(du, double(rows) * rank) + moved(x, double(rows) * in) +
-              moved(a, dx == nullptr ? 0 : double(rank) * in) +
-              written(da, double(rank) * in, accumulate) + written(dx, double(rows) * in, true)};
+Cost lora_down_backward(const LoraDownBackward<T>& p) {
+  const double rows = double(p.rows), in = double(p.in), rank = double(p.rank);
+  const double product = 2 * rows * in * rank;
+  return {p.dx == nullptr ? product : 2 * product,
+          moved(p.du, rows * rank) + moved(p.x, rows * in) +
+              moved(p.a, p.dx == nullptr ? 0 : rank * in) + written(p.da, rank * in, p.accumulate) +
+              written(p.dx, rows * in, true)};
 }
 template <class T>
-Cost lora_merge(const Accum<T>* w, int64_t, const Accum<T>* a, int64_t, const Accum<T>* b, int64_t,
-                const Accum<T>* scale, T* merged, int64_t, int64_t out, int64_t in, int64_t rank) {
-  return {2.0 * out * in * rank, moved(w, double(out) * in) + moved(a, double(rank) * in) +
-                                     moved(b, double(out) * rank) + moved(scale, rank) +
-                                     written(merged, double(out) * in)};
+Cost lora_merge(const LoraMerge<T>& p) {
+  const double out = double(p.out), in = double(p.in), rank = double(p.rank);
+  return {2 * out * in * rank, moved(p.w, out * in) + moved(p.a, rank * in) +
+                                   moved(p.b, out * rank) + moved(p.scale, rank) +
+                                   written(p.merged, out * in)};
 }
 template <class T>
-Cost lora_scale(const Accum<T>* b, int64_t, const Accum<T>* scale, T* v, int64_t, int64_t out,
-                int64_t rank) {
-  const double n = double(out) * rank;
-  return {n, moved(b, n) + moved(scale, rank) + written(v, n)};
+Cost lora_scale(const LoraScale<T>& p) {
+  const double n = double(p.out) * p.rank;
+  return {n, moved(p.b, n) + moved(p.scale, p.rank) + written(p.v, n)};
 }
 
 }  // namespace orthofed::cost
@@ -117,32 +184,17 @@ Cost lora_scale(const Accum<T>* b, int64_t, const Accum<T>* scale, T* v, int64_t
 namespace orthofed::gpu {
 
 template <class T, class Stream>
-void lora_down(const T* x, int64_t ldx, const Accum<T>* a, int64_t lda, T* u, int64_t ldu,
-               int64_t rows, int64_t in, int64_t rank, const Stream& stream);
-
+void lora_down(const LoraDown<T>& p, const Stream& stream);
 template <class T, class Stream>
-void lora_up(const T* u, int64_t ldu, const Accum<T>* b, int64_t ldb, const Accum<T>* scale, T* y,
-             int64_t ldy, int64_t rows, int64_t out, int64_t rank, const Stream& stream);
-
+void lora_up(const LoraUp<T>& p, const Stream& stream);
 template <class T, class Stream>
-void lora_up_backward(const T* dy, int64_t lddy, const T* u, int64_t ldu, const Accum<T>* b,
-                      int64_t ldb, const Accum<T>* scale, T* du, int64_t lddu, Accum<T>* db,
-                      int64_t lddb, bool accumulate, int64_t rows, int64_t out, int64_t rank,
-                      const Stream& stream);
-
+void lora_up_backward(const LoraUpBackward<T>& p, const Stream& stream);
 template <class T, class Stream>
-void lora_down_backward(const T* du, int64_t lddu, const T* x, int64_t ldx, const Accum<T>* a,
-                        int64_t lda, Accum<T>* da, int64_t ldda, bool accumulate, T* dx,
-                        int64_t lddx, int64_t rows, int64_t in, int64_t rank, const Stream& stream);
-
+void lora_down_backward(const LoraDownBackward<T>& p, const Stream& stream);
 template <class T, class Stream>
-void lora_merge(const Accum<T>* w, int64_t ldw, const Accum<T>* a, int64_t lda, const Accum<T>* b,
-                int64_t ldb, const Accum<T>* scale, T* merged, int64_t ldm, int64_t out, int64_t in,
-                int64_t rank, const Stream& stream);
-
+void lora_merge(const LoraMerge<T>& p, const Stream& stream);
 template <class T, class Stream>
-void lora_scale(const Accum<T>* b, int64_t ldb, const Accum<T>* scale, T* v, int64_t ldv,
-                int64_t out, int64_t rank, const Stream& stream);
+void lora_scale(const LoraScale<T>& p, const Stream& stream);
 
 // How many rows one block sums, a function of the shape alone: enough blocks for the 132
 // multiprocessors of an H100, but at most 384 rows and 48 KiB of shared memory for what the block

@@ -125,7 +125,7 @@ OF_BF16 void halves_along_rows(const Source& m, uint32_t* hi, uint32_t* lo, int6
 OF_BF16 void narrow(const bf16* x, int64_t ldx, int64_t rows, int64_t n, const uint32_t* b,
                     int64_t width, bf16* u, int64_t ldu, int64_t rank) {
   alignas(64) uint32_t x_rows[tile_rows * stretch / 2];  // [8, stretch]
-  alignas(64) float sum[tile_rows * 2 * max_rank];       // [8, 2 width]
+  alignas(64) float sum[tile_rows * 2 * kMaxRank];       // [8, 2 width]
   for (int64_t i = 0; i < rows; i += tile_rows) {
     for (int64_t k = 0; k < n; k += stretch) {
       const int64_t part = std::min(stretch, n - k), pitch = padded(part);
@@ -162,7 +162,7 @@ struct Accumulated {
 // y [rows, n] += u (hi + lo), where b [2 (rank / 2), pitch] is hi over lo. rows <= group.
 OF_BF16 void wide(const bf16* u, int64_t ldu, int64_t rows, int64_t rank, const uint32_t* b,
                   int64_t pitch, bf16* y, int64_t ldy, int64_t n) {
-  alignas(64) uint32_t twice[group * 2 * ((max_rank + 1) / 2)];  // [group, pairs], u beside itself
+  alignas(64) uint32_t twice[group * 2 * ((kMaxRank + 1) / 2)];  // [group, pairs], u beside itself
   const int64_t half = (rank + 1) / 2, pairs = 2 * half, padded_rows = round_up(rows, tile_rows);
   std::fill(twice, twice + padded_rows * pairs, 0u);
   for (int64_t i = 0; i < rows; ++i)
@@ -184,7 +184,7 @@ OF_BF16 void wide(const bf16* u, int64_t ldu, int64_t rows, int64_t rank, const 
 // group.
 OF_BF16 void outer(const bf16* u, int64_t ldu, int64_t rows, int64_t rank, const bf16* x,
                    int64_t ldx, int64_t n, float* sum, int64_t pitch, bool add) {
-  alignas(64) uint32_t u_pairs[group / 2 * max_rank];  // [group / 2, width]
+  alignas(64) uint32_t u_pairs[group / 2 * kMaxRank];  // [group / 2, width]
   alignas(64) uint32_t x_pairs[group / 2 * block];     // [group / 2, columns]
   const int64_t width = padded(rank), even = round_up(rows, 2);
   load_pairs(u, ldu, rows, rank, u_pairs, even, width);
@@ -224,98 +224,90 @@ struct Sums {
 
 }  // namespace
 
-void lora_down(const bf16* x, int64_t ldx, const float* a, int64_t lda, bf16* u, int64_t ldu,
-               int64_t rows, int64_t in, int64_t rank) {
-  const int64_t width = padded(rank);
-  uint32_t* b = scratch<uint32_t>((in + 1) / 2 * 2 * width);
-  halves_along_rows({a, lda, rank, in, nullptr}, b, b + width, 2 * width);
-  const Tasks tasks(rows);
+void lora_down(const LoraDown<bf16>& p) {
+  const int64_t width = padded(p.rank);
+  uint32_t* b = scratch<uint32_t>((p.in + 1) / 2 * 2 * width);
+  halves_along_rows({p.a, p.lda, p.rank, p.in, nullptr}, b, b + width, 2 * width);
+  const Tasks tasks(p.rows);
 #pragma omp parallel for schedule(dynamic)
   for (int64_t t = 0; t < tasks.count; ++t) {
     const int64_t i = tasks.begin(t);
-    narrow(x + i * ldx, ldx, tasks.end(t) - i, in, b, width, u + i * ldu, ldu, rank);
+    narrow(p.x + i * p.ldx, p.ldx, tasks.end(t) - i, p.in, b, width, p.u + i * p.ldu, p.ldu,
+           p.rank);
   }
 }
 
-void lora_up(const bf16* u, int64_t ldu, const float* b, int64_t ldb, const float* scale, bf16* y,
-             int64_t ldy, int64_t rows, int64_t out, int64_t rank) {
-  const int64_t pitch = padded(out), half = (rank + 1) / 2;
+void lora_up(const LoraUp<bf16>& p) {
+  const int64_t pitch = padded(p.out), half = (p.rank + 1) / 2;
   uint32_t* hi = scratch<uint32_t>(2 * half * pitch);
-  halves_along_rows({b, ldb, out, rank, scale}, hi, hi + half * pitch, pitch);
-  const Tasks tasks(rows);
+  halves_along_rows({p.b, p.ldb, p.out, p.rank, p.scale}, hi, hi + half * pitch, pitch);
+  const Tasks tasks(p.rows);
 #pragma omp parallel for schedule(dynamic)
   for (int64_t t = 0; t < tasks.count; ++t) {
     for (int64_t i = tasks.begin(t); i < tasks.end(t); i += group) {
       const int64_t n = std::min(group, tasks.end(t) - i);
-      wide(u + i * ldu, ldu, n, rank, hi, pitch, y + i * ldy, ldy, out);
+      wide(p.u + i * p.ldu, p.ldu, n, p.rank, hi, pitch, p.y + i * p.ldy, p.ldy, p.out);
     }
   }
 }
 
-void lora_up_backward(const bf16* dy, int64_t lddy, const bf16* u, int64_t ldu, const float* b,
-                      int64_t ldb, const float* scale, bf16* du, int64_t lddu, float* db,
-                      int64_t lddb, bool accumulate, int64_t rows, int64_t out, int64_t rank) {
-  const int64_t width = padded(rank);
-  uint32_t* hi = scratch<uint32_t>((out + 1) / 2 * 2 * width);
-  halves_down_rows({b, ldb, out, rank, scale}, hi, hi + width, 2 * width);
-  const Tasks tasks(rows);
-  const Sums sums(tasks, rank, out);  // [rank, out]
+void lora_up_backward(const LoraUpBackward<bf16>& p) {
+  const int64_t width = padded(p.rank);
+  uint32_t* hi = scratch<uint32_t>((p.out + 1) / 2 * 2 * width);
+  halves_down_rows({p.b, p.ldb, p.out, p.rank, p.scale}, hi, hi + width, 2 * width);
+  const Tasks tasks(p.rows);
+  const Sums sums(tasks, p.rank, p.out);  // [rank, out]
 #pragma omp parallel for schedule(dynamic)
   for (int64_t t = 0; t < tasks.count; ++t) {
     for (int64_t i = tasks.begin(t); i < tasks.end(t); i += group) {
       const int64_t n = std::min(group, tasks.end(t) - i);
-      narrow(dy + i * lddy, lddy, n, out, hi, width, du + i * lddu, lddu, rank);
-      outer(u + i * ldu, ldu, n, rank, dy + i * lddy, lddy, out, sums.of(t), sums.pitch,
-            i > tasks.begin(t));
+      narrow(p.dy + i * p.lddy, p.lddy, n, p.out, hi, width, p.du + i * p.lddu, p.lddu, p.rank);
+      outer(p.u + i * p.ldu, p.ldu, n, p.rank, p.dy + i * p.lddy, p.lddy, p.out, sums.of(t),
+            sums.pitch, i > tasks.begin(t));
     }
   }
-  sums.add_up(rank, out, [&](int64_t r, int64_t o, float sum) {
-    float& to = db[o * lddb + r];
-    to = (accumulate ? to : 0) + scale[r] * sum;
+  sums.add_up(p.rank, p.out, [&](int64_t r, int64_t o, float sum) {
+    float& to = p.db[o * p.lddb + r];
+    to = (p.accumulate ? to : 0) + p.scale[r] * sum;
   });
 }
 
-void lora_down_backward(const bf16* du, int64_t lddu, const bf16* x, int64_t ldx, const float* a,
-                        int64_t lda, float* da, int64_t ldda, bool accumulate, bf16* dx,
-                        int64_t lddx, int64_t rows, int64_t in, int64_t rank) {
-  const int64_t pitch = padded(in), half = (rank + 1) / 2;
+void lora_down_backward(const LoraDownBackward<bf16>& p) {
+  const int64_t pitch = padded(p.in), half = (p.rank + 1) / 2;
   uint32_t* hi = scratch<uint32_t>(2 * half * pitch);
-  if (dx != nullptr) halves_down_rows({a, lda, rank, in, nullptr}, hi, hi + half * pitch, pitch);
-  const Tasks tasks(rows);
-  const Sums sums(tasks, rank, in);
+  if (p.dx != nullptr)
+    halves_down_rows({p.a, p.lda, p.rank, p.in, nullptr}, hi, hi + half * pitch, pitch);
+  const Tasks tasks(p.rows);
+  const Sums sums(tasks, p.rank, p.in);
 #pragma omp parallel for schedule(dynamic)
   for (int64_t t = 0; t < tasks.count; ++t) {
     for (int64_t i = tasks.begin(t); i < tasks.end(t); i += group) {
       const int64_t n = std::min(group, tasks.end(t) - i);
-      outer(du + i * lddu, lddu, n, rank, x + i * ldx, ldx, in, sums.of(t), pitch,
+      outer(p.du + i * p.lddu, p.lddu, n, p.rank, p.x + i * p.ldx, p.ldx, p.in, sums.of(t), pitch,
             i > tasks.begin(t));
-      if (dx != nullptr) wide(du + i * lddu, lddu, n, rank, hi, pitch, dx + i * lddx, lddx, in);
+      if (p.dx != nullptr)
+        wide(p.du + i * p.lddu, p.lddu, n, p.rank, hi, pitch, p.dx + i * p.lddx, p.lddx, p.in);
     }
   }
-  sums.add_up(rank, in, [&](int64_t r, int64_t j, float sum) {
-    float& to = da[r * ldda + j];
-    to = (accumulate ? to : 0) + sum;
+  sums.add_up(p.rank, p.in, [&](int64_t r, int64_t j, float sum) {
+    float& to = p.da[r * p.ldda + j];
+    to = (p.accumulate ? to : 0) + sum;
   });
 }
 
 #else  // native_bf16() is false
 
 #define OF_NEVER OF_CHECK(false, "lora by pairs of bf16 on a processor without them")
-void lora_down(const bf16*, int64_t, const float*, int64_t, bf16*, int64_t, int64_t, int64_t,
-               int64_t) {
+void lora_down(const LoraDown<bf16>&) {
   OF_NEVER;
 }
-void lora_up(const bf16*, int64_t, const float*, int64_t, const float*, bf16*, int64_t, int64_t,
-             int64_t, int64_t) {
+void lora_up(const LoraUp<bf16>&) {
   OF_NEVER;
 }
-void lora_up_backward(const bf16*, int64_t, const bf16*, int64_t, const float*, int64_t,
-                      const float*, bf16*, int64_t, float*, int64_t, bool, int64_t, int64_t,
-                      int64_t) {
+void lora_up_backward(const LoraUpBackward<bf16>&) {
   OF_NEVER;
 }
-void lora_down_backward(const bf16*, int64_t, const bf16*, int64_t, const float*, int64_t, float*,
-                        int64_t, bool, bf16*, int64_t, int64_t, int64_t, int64_t) {
+void lora_down_backward(const LoraDownBackward<bf16>&) {
   OF_NEVER;
 }
 

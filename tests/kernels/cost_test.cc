@@ -138,17 +138,69 @@ TEST(Cost, LayerNorm) {
 }
 
 TEST(Cost, Lora) {  // 3 rows, 5 columns, rank 2
-  EXPECT_TRUE(is(cost::lora_down<bf16>(h, 5, f, 5, h, 2, 3, 5, 2), 60, 30 + 40 + 12));
-  EXPECT_TRUE(is(cost::lora_up<bf16>(h, 2, f, 2, f, h, 5, 3, 5, 2), 60, 12 + 40 + 8 + 60));
-  EXPECT_TRUE(is(cost::lora_up_backward<bf16>(h, 5, h, 2, f, 2, f, h, 2, f, 2, false, 3, 5, 2), 120,
-                 30 + 12 + 40 + 8 + 12 + 40));
-  EXPECT_TRUE(is(cost::lora_down_backward<bf16>(h, 2, h, 5, f, 5, f, 5, false, h, 5, 3, 5, 2), 120,
-                 12 + 30 + 40 + 40 + 60));
-  EXPECT_TRUE(is(cost::lora_down_backward<bf16>(h, 2, h, 5, f, 5, f, 5, true, nullptr, 0, 3, 5, 2),
-                 60, 12 + 30 + 80));
   EXPECT_TRUE(
-      is(cost::lora_merge<bf16>(f, 7, f, 7, f, 2, f, h, 7, 5, 7, 2), 140, 140 + 56 + 40 + 8 + 70));
-  EXPECT_TRUE(is(cost::lora_scale<bf16>(f, 2, f, h, 2, 5, 2), 10, 40 + 8 + 20));
+      is(cost::lora_down(LoraDown<bf16>{
+             .x = h, .ldx = 5, .a = f, .lda = 5, .u = h, .ldu = 2, .rows = 3, .in = 5, .rank = 2}),
+         60, 30 + 40 + 12));
+  EXPECT_TRUE(is(cost::lora_up(LoraUp<bf16>{.u = h,
+                                            .ldu = 2,
+                                            .b = f,
+                                            .ldb = 2,
+                                            .scale = f,
+                                            .y = h,
+                                            .ldy = 5,
+                                            .rows = 3,
+                                            .out = 5,
+                                            .rank = 2}),
+                 60, 12 + 40 + 8 + 60));
+  EXPECT_TRUE(is(cost::lora_up_backward(LoraUpBackward<bf16>{.dy = h,
+                                                             .lddy = 5,
+                                                             .u = h,
+                                                             .ldu = 2,
+                                                             .b = f,
+                                                             .ldb = 2,
+                                                             .scale = f,
+                                                             .du = h,
+                                                             .lddu = 2,
+                                                             .db = f,
+                                                             .lddb = 2,
+                                                             .rows = 3,
+                                                             .out = 5,
+                                                             .rank = 2}),
+                 120, 30 + 12 + 40 + 8 + 12 + 40));
+  LoraDownBackward<bf16> backward{.du = h,
+                                  .lddu = 2,
+                                  .x = h,
+                                  .ldx = 5,
+                                  .a = f,
+                                  .lda = 5,
+                                  .da = f,
+                                  .ldda = 5,
+                                  .dx = h,
+                                  .lddx = 5,
+                                  .rows = 3,
+                                  .in = 5,
+                                  .rank = 2};
+  EXPECT_TRUE(is(cost::lora_down_backward(backward), 120, 12 + 30 + 40 + 40 + 60));
+  backward.accumulate = true;
+  backward.dx = nullptr;
+  EXPECT_TRUE(is(cost::lora_down_backward(backward), 60, 12 + 30 + 80));
+  EXPECT_TRUE(is(cost::lora_merge(LoraMerge<bf16>{.w = f,
+                                                  .ldw = 7,
+                                                  .a = f,
+                                                  .lda = 7,
+                                                  .b = f,
+                                                  .ldb = 2,
+                                                  .scale = f,
+                                                  .merged = h,
+                                                  .ldm = 7,
+                                                  .out = 5,
+                                                  .in = 7,
+                                                  .rank = 2}),
+                 140, 140 + 56 + 40 + 8 + 70));
+  EXPECT_TRUE(is(cost::lora_scale(LoraScale<bf16>{
+                     .b = f, .ldb = 2, .scale = f, .v = h, .ldv = 2, .out = 5, .rank = 2}),
+                 10, 40 + 8 + 20));
 }
 
 TEST(Cost, Matmul) {  // [2, 5] [5, 3]

@@ -3,13 +3,12 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <functional>
 #include <type_traits>
 #include <vector>
 
 #include "kernels/core/check.h"
 #include "kernels/core/parallel.h"
-#include "kernels/matmul/matmul.h"
+#include "tests/kernels/lora_reference.h"
 #include "tests/support/buffer.h"
 #include "tests/support/compare.h"
 #include "tests/support/device.h"
@@ -67,55 +66,122 @@ struct Operands {
   }
 
   void down(const Queue& queue = {}) {
-    of_on(queue, lora_down, T)(x.data(), x.ld(), a.data(), a.ld(), u.data(), u.ld(), size.rows,
-                               size.in, size.rank);
+    OF_RUN(queue, lora_down,
+           LoraDown<T>{.x = x.data(),
+                       .ldx = x.ld(),
+                       .a = a.data(),
+                       .lda = a.ld(),
+                       .u = u.data(),
+                       .ldu = u.ld(),
+                       .rows = size.rows,
+                       .in = size.in,
+                       .rank = size.rank});
     finish(queue);
   }
   void up(const Queue& queue = {}) {
-    of_on(queue, lora_up, T)(u.data(), u.ld(), b.data(), b.ld(), scale.data(), y.data(), y.ld(),
-                             size.rows, size.out, size.rank);
+    OF_RUN(queue, lora_up,
+           LoraUp<T>{.u = u.data(),
+                     .ldu = u.ld(),
+                     .b = b.data(),
+                     .ldb = b.ld(),
+                     .scale = scale.data(),
+                     .y = y.data(),
+                     .ldy = y.ld(),
+                     .rows = size.rows,
+                     .out = size.out,
+                     .rank = size.rank});
     finish(queue);
   }
   void up_backward(bool accumulate, const Queue& queue = {}) {
     const WithScratch with(queue, gpu::lora_up_backward_scratch<T>(size.rows, size.out, size.rank));
-    of_on(with, lora_up_backward, T)(dy.data(), dy.ld(), u.data(), u.ld(), b.data(), b.ld(),
-                                     scale.data(), du.data(), du.ld(), db.data(), db.ld(),
-                                     accumulate, size.rows, size.out, size.rank);
+    OF_RUN(with, lora_up_backward,
+           LoraUpBackward<T>{.dy = dy.data(),
+                             .lddy = dy.ld(),
+                             .u = u.data(),
+                             .ldu = u.ld(),
+                             .b = b.data(),
+                             .ldb = b.ld(),
+                             .scale = scale.data(),
+                             .du = du.data(),
+                             .lddu = du.ld(),
+                             .db = db.data(),
+                             .lddb = db.ld(),
+                             .accumulate = accumulate,
+                             .rows = size.rows,
+                             .out = size.out,
+                             .rank = size.rank});
     finish(queue);
   }
   void down_backward(bool accumulate, bool need_dx = true, const Queue& queue = {}) {
     const WithScratch with(queue,
                            gpu::lora_down_backward_scratch<T>(size.rows, size.in, size.rank));
-    of_on(with, lora_down_backward, T)(
-        du.data(), du.ld(), x.data(), x.ld(), a.data(), a.ld(), da.data(), da.ld(), accumulate,
-        need_dx ? dx.data() : nullptr, dx.ld(), size.rows, size.in, size.rank);
+    OF_RUN(with, lora_down_backward,
+           LoraDownBackward<T>{.du = du.data(),
+                               .lddu = du.ld(),
+                               .x = x.data(),
+                               .ldx = x.ld(),
+                               .a = a.data(),
+                               .lda = a.ld(),
+                               .da = da.data(),
+                               .ldda = da.ld(),
+                               .accumulate = accumulate,
+                               .dx = need_dx ? dx.data() : nullptr,
+                               .lddx = dx.ld(),
+                               .rows = size.rows,
+                               .in = size.in,
+                               .rank = size.rank});
     finish(queue);
+  }
+  // merged from w0, of whatever type `merged` has.
+  template <class To>
+  LoraMerge<To> merging(const Buffer<A>& w0, Buffer<To>& merged) const {
+    return {.w = w0.data(),
+            .ldw = w0.ld(),
+            .a = a.data(),
+            .lda = a.ld(),
+            .b = b.data(),
+            .ldb = b.ld(),
+            .scale = scale.data(),
+            .merged = merged.data(),
+            .ldm = merged.ld(),
+            .out = size.out,
+            .in = size.in,
+            .rank = size.rank};
+  }
+
+  reference::Lora exact() const {
+    const auto elements = [](const auto& m) {
+      return [&m](int64_t i, int64_t j) { return double(m(i, j)); };
+    };
+    return {.rows = size.rows,
+            .in = size.in,
+            .out = size.out,
+            .rank = size.rank,
+            .x = elements(x),
+            .a = elements(a),
+            .b = elements(b),
+            .u = elements(u),
+            .dy = elements(dy),
+            .du = elements(du),
+            .scale = [this](int64_t r) { return double(scale(0, r)); }};
   }
 };
 
-// out(i, j) against start(i, j) + sum_p term(i, j, p), p < k, within lora.h's budget; `extra` times
-// sum |terms| comes on top.
-template <class T, class C>
-testing::AssertionResult check(const Buffer<C>& out, int64_t k, double extra,
-                               const std::function<double(int64_t, int64_t)>& start,
-                               const std::function<double(int64_t, int64_t, int64_t)>& term) {
-  std::vector<double> want(size_t(out.rows() * out.cols())), budget(want.size());
-  const double sums =
-      extra + 0.5 * epsilon<Accum<T>> * double(k + 3) * (std::is_same_v<T, double> ? 2 : 1);
+// out against want(i, j), within lora.h's budget; `extra` times sum |terms| comes on top.
+template <class T, class C, class Want>
+testing::AssertionResult check(const Buffer<C>& out, double extra, const Want& want) {
+  std::vector<double> values(size_t(out.rows() * out.cols())), budget(values.size());
   for (int64_t i = 0; i < out.rows(); ++i) {
     for (int64_t j = 0; j < out.cols(); ++j) {
       const auto at = size_t(i * out.cols() + j);
-      double sum = start ? start(i, j) : 0, magnitude = std::abs(sum);
-      for (int64_t p = 0; p < k; ++p) {
-        const double t = term(i, j, p);
-        sum += t;
-        magnitude += std::abs(t);
-      }
-      want[at] = sum;
-      budget[at] = sums * magnitude + 0.5 * epsilon<C> * (std::abs(sum) + sums * magnitude);
+      const reference::Sum sum = want(i, j);
+      const double error = extra + 0.5 * epsilon<Accum<T>> * double(sum.terms + 3) *
+                                       (std::is_same_v<T, double> ? 2 : 1);
+      values[at] = sum.value;
+      budget[at] = error * sum.size + 0.5 * epsilon<C> * (std::abs(sum.value) + error * sum.size);
     }
   }
-  return close(out, want,
+  return close(out, values,
                [&](int64_t i, int64_t j) -> double { return budget[size_t(i * out.cols() + j)]; });
 }
 
@@ -131,11 +197,6 @@ double adapter_pieces(const Queue& queue) {
 }
 
 template <class T>
-std::function<double(int64_t, int64_t)> values(const Buffer<T>& m) {
-  return [&m](int64_t i, int64_t j) -> double { return double(m(i, j)); };
-}
-
-template <class T>
 class Lora : public testing::Test {};
 using Types = testing::Types<double, float, bf16>;
 TYPED_TEST_SUITE(Lora, Types);
@@ -144,7 +205,6 @@ TYPED_TEST_SUITE(Lora, Types);
 template <class T>
 void expect_dense_products(const Operands<T>& in, bool accumulate, const Queue& queue,
                            bool expansions = true) {
-  const Case& t = in.size;
   const double plain = activation_pieces<T>(queue), adapter = adapter_pieces<T>(queue);
   Operands<T> got = in, again = in;
   Buffer<T> u = in.u, du = in.du;
@@ -158,29 +218,23 @@ void expect_dense_products(const Operands<T>& in, bool accumulate, const Queue& 
     run->du = in.du;
     run->down_backward(accumulate, expansions, queue);
   }
-  EXPECT_TRUE((check<T>(u, t.in, adapter, nullptr, [&](int64_t i, int64_t j, int64_t p) {
-    return double(in.x(i, p)) * double(in.a(j, p));
-  })));
-  EXPECT_TRUE((check<T>(du, t.out, adapter, nullptr, [&](int64_t i, int64_t j, int64_t p) {
-    return double(in.scale(0, j)) * double(in.dy(i, p)) * double(in.b(p, j));
-  })));
-  EXPECT_TRUE((check<T>(got.db, t.rows, plain, accumulate ? values(in.db) : nullptr,
-                        [&](int64_t i, int64_t j, int64_t p) {
-                          return double(in.scale(0, j)) * double(in.dy(p, i)) * double(in.u(p, j));
-                        })));
-  EXPECT_TRUE((check<T>(
-      got.da, t.rows, plain, accumulate ? values(in.da) : nullptr,
-      [&](int64_t i, int64_t j, int64_t p) { return double(in.du(p, i)) * double(in.x(p, j)); })));
+  const reference::Lora want = in.exact();
+  EXPECT_TRUE(check<T>(u, adapter, [&](int64_t i, int64_t r) { return want.u_of(i, r); }));
+  EXPECT_TRUE(check<T>(du, adapter, [&](int64_t i, int64_t r) { return want.du_of(i, r); }));
+  EXPECT_TRUE(check<T>(got.db, plain, [&](int64_t o, int64_t r) {
+    return want.db_of(o, r) + (accumulate ? double(in.db(o, r)) : 0);
+  }));
+  EXPECT_TRUE(check<T>(got.da, plain, [&](int64_t r, int64_t c) {
+    return want.da_of(r, c) + (accumulate ? double(in.da(r, c)) : 0);
+  }));
   EXPECT_TRUE(identical(got.db, again.db));
   EXPECT_TRUE(identical(got.da, again.da));
   if (!expansions) return;
-  EXPECT_TRUE((check<T>(got.y, t.rank, adapter, values(in.y), [&](int64_t i, int64_t j, int64_t p) {
-    return double(in.scale(0, p)) * double(in.u(i, p)) * double(in.b(j, p));
-  })));
-  EXPECT_TRUE(
-      (check<T>(got.dx, t.rank, adapter, values(in.dx), [&](int64_t i, int64_t j, int64_t p) {
-        return double(in.du(i, p)) * double(in.a(p, j));
-      })));
+  EXPECT_TRUE(check<T>(got.y, adapter,
+                       [&](int64_t i, int64_t o) { return want.y_of(i, o) + double(in.y(i, o)); }));
+  EXPECT_TRUE(check<T>(got.dx, adapter, [&](int64_t i, int64_t c) {
+    return want.dx_of(i, c) + double(in.dx(i, c));
+  }));
   EXPECT_TRUE(identical(got.y, again.y));
   EXPECT_TRUE(identical(got.dx, again.dx));
 }
@@ -217,20 +271,16 @@ TYPED_TEST(Lora, MergeAgreesWithDenseProducts) {
     const Operands<T> in(t);
     for_each_device<T>([&](const Queue& queue) {
       Buffer<T> merged(t.out, t.in, t.padding);
-      const auto merge = [&](const Buffer<Accum<T>>& w, auto& to) {
-        using To = std::remove_reference_t<decltype(to(0, 0))>;
-        of_on(queue, lora_merge, To)(w.data(), w.ld(), in.a.data(), in.a.ld(), in.b.data(),
-                                     in.b.ld(), in.scale.data(), to.data(), to.ld(), t.out, t.in,
-                                     t.rank);
-        finish(queue);
-      };
-      merge(in.w, merged);
-      EXPECT_TRUE((check<T>(merged, t.rank, 0, values(in.w), [&](int64_t i, int64_t j, int64_t p) {
-        return double(in.scale(0, p)) * double(in.b(i, p)) * double(in.a(p, j));
-      })));
+      OF_RUN(queue, lora_merge, in.merging(in.w, merged));
+      finish(queue);
+      const reference::Lora want = in.exact();
+      EXPECT_TRUE(check<T>(merged, 0, [&](int64_t o, int64_t c) {
+        return want.delta_of(o, c) + double(in.w(o, c));
+      }));
       if constexpr (std::is_same_v<T, Accum<T>>) {  // in place
         Buffer<T> w = in.w;
-        merge(w, w);
+        OF_RUN(queue, lora_merge, in.merging(w, w));
+        finish(queue);
         EXPECT_TRUE(identical(w, merged));
       }
     });
@@ -243,8 +293,14 @@ TYPED_TEST(Lora, ScaleGivesTheRoundedProduct) {
     const Operands<T> in(t);
     for_each_device<T>([&](const Queue& queue) {
       Buffer<T> v(t.out, t.rank, t.padding + 1);
-      of_on(queue, lora_scale, T)(in.b.data(), in.b.ld(), in.scale.data(), v.data(), v.ld(), t.out,
-                                  t.rank);
+      OF_RUN(queue, lora_scale,
+             LoraScale<T>{.b = in.b.data(),
+                          .ldb = in.b.ld(),
+                          .scale = in.scale.data(),
+                          .v = v.data(),
+                          .ldv = v.ld(),
+                          .out = t.out,
+                          .rank = t.rank});
       finish(queue);
       std::vector<double> want;
       for (int64_t i = 0; i < t.out; ++i)
@@ -288,8 +344,7 @@ TEST(LoraMerge, MergedEqualsUnmerged) {
   const Case t{5, 12, 9, 4, 0};
   Operands<double> in(t);
   Buffer<double> merged(t.out, t.in);
-  cpu::lora_merge<double>(in.w.data(), in.w.ld(), in.a.data(), in.a.ld(), in.b.data(), in.b.ld(),
-                          in.scale.data(), merged.data(), merged.ld(), t.out, t.in, t.rank);
+  cpu::lora_merge(in.merging(in.w, merged));
   std::vector<double> want;  // [rows, out]
   for (int64_t i = 0; i < t.rows; ++i) {
     for (int64_t o = 0; o < t.out; ++o) {
