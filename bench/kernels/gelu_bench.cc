@@ -18,8 +18,15 @@ void forward(Bench& b, const Vit& v) {
   const int64_t rows = v.rows(), cols = v.mlp();
   Array<T> x(b, rows * cols), y(b, rows * cols, Fill::nan);
   b.shape({{"rows", rows}, {"cols", cols}});
-  of_time(b, gelu_forward,
-          T)([&](const auto& f) { f(x.data(), cols, y.data(), cols, rows, cols, kKind); });
+  OF_TIME(b, gelu_forward, [&] {
+    return GeluForward<T>{.x = x.data(),
+                          .ldx = cols,
+                          .y = y.data(),
+                          .ldy = cols,
+                          .rows = rows,
+                          .cols = cols,
+                          .kind = kKind};
+  });
   if constexpr (std::is_same_v<T, float>)
     b.provider("oneDNN", onednn::gelu(b, x, y, rows * cols), 16);
   b.memcpy_peer();
@@ -35,8 +42,16 @@ void backward(Bench& b, const Vit& v) {
   const int64_t rows = v.rows(), cols = v.mlp();
   Array<T> dy(b, rows * cols), x(b, rows * cols), dx(b, rows * cols, Fill::nan);
   b.shape({{"rows", rows}, {"cols", cols}});
-  of_time(b, gelu_backward, T)([&](const auto& f) {
-    f(dy.data(), cols, x.data(), cols, dx.data(), cols, rows, cols, kKind);
+  OF_TIME(b, gelu_backward, [&] {
+    return GeluBackward<T>{.dy = dy.data(),
+                           .lddy = cols,
+                           .x = x.data(),
+                           .ldx = cols,
+                           .dx = dx.data(),
+                           .lddx = cols,
+                           .rows = rows,
+                           .cols = cols,
+                           .kind = kKind};
   });
   if constexpr (std::is_same_v<T, float>)
     b.provider("oneDNN", onednn::gelu_backward(b, dy, x, dx, rows * cols), 16);

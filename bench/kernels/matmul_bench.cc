@@ -105,7 +105,14 @@ void bias_gelu(Bench& b, const Vit& v) {
   if (b.on_gpu())
     b.provider("two calls", [&] {
       of_on(b.queue(), matmul, T, T)(x.data(), w.data(), h.data(), bias.data(), false, s);
-      of_on(b.queue(), gelu_forward, T)(h.data(), n, y.data(), n, m, n, kKind);
+      OF_RUN(b.queue(), gelu_forward,
+             GeluForward<T>{.x = h.data(),
+                            .ldx = n,
+                            .y = y.data(),
+                            .ldy = n,
+                            .rows = m,
+                            .cols = n,
+                            .kind = kKind});
     });
   const auto sum = [&](int64_t at) {
     Expected e = element(x, w, &bias, s, at / n, at % n);
@@ -137,7 +144,16 @@ void gelu_backward(Bench& b, const Vit& v) {
     b.provider("two calls", [&] {
       of_on(b.queue(), matmul, T, T)(dy.data(), w.data(), dx.data(), static_cast<const A*>(nullptr),
                                      false, s);
-      of_on(b.queue(), gelu_backward, T)(dx.data(), n, h.data(), n, dx.data(), n, m, n, kKind);
+      OF_RUN(b.queue(), gelu_backward,
+             GeluBackward<T>{.dy = dx.data(),
+                             .lddy = n,
+                             .x = h.data(),
+                             .ldx = n,
+                             .dx = dx.data(),
+                             .lddx = n,
+                             .rows = m,
+                             .cols = n,
+                             .kind = kKind});
     });
   b.expect(dx, m * n, [&](int64_t at) -> Expected {
     const Expected e = element<T>(dy, w, nullptr, s, at / n, at % n);
@@ -167,8 +183,16 @@ void residual(Bench& b, const Vit& v) {
   if (b.on_gpu())
     b.provider("two calls", [&] {
       of_on(b.queue(), matmul, T, T)(x.data(), w.data(), z.data(), bias.data(), false, s);
-      of_on(b.queue(), residual_forward, T)(stream.data(), n, z.data(), n, gamma.data(), y.data(),
-                                            n, m, n);
+      OF_RUN(b.queue(), residual_forward,
+             ResidualForward<T>{.x = stream.data(),
+                                .ldx = n,
+                                .z = z.data(),
+                                .ldz = n,
+                                .gamma = gamma.data(),
+                                .y = y.data(),
+                                .ldy = n,
+                                .rows = m,
+                                .cols = n});
     });
   b.expect(y, m * n, [&](int64_t at) -> Expected {
     const Expected e = element(x, w, &bias, s, at / n, at % n);
@@ -248,7 +272,14 @@ void bias_gelu_extended(Bench& b, const Vit& v) {
   });
   b.provider("three calls", [&] {
     a.product_and_up(b);
-    of_on(b.queue(), gelu_forward, T)(a.h.data(), a.n, y.data(), a.n, a.m, a.n, kKind);
+    OF_RUN(b.queue(), gelu_forward,
+           GeluForward<T>{.x = a.h.data(),
+                          .ldx = a.n,
+                          .y = y.data(),
+                          .ldy = a.n,
+                          .rows = a.m,
+                          .cols = a.n,
+                          .kind = kKind});
   });
   b.expect(y, a.m * a.n, [&](int64_t at) -> Expected {
     const Expected e = a.sum(at / a.n, at % a.n);

@@ -13,8 +13,17 @@ void forward(Bench& b, const Vit& v) {
   Array<T> z(b, v.batch * patches * n);
   Array<A> own(b, prefix * n), pos(b, v.tokens * n), x(b, v.rows() * n, Fill::nan);
   b.shape({{"batch", v.batch}, {"tokens", v.tokens}, {"dim", n}});
-  of_time(b, patch_embed_forward, T)([&](const auto& f) {
-    f(z.data(), n, own.data(), pos.data(), x.data(), n, v.batch, prefix, patches, n);
+  OF_TIME(b, patch_embed_forward, [&] {
+    return PatchEmbedForward<T>{.z = z.data(),
+                                .ldz = n,
+                                .own = own.data(),
+                                .pos = pos.data(),
+                                .x = x.data(),
+                                .ldx = n,
+                                .batch = v.batch,
+                                .prefix = prefix,
+                                .patches = patches,
+                                .dim = n};
   });
   b.memcpy_peer();
   b.expect(x, x.size(), [&](int64_t i) -> Expected {
@@ -33,8 +42,17 @@ void backward(Bench& b, const Vit& v) {
   Array<A> dx(b, v.rows() * n), down(b, prefix * n, Fill::nan), dpos(b, v.tokens * n, Fill::nan);
   Array<T> dz(b, v.batch * patches * n, Fill::nan);
   b.shape({{"batch", v.batch}, {"tokens", v.tokens}, {"dim", n}});
-  of_time(b, patch_embed_backward, T)([&](const auto& f) {
-    f(dx.data(), n, dz.data(), n, down.data(), dpos.data(), false, v.batch, prefix, patches, n);
+  OF_TIME(b, patch_embed_backward, [&] {
+    return PatchEmbedBackward<T>{.dx = dx.data(),
+                                 .lddx = n,
+                                 .dz = dz.data(),
+                                 .lddz = n,
+                                 .down = down.data(),
+                                 .dpos = dpos.data(),
+                                 .batch = v.batch,
+                                 .prefix = prefix,
+                                 .patches = patches,
+                                 .dim = n};
   });
   b.memcpy_peer();
   b.expect(dz, dz.size(), [&](int64_t i) -> Expected {

@@ -14,8 +14,17 @@ void forward(Bench& b, const Vit& v) {
   Array<A> x(b, rows * n), gamma(b, n), y(b, rows * n, Fill::nan);
   Array<T> z(b, rows * n);
   b.shape({{"rows", rows}, {"cols", n}});
-  of_time(b, residual_forward, T)(
-      [&](const auto& f) { f(x.data(), n, z.data(), n, gamma.data(), y.data(), n, rows, n); });
+  OF_TIME(b, residual_forward, [&] {
+    return ResidualForward<T>{.x = x.data(),
+                              .ldx = n,
+                              .z = z.data(),
+                              .ldz = n,
+                              .gamma = gamma.data(),
+                              .y = y.data(),
+                              .ldy = n,
+                              .rows = rows,
+                              .cols = n};
+  });
   b.memcpy_peer();
   b.expect(y, rows * n, [&](int64_t i) -> Expected {
     return {x[i] + gamma[i % n] * z[i], 2 * epsilon<A>};  // all within [-1, 1]
@@ -30,8 +39,15 @@ void backward(Bench& b, const Vit& v) {
   Array<A> dy(b, rows * n), gamma(b, n);
   Array<T> dz(b, rows * n, Fill::nan);
   b.shape({{"rows", rows}, {"cols", n}});
-  of_time(b, residual_backward,
-          T)([&](const auto& f) { f(dy.data(), n, gamma.data(), dz.data(), n, rows, n); });
+  OF_TIME(b, residual_backward, [&] {
+    return ResidualBackward<T>{.dy = dy.data(),
+                               .lddy = n,
+                               .gamma = gamma.data(),
+                               .dz = dz.data(),
+                               .lddz = n,
+                               .rows = rows,
+                               .cols = n};
+  });
   b.memcpy_peer();
   b.expect(dz, rows * n, [&](int64_t i) -> Expected {
     const double want = gamma[i % n] * dy[i];
@@ -48,7 +64,9 @@ void bias(Bench& b, const Vit& v) {
   Array<A> db(b, n, Fill::nan);
   b.scratch(gpu::bias_backward_scratch(rows, n));
   b.shape({{"rows", rows}, {"cols", n}});
-  of_time(b, bias_backward, T)([&](const auto& f) { f(dy.data(), n, db.data(), false, rows, n); });
+  OF_TIME(b, bias_backward, [&] {
+    return BiasBackward<T>{.dy = dy.data(), .lddy = n, .db = db.data(), .rows = rows, .cols = n};
+  });
   b.expect(db, n, [&](int64_t j) -> Expected {
     double sum = 0, size = 0;
     for (int64_t i = 0; i < rows; ++i) {

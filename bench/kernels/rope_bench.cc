@@ -7,9 +7,9 @@
 namespace orthofed::bench {
 namespace {
 
-// run(call) times the direction that turns by `sign` times the angle.
-template <class T, class Run>
-void turn(Bench& b, const Vit& v, double sign, const Run& run) {
+// time(arguments) times the direction that turns by `sign` times the angle.
+template <class T, class Time>
+void turn(Bench& b, const Vit& v, double sign, const Time& time) {
   using A = Accum<T>;
   const int64_t d = v.head_dim(), half = d / 2, ld = 3 * v.dim, prefix = 1;
   const RopeShape s{v.batch, v.tokens, prefix, 2 * v.heads, d, ld};
@@ -21,7 +21,7 @@ void turn(Bench& b, const Vit& v, double sign, const Run& run) {
   }
   Array<A> cos(b, cosines), sin(b, sines);
   b.shape({{"batch", v.batch}, {"tokens", v.tokens}, {"heads", s.heads}, {"head_dim", d}});
-  run([&](const auto& f) { f(x.data(), cos.data(), sin.data(), s); });
+  time([&] { return Rope<T>{.x = x.data(), .cos = cos.data(), .sin = sin.data(), .shape = s}; });
   b.memcpy_peer();
   b.expect(x, x.size(), [&](int64_t i) -> Expected {
     const int64_t token = i / ld % v.tokens, column = i % ld, j = column % d;
@@ -36,11 +36,11 @@ void turn(Bench& b, const Vit& v, double sign, const Run& run) {
 
 template <class T>
 void forward(Bench& b, const Vit& v) {
-  turn<T>(b, v, 1, [&](const auto& call) { of_time(b, rope_forward, T)(call); });
+  turn<T>(b, v, 1, [&](const auto& arguments) { OF_TIME(b, rope_forward, arguments); });
 }
 template <class T>
 void backward(Bench& b, const Vit& v) {
-  turn<T>(b, v, -1, [&](const auto& call) { of_time(b, rope_backward, T)(call); });
+  turn<T>(b, v, -1, [&](const auto& arguments) { OF_TIME(b, rope_backward, arguments); });
 }
 
 const bool registered = on_every_vit("rope/forward", forward<float>, forward<bf16>) &&

@@ -12,7 +12,10 @@ void forward(Bench& b, const Vit& v) {
   const int64_t n = v.tokens, rows = 4 * v.heads * n;
   Array<T> x(b, rows * n), y(b, rows * n, Fill::nan);
   b.shape({{"rows", rows}, {"cols", n}});
-  of_time(b, softmax_forward, T)([&](const auto& f) { f(x.data(), n, y.data(), n, rows, n); });
+  OF_TIME(b, softmax_forward, [&] {
+    return SoftmaxForward<T>{
+        .x = x.data(), .ldx = n, .y = y.data(), .ldy = n, .rows = rows, .cols = n};
+  });
   if constexpr (std::is_same_v<T, float>)
     b.provider("oneDNN", onednn::softmax(b, x, y, rows, n), 16);
   b.memcpy_peer();
@@ -30,8 +33,16 @@ void backward(Bench& b, const Vit& v) {
   const int64_t n = v.tokens, rows = 4 * v.heads * n;
   Array<T> dy(b, rows * n), y(b, rows * n), dx(b, rows * n, Fill::nan);
   b.shape({{"rows", rows}, {"cols", n}});
-  of_time(b, softmax_backward,
-          T)([&](const auto& f) { f(dy.data(), n, y.data(), n, dx.data(), n, rows, n); });
+  OF_TIME(b, softmax_backward, [&] {
+    return SoftmaxBackward<T>{.dy = dy.data(),
+                              .lddy = n,
+                              .y = y.data(),
+                              .ldy = n,
+                              .dx = dx.data(),
+                              .lddx = n,
+                              .rows = rows,
+                              .cols = n};
+  });
   b.memcpy_peer();
   b.expect(dx, rows * n, [&](int64_t i) -> Expected {
     double sum = 0, size = 0;

@@ -15,7 +15,10 @@ void forward(Bench& b, const Vit& v) {
   const int64_t rows = v.rows(), n = v.mlp();
   Array<T> x(b, rows * 2 * n), y(b, rows * n, Fill::nan);
   b.shape({{"rows", rows}, {"cols", n}});
-  of_time(b, swiglu_forward, T)([&](const auto& f) { f(x.data(), 2 * n, y.data(), n, rows, n); });
+  OF_TIME(b, swiglu_forward, [&] {
+    return SwigluForward<T>{
+        .x = x.data(), .ldx = 2 * n, .y = y.data(), .ldy = n, .rows = rows, .cols = n};
+  });
   b.memcpy_peer();
   b.expect(y, rows * n, [&](int64_t i) -> Expected {
     const double g = x[i / n * 2 * n + i % n], u = x[i / n * 2 * n + n + i % n];
@@ -30,8 +33,16 @@ void backward(Bench& b, const Vit& v) {
   const int64_t rows = v.rows(), n = v.mlp();
   Array<T> dy(b, rows * n), x(b, rows * 2 * n), dx(b, rows * 2 * n, Fill::nan);
   b.shape({{"rows", rows}, {"cols", n}});
-  of_time(b, swiglu_backward,
-          T)([&](const auto& f) { f(dy.data(), n, x.data(), 2 * n, dx.data(), 2 * n, rows, n); });
+  OF_TIME(b, swiglu_backward, [&] {
+    return SwigluBackward<T>{.dy = dy.data(),
+                             .lddy = n,
+                             .x = x.data(),
+                             .ldx = 2 * n,
+                             .dx = dx.data(),
+                             .lddx = 2 * n,
+                             .rows = rows,
+                             .cols = n};
+  });
   b.memcpy_peer();
   b.expect(dx, rows * 2 * n, [&](int64_t at) -> Expected {
     const int64_t i = at / (2 * n), j = at % n;

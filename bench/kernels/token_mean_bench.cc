@@ -11,7 +11,9 @@ void forward(Bench& b, const Vit& v) {
   const TokenMeanShape s{v.batch, v.tokens, 1, n};
   Array<float> x(b, v.rows() * n), y(b, v.batch * n, Fill::nan);
   b.shape({{"batch", v.batch}, {"tokens", v.tokens}, {"dim", n}});
-  of_time(b, token_mean_forward, float)([&](const auto& f) { f(x.data(), n, y.data(), n, s); });
+  OF_TIME(b, token_mean_forward, [&] {
+    return TokenMeanForward<float>{.x = x.data(), .ldx = n, .y = y.data(), .ldy = n, .shape = s};
+  });
   b.memcpy_peer();
   b.expect(y, y.size(), [&](int64_t i) -> Expected {
     double sum = 0, absolute = 0;
@@ -30,7 +32,10 @@ void backward(Bench& b, const Vit& v) {
   const TokenMeanShape s{v.batch, v.tokens, 1, n};
   Array<float> dy(b, v.batch * n), dx(b, v.rows() * n, Fill::nan);
   b.shape({{"batch", v.batch}, {"tokens", v.tokens}, {"dim", n}});
-  of_time(b, token_mean_backward, float)([&](const auto& f) { f(dy.data(), n, dx.data(), n, s); });
+  OF_TIME(b, token_mean_backward, [&] {
+    return TokenMeanBackward<float>{
+        .dy = dy.data(), .lddy = n, .dx = dx.data(), .lddx = n, .shape = s};
+  });
   b.memcpy_peer();
   b.expect(dx, dx.size(), [&](int64_t i) -> Expected {
     const double want =

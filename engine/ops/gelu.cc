@@ -5,16 +5,30 @@ namespace orthofed {
 Tensor gelu_forward(const Tensor& x, GeluKind kind) {
   Tensor y = Tensor::empty({x.rows(), x.cols()}, x.dtype());
   dispatch(x.dtype(), [&]<class T>(Tag<T>) {
-    of_on(queue_of(x), gelu_forward, T)(x.data<T>(), x.pitch(), y.data<T>(), y.pitch(), x.rows(),
-                                        x.cols(), kind);
+    OF_RUN(queue_of(x), gelu_forward,
+           GeluForward<T>{.x = x.data<T>(),
+                          .ldx = x.pitch(),
+                          .y = y.data<T>(),
+                          .ldy = y.pitch(),
+                          .rows = x.rows(),
+                          .cols = x.cols(),
+                          .kind = kind});
   });
   return y;
 }
 
 void gelu_backward(const Tensor& dy, const Tensor& x, const Tensor& dx, GeluKind kind) {
   dispatch(x.dtype(), [&]<class T>(Tag<T>) {
-    of_on(queue_of(x), gelu_backward, T)(dy.data<T>(), dy.pitch(), x.data<T>(), x.pitch(),
-                                         dx.data<T>(), dx.pitch(), x.rows(), x.cols(), kind);
+    OF_RUN(queue_of(x), gelu_backward,
+           GeluBackward<T>{.dy = dy.data<T>(),
+                           .lddy = dy.pitch(),
+                           .x = x.data<T>(),
+                           .ldx = x.pitch(),
+                           .dx = dx.data<T>(),
+                           .lddx = dx.pitch(),
+                           .rows = x.rows(),
+                           .cols = x.cols(),
+                           .kind = kind});
   });
 }
 

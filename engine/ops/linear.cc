@@ -273,8 +273,13 @@ void Linear::base_gradients(const Tensor& dy, const Tensor& x) const {
     }
     if (bias.requires_grad()) {
       const GradTarget db = bias.grad_target();
-      of_on(queue_of(dy, gpu::bias_backward_scratch(dy.rows(), out())), bias_backward, T)(
-          dy.data<T>(), dy.pitch(), db.buffer.data<R>(), db.accumulate, dy.rows(), out());
+      OF_RUN(queue_of(dy, gpu::bias_backward_scratch(dy.rows(), out())), bias_backward,
+             BiasBackward<T>{.dy = dy.data<T>(),
+                             .lddy = dy.pitch(),
+                             .db = db.buffer.data<R>(),
+                             .accumulate = db.accumulate,
+                             .rows = dy.rows(),
+                             .cols = out()});
     }
   });
 }

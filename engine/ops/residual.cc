@@ -7,9 +7,16 @@ Tensor residual_forward(const Tensor& x, const Tensor& z, const Var& gamma) {
   const Tensor y = Tensor::empty({x.rows(), x.cols()}, x.dtype());
   dispatch(z.dtype(), [&]<class T>(Tag<T>) {
     using R = Accum<T>;
-    of_on(queue_of(x), residual_forward, T)(x.data<R>(), x.pitch(), z.data<T>(), z.pitch(),
-                                            data_or_null<R>(gamma), y.data<R>(), y.pitch(),
-                                            x.rows(), x.cols());
+    OF_RUN(queue_of(x), residual_forward,
+           ResidualForward<T>{.x = x.data<R>(),
+                              .ldx = x.pitch(),
+                              .z = z.data<T>(),
+                              .ldz = z.pitch(),
+                              .gamma = data_or_null<R>(gamma),
+                              .y = y.data<R>(),
+                              .ldy = y.pitch(),
+                              .rows = x.rows(),
+                              .cols = x.cols()});
   });
   return y;
 }
@@ -18,14 +25,26 @@ Tensor residual_backward(const Tensor& dy, const Tensor& z, const Var& gamma, DT
   const Tensor dz = Tensor::empty({dy.rows(), dy.cols()}, compute);
   dispatch(compute, [&]<class T>(Tag<T>) {
     using R = Accum<T>;
-    of_on(queue_of(dy), residual_backward, T)(dy.data<R>(), dy.pitch(), data_or_null<R>(gamma),
-                                              dz.data<T>(), dz.pitch(), dy.rows(), dy.cols());
+    OF_RUN(queue_of(dy), residual_backward,
+           ResidualBackward<T>{.dy = dy.data<R>(),
+                               .lddy = dy.pitch(),
+                               .gamma = data_or_null<R>(gamma),
+                               .dz = dz.data<T>(),
+                               .lddz = dz.pitch(),
+                               .rows = dy.rows(),
+                               .cols = dy.cols()});
     if (gamma.requires_grad()) {
       const GradTarget dgamma = gamma.grad_target();
-      of_on(queue_of(dy, gpu::residual_backward_gamma_scratch(dy.rows(), dy.cols())),
-            residual_backward_gamma, T)(dy.data<R>(), dy.pitch(), z.data<T>(), z.pitch(),
-                                        dgamma.buffer.data<R>(), dgamma.accumulate, dy.rows(),
-                                        dy.cols());
+      OF_RUN(queue_of(dy, gpu::residual_backward_gamma_scratch(dy.rows(), dy.cols())),
+             residual_backward_gamma,
+             ResidualBackwardGamma<T>{.dy = dy.data<R>(),
+                                      .lddy = dy.pitch(),
+                                      .z = z.data<T>(),
+                                      .ldz = z.pitch(),
+                                      .dgamma = dgamma.buffer.data<R>(),
+                                      .accumulate = dgamma.accumulate,
+                                      .rows = dy.rows(),
+                                      .cols = dy.cols()});
     }
   });
   return dz;

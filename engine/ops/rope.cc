@@ -22,16 +22,21 @@ RopeShape shape_of(const Tensor& qkv, const Rotation& r, int64_t batch, int64_t 
 
 void rope_forward(const Tensor& qkv, const Rotation& r, int64_t batch, int64_t heads) {
   dispatch(qkv.dtype(), [&]<class T>(Tag<T>) {
-    of_on(queue_of(qkv), rope_forward, T)(qkv.data<T>(), r.cos.data<Accum<T>>(),
-                                          r.sin.data<Accum<T>>(), shape_of(qkv, r, batch, heads));
+    OF_RUN(queue_of(qkv), rope_forward,
+           Rope<T>{.x = qkv.data<T>(),
+                   .cos = r.cos.data<Accum<T>>(),
+                   .sin = r.sin.data<Accum<T>>(),
+                   .shape = shape_of(qkv, r, batch, heads)});
   });
 }
 
 void rope_backward(const Tensor& dqkv, const Rotation& r, int64_t batch, int64_t heads) {
   dispatch(dqkv.dtype(), [&]<class T>(Tag<T>) {
-    of_on(queue_of(dqkv), rope_backward, T)(dqkv.data<T>(), r.cos.data<Accum<T>>(),
-                                            r.sin.data<Accum<T>>(),
-                                            shape_of(dqkv, r, batch, heads));
+    OF_RUN(queue_of(dqkv), rope_backward,
+           Rope<T>{.x = dqkv.data<T>(),
+                   .cos = r.cos.data<Accum<T>>(),
+                   .sin = r.sin.data<Accum<T>>(),
+                   .shape = shape_of(dqkv, r, batch, heads)});
   });
 }
 

@@ -8,16 +8,28 @@ Tensor swiglu_forward(const Tensor& x) {
   OF_CHECK(x.cols() % 2 == 0, "gate and up have as many columns");
   Tensor y = Tensor::empty({x.rows(), x.cols() / 2}, x.dtype());
   dispatch(x.dtype(), [&]<class T>(Tag<T>) {
-    of_on(queue_of(x), swiglu_forward, T)(x.data<T>(), x.pitch(), y.data<T>(), y.pitch(), y.rows(),
-                                          y.cols());
+    OF_RUN(queue_of(x), swiglu_forward,
+           SwigluForward<T>{.x = x.data<T>(),
+                            .ldx = x.pitch(),
+                            .y = y.data<T>(),
+                            .ldy = y.pitch(),
+                            .rows = y.rows(),
+                            .cols = y.cols()});
   });
   return y;
 }
 
 void swiglu_backward(const Tensor& dy, const Tensor& x, const Tensor& dx) {
   dispatch(x.dtype(), [&]<class T>(Tag<T>) {
-    of_on(queue_of(x), swiglu_backward, T)(dy.data<T>(), dy.pitch(), x.data<T>(), x.pitch(),
-                                           dx.data<T>(), dx.pitch(), dy.rows(), dy.cols());
+    OF_RUN(queue_of(x), swiglu_backward,
+           SwigluBackward<T>{.dy = dy.data<T>(),
+                             .lddy = dy.pitch(),
+                             .x = x.data<T>(),
+                             .ldx = x.pitch(),
+                             .dx = dx.data<T>(),
+                             .lddx = dx.pitch(),
+                             .rows = dy.rows(),
+                             .cols = dy.cols()});
   });
 }
 

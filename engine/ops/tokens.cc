@@ -16,9 +16,17 @@ Var patch_embed(Tape& tape, const Var& z, const Var& own, const Var& pos, int64_
   const Tensor x = Tensor::empty({batch * tokens, dim}, accum(in.dtype()));
   dispatch(in.dtype(), [&]<class T>(Tag<T>) {
     using R = Accum<T>;
-    of_on(queue_of(in), patch_embed_forward, T)(
-        in.data<T>(), in.pitch(), prefix > 0 ? own.value().data<R>() : nullptr,
-        pos.value().data<R>(), x.data<R>(), x.pitch(), batch, prefix, patches, dim);
+    OF_RUN(queue_of(in), patch_embed_forward,
+           PatchEmbedForward<T>{.z = in.data<T>(),
+                                .ldz = in.pitch(),
+                                .own = prefix > 0 ? own.value().data<R>() : nullptr,
+                                .pos = pos.value().data<R>(),
+                                .x = x.data<R>(),
+                                .ldx = x.pitch(),
+                                .batch = batch,
+                                .prefix = prefix,
+                                .patches = patches,
+                                .dim = dim});
   });
   const Var y = tape.output(x, needed);
   if (needed) {
@@ -33,11 +41,19 @@ Var patch_embed(Tape& tape, const Var& z, const Var& own, const Var& pos, int64_
                "own and pos accumulate together");
       dispatch(dz.dtype(), [&]<class T>(Tag<T>) {
         using R = Accum<T>;
-        of_on(queue_of(dx), patch_embed_backward, T)(
-            dx.data<R>(), dx.pitch(), z.requires_grad() ? dz.data<T>() : nullptr, dz.pitch(),
-            down.buffer.defined() ? down.buffer.data<R>() : nullptr,
-            dpos.buffer.defined() ? dpos.buffer.data<R>() : nullptr,
-            down.accumulate || dpos.accumulate, batch, prefix, patches, dim);
+        OF_RUN(
+            queue_of(dx), patch_embed_backward,
+            PatchEmbedBackward<T>{.dx = dx.data<R>(),
+                                  .lddx = dx.pitch(),
+                                  .dz = z.requires_grad() ? dz.data<T>() : nullptr,
+                                  .lddz = dz.pitch(),
+                                  .down = down.buffer.defined() ? down.buffer.data<R>() : nullptr,
+                                  .dpos = dpos.buffer.defined() ? dpos.buffer.data<R>() : nullptr,
+                                  .accumulate = down.accumulate || dpos.accumulate,
+                                  .batch = batch,
+                                  .prefix = prefix,
+                                  .patches = patches,
+                                  .dim = dim});
       });
       if (z.requires_grad()) z.give_grad(dz);
     });
@@ -74,8 +90,12 @@ Var mean_tokens(Tape& tape, const Var& x, int64_t batch, int64_t from) {
   const TokenMeanShape shape{batch, tokens, from, dim};
   const Tensor mean = Tensor::empty({batch, dim}, in.dtype());
   dispatch_accum(in.dtype(), [&]<class R>(Tag<R>) {
-    of_on(queue_of(in), token_mean_forward, R)(in.data<R>(), in.pitch(), mean.data<R>(),
-                                               mean.pitch(), shape);
+    OF_RUN(queue_of(in), token_mean_forward,
+           TokenMeanForward<R>{.x = in.data<R>(),
+                               .ldx = in.pitch(),
+                               .y = mean.data<R>(),
+                               .ldy = mean.pitch(),
+                               .shape = shape});
   });
   const Var y = tape.output(mean, needed);
   if (needed) {
@@ -83,8 +103,12 @@ Var mean_tokens(Tape& tape, const Var& x, int64_t batch, int64_t from) {
       const Tensor dy = y.grad();
       const Tensor dx = Tensor::empty(x.shape(), x.value().dtype());
       dispatch_accum(dx.dtype(), [&]<class R>(Tag<R>) {
-        of_on(queue_of(dy), token_mean_backward, R)(dy.data<R>(), dy.pitch(), dx.data<R>(),
-                                                    dx.pitch(), shape);
+        OF_RUN(queue_of(dy), token_mean_backward,
+               TokenMeanBackward<R>{.dy = dy.data<R>(),
+                                    .lddy = dy.pitch(),
+                                    .dx = dx.data<R>(),
+                                    .lddx = dx.pitch(),
+                                    .shape = shape});
       });
       x.give_grad(dx);
     });

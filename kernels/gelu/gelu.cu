@@ -13,55 +13,47 @@ namespace orthofed::gpu {
 namespace {
 
 template <class T, class Form>
-__global__ void forward_kernel(const T* x, int64_t ldx, T* y, int64_t ldy, int64_t rows,
-                               int64_t cols) {
+__global__ void forward_kernel(GeluForward<T> a) {
   constexpr int N = kFullPack<T>;
-  for_each_pack<N>(rows, cols, [&](int64_t i, int64_t j) {
-    Pack<T, N> v = load_part<N>(x + i * ldx + j, cols - j);  // [N]
+  for_each_pack<N>(a.rows, a.cols, [&](int64_t i, int64_t j) {
+    Pack<T, N> v = load_part<N>(a.x + i * a.ldx + j, a.cols - j);  // [N]
 #pragma unroll
     for (int e = 0; e < N; ++e) v[e] = T(float(v[e]) * Form::phi(float(v[e])));
-    store_part(y + i * ldy + j, v, cols - j);
+    store_part(a.y + i * a.ldy + j, v, a.cols - j);
   });
 }
 
 template <class T, class Form>
-__global__ void backward_kernel(const T* dy, int64_t lddy, const T* x, int64_t ldx, T* dx,
-                                int64_t lddx, int64_t rows, int64_t cols) {
+__global__ void backward_kernel(GeluBackward<T> a) {
   constexpr int N = kFullPack<T>;
-  for_each_pack<N>(rows, cols, [&](int64_t i, int64_t j) {
-    Pack<T, N> d = load_part<N>(dy + i * lddy + j, cols - j);      // [N]
-    const Pack<T, N> v = load_part<N>(x + i * ldx + j, cols - j);  // [N]
+  for_each_pack<N>(a.rows, a.cols, [&](int64_t i, int64_t j) {
+    Pack<T, N> d = load_part<N>(a.dy + i * a.lddy + j, a.cols - j);      // [N]
+    const Pack<T, N> v = load_part<N>(a.x + i * a.ldx + j, a.cols - j);  // [N]
 #pragma unroll
     for (int e = 0; e < N; ++e) d[e] = T(float(d[e]) * Form::derivative(float(v[e])));
-    store_part(dx + i * lddx + j, d, cols - j);
+    store_part(a.dx + i * a.lddx + j, d, a.cols - j);
   });
 }
 
 }  // namespace
 
 template <class T, class Stream>
-void gelu_forward(const T* x, int64_t ldx, T* y, int64_t ldy, int64_t rows, int64_t cols,
-                  GeluKind kind, const Stream& stream) {
-  with_gelu_form(kind, [&]<class Form>(Form) {
-    launch(forward_kernel<T, Form>, map_shape<kFullPack<T>>(rows, cols), stream, x, ldx, y, ldy,
-           rows, cols);
+void gelu_forward(const GeluForward<T>& a, const Stream& stream) {
+  with_gelu_form(a.kind, [&]<class Form>(Form) {
+    launch(forward_kernel<T, Form>, map_shape<kFullPack<T>>(a.rows, a.cols), stream, a);
   });
 }
 
 template <class T, class Stream>
-void gelu_backward(const T* dy, int64_t lddy, const T* x, int64_t ldx, T* dx, int64_t lddx,
-                   int64_t rows, int64_t cols, GeluKind kind, const Stream& stream) {
-  with_gelu_form(kind, [&]<class Form>(Form) {
-    launch(backward_kernel<T, Form>, map_shape<kFullPack<T>>(rows, cols), stream, dy, lddy, x, ldx,
-           dx, lddx, rows, cols);
+void gelu_backward(const GeluBackward<T>& a, const Stream& stream) {
+  with_gelu_form(a.kind, [&]<class Form>(Form) {
+    launch(backward_kernel<T, Form>, map_shape<kFullPack<T>>(a.rows, a.cols), stream, a);
   });
 }
 
-#define OF_INSTANTIATE(T)                                                                    \
-  template void gelu_forward<T>(const T*, int64_t, T*, int64_t, int64_t, int64_t, GeluKind,  \
-                                const OF_STREAM&);                                           \
-  template void gelu_backward<T>(const T*, int64_t, const T*, int64_t, T*, int64_t, int64_t, \
-                                 int64_t, GeluKind, const OF_STREAM&);
+#define OF_INSTANTIATE(T)                                              \
+  template void gelu_forward(const GeluForward<T>&, const OF_STREAM&); \
+  template void gelu_backward(const GeluBackward<T>&, const OF_STREAM&);
 OF_INSTANTIATE(float)
 OF_INSTANTIATE(bf16)
 #undef OF_INSTANTIATE

@@ -16,34 +16,54 @@
 
 namespace orthofed {
 enum class GeluKind { erf, tanh, quick };
-}
+
+// y may be x.
+template <class T>
+struct GeluForward {
+  const T* x;  // [rows, cols] pitch ldx
+  int64_t ldx;
+  T* y;  // [rows, cols] pitch ldy
+  int64_t ldy;
+  int64_t rows, cols;
+  GeluKind kind;
+};
+
+// dx = dy * (Phi(x) + x * phi(x)). dx may be dy.
+template <class T>
+struct GeluBackward {
+  const T* dy;  // [rows, cols] pitch lddy
+  int64_t lddy;
+  const T* x;  // [rows, cols] pitch ldx, what forward was given
+  int64_t ldx;
+  T* dx;  // [rows, cols] pitch lddx
+  int64_t lddx;
+  int64_t rows, cols;
+  GeluKind kind;
+};
+
+}  // namespace orthofed
 
 namespace orthofed::cpu {
 
-// x, y [rows, cols]; y may be x.
 template <class T>
-void gelu_forward(const T* x, int64_t ldx, T* y, int64_t ldy, int64_t rows, int64_t cols,
-                  GeluKind kind);
-
-// dx = dy * (Phi(x) + x * phi(x)); x is the pre-activation; dx may be dy.
+void gelu_forward(const GeluForward<T>& a);
 template <class T>
-void gelu_backward(const T* dy, int64_t lddy, const T* x, int64_t ldx, T* dx, int64_t lddx,
-                   int64_t rows, int64_t cols, GeluKind kind);
+void gelu_backward(const GeluBackward<T>& a);
 
 }  // namespace orthofed::cpu
 
 namespace orthofed::cost {
 
 template <class T>
-Cost gelu_forward(const T* x, int64_t, T* y, int64_t, int64_t rows, int64_t cols, GeluKind kind) {
-  const double n = double(rows) * cols;
-  return {n * (kind == GeluKind::erf ? 45 : 30), moved(x, n) + written(y, n)};
+Cost gelu_forward(const GeluForward<T>& a) {
+  const double n = double(a.rows) * a.cols;
+  return {n * (a.kind == GeluKind::erf ? 45 : 30), moved(a.x, n) + written(a.y, n)};
 }
 template <class T>
-Cost gelu_backward(const T* dy, int64_t, const T* x, int64_t, T* dx, int64_t, int64_t rows,
-                   int64_t cols, GeluKind kind) {
-  const double n = double(rows) * cols;
-  return {n * (kind == GeluKind::erf ? 50 : 40), moved(dy, n) + moved(x, n) + written(dx, n)};
+Cost gelu_backward(const GeluBackward<T>& a) {
+  const double n = double(a.rows) * a.cols;
+  return {n * (a.kind == GeluKind::erf ? 50 : 40),
+          moved(a.dy, n) + moved(a.x, n) + written(a.dx, n)};
 }
 
 }  // namespace orthofed::cost
@@ -51,11 +71,8 @@ Cost gelu_backward(const T* dy, int64_t, const T* x, int64_t, T* dx, int64_t, in
 namespace orthofed::gpu {
 
 template <class T, class Stream>
-void gelu_forward(const T* x, int64_t ldx, T* y, int64_t ldy, int64_t rows, int64_t cols,
-                  GeluKind kind, const Stream& stream);
-
+void gelu_forward(const GeluForward<T>& a, const Stream& stream);
 template <class T, class Stream>
-void gelu_backward(const T* dy, int64_t lddy, const T* x, int64_t ldx, T* dx, int64_t lddx,
-                   int64_t rows, int64_t cols, GeluKind kind, const Stream& stream);
+void gelu_backward(const GeluBackward<T>& a, const Stream& stream);
 
 }  // namespace orthofed::gpu

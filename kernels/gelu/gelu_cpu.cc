@@ -7,29 +7,28 @@ namespace orthofed::cpu {
 namespace {
 
 template <class Form, class T>
-void forward(const T* x, int64_t ldx, T* y, int64_t ldy, int64_t rows, int64_t cols) {
+void forward(const GeluForward<T>& a) {
   using A = Accum<T>;
-  parallel_for(rows, row_grain(cols), [=](int64_t begin, int64_t end) {
+  parallel_for(a.rows, row_grain(a.cols), [=](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const T* xi = x + i * ldx;
-      T* yi = y + i * ldy;
+      const T* xi = a.x + i * a.ldx;
+      T* yi = a.y + i * a.ldy;
 #pragma GCC ivdep
-      for (int64_t j = 0; j < cols; ++j) yi[j] = T(A(xi[j]) * Form::phi(A(xi[j])));
+      for (int64_t j = 0; j < a.cols; ++j) yi[j] = T(A(xi[j]) * Form::phi(A(xi[j])));
     }
   });
 }
 
 template <class Form, class T>
-void backward(const T* dy, int64_t lddy, const T* x, int64_t ldx, T* dx, int64_t lddx, int64_t rows,
-              int64_t cols) {
+void backward(const GeluBackward<T>& a) {
   using A = Accum<T>;
-  parallel_for(rows, row_grain(cols), [=](int64_t begin, int64_t end) {
+  parallel_for(a.rows, row_grain(a.cols), [=](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const T* dyi = dy + i * lddy;
-      const T* xi = x + i * ldx;
-      T* dxi = dx + i * lddx;
+      const T* dyi = a.dy + i * a.lddy;
+      const T* xi = a.x + i * a.ldx;
+      T* dxi = a.dx + i * a.lddx;
 #pragma GCC ivdep
-      for (int64_t j = 0; j < cols; ++j) dxi[j] = T(A(dyi[j]) * Form::derivative(A(xi[j])));
+      for (int64_t j = 0; j < a.cols; ++j) dxi[j] = T(A(dyi[j]) * Form::derivative(A(xi[j])));
     }
   });
 }
@@ -37,22 +36,18 @@ void backward(const T* dy, int64_t lddy, const T* x, int64_t ldx, T* dx, int64_t
 }  // namespace
 
 template <class T>
-void gelu_forward(const T* x, int64_t ldx, T* y, int64_t ldy, int64_t rows, int64_t cols,
-                  GeluKind kind) {
-  with_gelu_form(kind, [&]<class Form>(Form) { forward<Form>(x, ldx, y, ldy, rows, cols); });
+void gelu_forward(const GeluForward<T>& a) {
+  with_gelu_form(a.kind, [&]<class Form>(Form) { forward<Form>(a); });
 }
 
 template <class T>
-void gelu_backward(const T* dy, int64_t lddy, const T* x, int64_t ldx, T* dx, int64_t lddx,
-                   int64_t rows, int64_t cols, GeluKind kind) {
-  with_gelu_form(kind,
-                 [&]<class Form>(Form) { backward<Form>(dy, lddy, x, ldx, dx, lddx, rows, cols); });
+void gelu_backward(const GeluBackward<T>& a) {
+  with_gelu_form(a.kind, [&]<class Form>(Form) { backward<Form>(a); });
 }
 
-#define OF_INSTANTIATE(T)                                                                    \
-  template void gelu_forward<T>(const T*, int64_t, T*, int64_t, int64_t, int64_t, GeluKind); \
-  template void gelu_backward<T>(const T*, int64_t, const T*, int64_t, T*, int64_t, int64_t, \
-                                 int64_t, GeluKind);
+#define OF_INSTANTIATE(T)                            \
+  template void gelu_forward(const GeluForward<T>&); \
+  template void gelu_backward(const GeluBackward<T>&);
 OF_INSTANTIATE(double)
 OF_INSTANTIATE(float)
 OF_INSTANTIATE(bf16)

@@ -187,16 +187,24 @@ Cost matmul_by_adapter(const T* a, const Accum<T>* b, T* c, const Accum<T>* bias
 template <class T>
 Cost matmul_gelu(const T* a, const T* b, const MatmulTail<T>& tail, const Accum<T>* bias, T* h,
                  int64_t, T* y, GeluKind kind, const MatmulShape& s) {
-  const T* const in_registers = nullptr;
   return matmul_extended(a, b, tail, h, bias, s) +
-         gelu_forward<T>(in_registers, 0, y, 0, s.m, s.n, kind);
+         gelu_forward(GeluForward<T>{
+             .x = nullptr, .ldx = 0, .y = y, .ldy = 0, .rows = s.m, .cols = s.n, .kind = kind});
 }
 template <class T>
 Cost matmul_gelu_backward(const T* a, const T* b, const MatmulTail<T>& tail, const T* h, int64_t,
                           T* dx, GeluKind kind, const MatmulShape& s) {
   T* const in_registers = nullptr;
   return matmul_extended<T>(a, b, tail, in_registers, nullptr, s) +
-         gelu_backward<T>(in_registers, 0, h, 0, dx, 0, s.m, s.n, kind);
+         gelu_backward(GeluBackward<T>{.dy = in_registers,
+                                       .lddy = 0,
+                                       .x = h,
+                                       .ldx = 0,
+                                       .dx = dx,
+                                       .lddx = 0,
+                                       .rows = s.m,
+                                       .cols = s.n,
+                                       .kind = kind});
 }
 template <class T>
 Cost matmul_residual(const T* a, const T* b, const MatmulTail<T>& tail, const Accum<T>* bias,

@@ -185,14 +185,23 @@ void matmul_gelu(const T* a, const T* b, const MatmulTail<T>& tail, const Accum<
   MatmulShape of_h = s;
   of_h.ldc = ldh;
   product(a, b, tail, h, bias, of_h);
-  gelu_forward(h, ldh, y, s.ldc, s.m, s.n, kind);
+  gelu_forward(GeluForward<T>{
+      .x = h, .ldx = ldh, .y = y, .ldy = s.ldc, .rows = s.m, .cols = s.n, .kind = kind});
 }
 
 template <class T>
 void matmul_gelu_backward(const T* a, const T* b, const MatmulTail<T>& tail, const T* h,
                           int64_t ldh, T* dx, GeluKind kind, const MatmulShape& s) {
   product<T, T>(a, b, tail, dx, nullptr, s);
-  gelu_backward(dx, s.ldc, h, ldh, dx, s.ldc, s.m, s.n, kind);
+  gelu_backward(GeluBackward<T>{.dy = dx,
+                                .lddy = s.ldc,
+                                .x = h,
+                                .ldx = ldh,
+                                .dx = dx,
+                                .lddx = s.ldc,
+                                .rows = s.m,
+                                .cols = s.n,
+                                .kind = kind});
 }
 
 template <class T>
@@ -200,7 +209,15 @@ void matmul_residual(const T* a, const T* b, const MatmulTail<T>& tail, const Ac
                      const Accum<T>* gamma, const Accum<T>* x, int64_t ldx, Accum<T>* y,
                      const MatmulShape& s) {
   product(a, b, tail, y, bias, s);
-  residual_forward<Accum<T>>(x, ldx, y, s.ldc, gamma, y, s.ldc, s.m, s.n);
+  residual_forward(ResidualForward<Accum<T>>{.x = x,
+                                             .ldx = ldx,
+                                             .z = y,
+                                             .ldz = s.ldc,
+                                             .gamma = gamma,
+                                             .y = y,
+                                             .ldy = s.ldc,
+                                             .rows = s.m,
+                                             .cols = s.n});
 }
 
 // Packed by oneDNN, or a dense copy [k, n], whose rows the loop above copies fastest.

@@ -38,51 +38,51 @@ __device__ inline Place place_of_thread(int64_t tokens, int64_t dim) {
 }
 
 template <class T>
-__global__ void forward_kernel(const T* __restrict__ z, int64_t ldz, const float* own,
-                               const float* pos, float* __restrict__ x, int64_t ldx, int64_t batch,
-                               int64_t prefix, int64_t patches, int64_t dim) {
-  const int64_t tokens = prefix + patches;
-  const auto [t, j, group] = place_of_thread(tokens, dim);
-  if (t >= tokens || j >= dim) return;
-  const int64_t count = dim - j;                                    // columns left
-  const Pack<float, N> p = load_part<N>(pos + t * dim + j, count);  // [N]
-  Pack<float, N> c{};                                               // [N]
-  if (t < prefix) c = load_part<N>(own + t * dim + j, count);
-  const int64_t begin = group * kImages, end = begin + kImages < batch ? begin + kImages : batch;
+__global__ void forward_kernel(PatchEmbedForward<T> a) {
+  const T* __restrict__ z = a.z;
+  float* __restrict__ x = a.x;
+  const int64_t tokens = a.prefix + a.patches;
+  const auto [t, j, group] = place_of_thread(tokens, a.dim);
+  if (t >= tokens || j >= a.dim) return;
+  const int64_t count = a.dim - j;                                      // columns left
+  const Pack<float, N> p = load_part<N>(a.pos + t * a.dim + j, count);  // [N]
+  Pack<float, N> c{};                                                   // [N]
+  if (t < a.prefix) c = load_part<N>(a.own + t * a.dim + j, count);
+  const int64_t begin = group * kImages,
+                end = begin + kImages < a.batch ? begin + kImages : a.batch;
 #pragma unroll 4
   for (int64_t image = begin; image < end; ++image) {
     Pack<float, N> sum = c;  // [N]
-    if (t >= prefix) {
-      const Pack<T, N> v = load_part<N>(z + (image * patches + t - prefix) * ldz + j, count);
+    if (t >= a.prefix) {
+      const Pack<T, N> v = load_part<N>(z + (image * a.patches + t - a.prefix) * a.ldz + j, count);
 #pragma unroll
       for (int e = 0; e < N; ++e) sum[e] = float(v[e]);
     }
 #pragma unroll
     for (int e = 0; e < N; ++e) sum[e] += p[e];
-    store_part(x + (image * tokens + t) * ldx + j, sum, count);
+    store_part(x + (image * tokens + t) * a.ldx + j, sum, count);
   }
 }
 
 template <class T>
-__global__ void backward_kernel(const float* __restrict__ dx, int64_t lddx, T* __restrict__ dz,
-                                int64_t lddz, float* down, float* dpos, bool accumulate,
-                                int64_t batch, int64_t prefix, int64_t patches, int64_t dim,
-                                int64_t images_per_group) {
-  const int64_t tokens = prefix + patches;
-  const auto [t, j, group] = place_of_thread(tokens, dim);
-  if (t >= tokens || j >= dim) return;
-  const int64_t count = dim - j;
-  float* to_pos = dpos != nullptr ? dpos + t * dim + j : nullptr;
-  float* to_own = down != nullptr && t < prefix ? down + t * dim + j : nullptr;
-  T* to_z = dz != nullptr && t >= prefix ? dz + (t - prefix) * lddz + j : nullptr;
+__global__ void backward_kernel(PatchEmbedBackward<T> a, int64_t images_per_group) {
+  const float* __restrict__ dx = a.dx;
+  T* __restrict__ dz = a.dz;
+  const int64_t tokens = a.prefix + a.patches;
+  const auto [t, j, group] = place_of_thread(tokens, a.dim);
+  if (t >= tokens || j >= a.dim) return;
+  const int64_t count = a.dim - j;
+  float* to_pos = a.dpos != nullptr ? a.dpos + t * a.dim + j : nullptr;
+  float* to_own = a.down != nullptr && t < a.prefix ? a.down + t * a.dim + j : nullptr;
+  T* to_z = dz != nullptr && t >= a.prefix ? dz + (t - a.prefix) * a.lddz + j : nullptr;
   Pack<float, N> sum_pos{}, sum_own{};  // [N]
-  if (accumulate && to_pos != nullptr) sum_pos = load_part<N>(to_pos, count);
-  if (accumulate && to_own != nullptr) sum_own = load_part<N>(to_own, count);
+  if (a.accumulate && to_pos != nullptr) sum_pos = load_part<N>(to_pos, count);
+  if (a.accumulate && to_own != nullptr) sum_own = load_part<N>(to_own, count);
   const int64_t begin = group * images_per_group;
-  const int64_t end = begin + images_per_group < batch ? begin + images_per_group : batch;
+  const int64_t end = begin + images_per_group < a.batch ? begin + images_per_group : a.batch;
 #pragma unroll 4
   for (int64_t image = begin; image < end; ++image) {
-    const Pack<float, N> d = load_part<N>(dx + (image * tokens + t) * lddx + j, count);
+    const Pack<float, N> d = load_part<N>(dx + (image * tokens + t) * a.lddx + j, count);
     Pack<T, N> rounded;
 #pragma unroll
     for (int e = 0; e < N; ++e) {
@@ -90,7 +90,7 @@ __global__ void backward_kernel(const float* __restrict__ dx, int64_t lddx, T* _
       sum_own[e] += d[e];
       rounded[e] = T(d[e]);
     }
-    if (to_z != nullptr) store_part(to_z + image * patches * lddz, rounded, count);
+    if (to_z != nullptr) store_part(to_z + image * a.patches * a.lddz, rounded, count);
   }
   if (to_pos != nullptr) store_part(to_pos, sum_pos, count);
   if (to_own != nullptr) store_part(to_own, sum_own, count);
@@ -99,33 +99,25 @@ __global__ void backward_kernel(const float* __restrict__ dx, int64_t lddx, T* _
 }  // namespace
 
 template <class T, class Stream>
-void patch_embed_forward(const T* z, int64_t ldz, const Accum<T>* own, const Accum<T>* pos,
-                         Accum<T>* x, int64_t ldx, int64_t batch, int64_t prefix, int64_t patches,
-                         int64_t dim, const Stream& stream) {
-  OF_CHECK(ldz >= dim && ldx >= dim, "patch_embed: a pitch is smaller than its row");
-  launch(forward_kernel<T>, shape_of(prefix + patches, dim, ceil_div(batch, kImages)), stream, z,
-         ldz, own, pos, x, ldx, batch, prefix, patches, dim);
+void patch_embed_forward(const PatchEmbedForward<T>& a, const Stream& stream) {
+  OF_CHECK(a.ldz >= a.dim && a.ldx >= a.dim, "patch_embed: a pitch is smaller than its row");
+  launch(forward_kernel<T>, shape_of(a.prefix + a.patches, a.dim, ceil_div(a.batch, kImages)),
+         stream, a);
 }
 
 template <class T, class Stream>
-void patch_embed_backward(const Accum<T>* dx, int64_t lddx, T* dz, int64_t lddz, Accum<T>* down,
-                          Accum<T>* dpos, bool accumulate, int64_t batch, int64_t prefix,
-                          int64_t patches, int64_t dim, const Stream& stream) {
-  OF_CHECK(lddx >= dim && (dz == nullptr || lddz >= dim),
+void patch_embed_backward(const PatchEmbedBackward<T>& a, const Stream& stream) {
+  OF_CHECK(a.lddx >= a.dim && (a.dz == nullptr || a.lddz >= a.dim),
            "patch_embed: a pitch is smaller than its row");
-  if (dz == nullptr && down == nullptr && dpos == nullptr) return;
-  const bool sums = down != nullptr || dpos != nullptr;
-  const int64_t images = sums ? batch : kImages, groups = sums ? 1 : ceil_div(batch, images);
-  launch(backward_kernel<T>, shape_of(prefix + patches, dim, groups), stream, dx, lddx, dz, lddz,
-         down, dpos, accumulate, batch, prefix, patches, dim, images);
+  if (a.dz == nullptr && a.down == nullptr && a.dpos == nullptr) return;
+  const bool sums = a.down != nullptr || a.dpos != nullptr;
+  const int64_t images = sums ? a.batch : kImages, groups = sums ? 1 : ceil_div(a.batch, images);
+  launch(backward_kernel<T>, shape_of(a.prefix + a.patches, a.dim, groups), stream, a, images);
 }
 
-#define OF_INSTANTIATE(T)                                                                         \
-  template void patch_embed_forward<T>(const T*, int64_t, const float*, const float*, float*,     \
-                                       int64_t, int64_t, int64_t, int64_t, int64_t,               \
-                                       const OF_STREAM&);                                         \
-  template void patch_embed_backward<T>(const float*, int64_t, T*, int64_t, float*, float*, bool, \
-                                        int64_t, int64_t, int64_t, int64_t, const OF_STREAM&);
+#define OF_INSTANTIATE(T)                                                           \
+  template void patch_embed_forward(const PatchEmbedForward<T>&, const OF_STREAM&); \
+  template void patch_embed_backward(const PatchEmbedBackward<T>&, const OF_STREAM&);
 OF_INSTANTIATE(float)
 OF_INSTANTIATE(bf16)
 #undef OF_INSTANTIATE

@@ -16,46 +16,63 @@
 #include "kernels/core/cost.h"
 #include "kernels/core/types.h"
 
+namespace orthofed {
+
+template <class T>
+struct PatchEmbedForward {
+  const T* z;  // [batch * patches, dim] pitch ldz
+  int64_t ldz;
+  const Accum<T>* own;  // [prefix, dim] dense
+  const Accum<T>* pos;  // [prefix + patches, dim] dense
+  Accum<T>* x;          // [batch * (prefix + patches), dim] pitch ldx
+  int64_t ldx;
+  int64_t batch, prefix, patches, dim;
+};
+
+// dz is written; down and dpos are sums over the batch in ascending order.
+template <class T>
+struct PatchEmbedBackward {
+  const Accum<T>* dx;  // [batch * (prefix + patches), dim] pitch lddx
+  int64_t lddx;
+  T* dz = nullptr;  // [batch * patches, dim] pitch lddz; null: not wanted
+  int64_t lddz = 0;
+  Accum<T>* down = nullptr;  // [prefix, dim] dense, the gradient of own; null: frozen
+  Accum<T>* dpos = nullptr;  // [prefix + patches, dim] dense; null: frozen
+  bool accumulate = false;   // add to what is in down and dpos
+  int64_t batch, prefix, patches, dim;
+};
+
+}  // namespace orthofed
+
 namespace orthofed::cpu {
 
-// z [batch * patches, dim] pitch ldz; own [prefix, dim] dense; pos [prefix + patches, dim] dense;
-// x [batch * (prefix + patches), dim] pitch ldx.
 template <class T>
-void patch_embed_forward(const T* z, int64_t ldz, const Accum<T>* own, const Accum<T>* pos,
-                         Accum<T>* x, int64_t ldx, int64_t batch, int64_t prefix, int64_t patches,
-                         int64_t dim);
-
-// dz (null: not needed) is written; down [prefix, dim] and dpos (null: frozen) are written, or
-// added to if accumulate. Sums over the batch in ascending order.
+void patch_embed_forward(const PatchEmbedForward<T>& a);
 template <class T>
-void patch_embed_backward(const Accum<T>* dx, int64_t lddx, T* dz, int64_t lddz, Accum<T>* down,
-                          Accum<T>* dpos, bool accumulate, int64_t batch, int64_t prefix,
-                          int64_t patches, int64_t dim);
+void patch_embed_backward(const PatchEmbedBackward<T>& a);
 
 }  // namespace orthofed::cpu
 
 namespace orthofed::cost {
 
 template <class T>
-Cost patch_embed_forward(const T* z, int64_t, const Accum<T>* own, const Accum<T>* pos, Accum<T>* x,
-                         int64_t, int64_t batch, int64_t prefix, int64_t patches, int64_t dim) {
-  const double tokens = double(prefix + patches);
-  return {batch * tokens * dim, moved(z, double(batch) * patches * dim) +
-                                    moved(own, double(prefix) * dim) + moved(pos, tokens * dim) +
-                                    written(x, batch * tokens * dim)};
+Cost patch_embed_forward(const PatchEmbedForward<T>& a) {
+  const double tokens = double(a.prefix + a.patches), n = a.batch * tokens * a.dim;
+  return {n, moved(a.z, double(a.batch) * a.patches * a.dim) +
+                 moved(a.own, double(a.prefix) * a.dim) + moved(a.pos, tokens * a.dim) +
+                 written(a.x, n)};
 }
 template <class T>
-Cost patch_embed_backward(const Accum<T>* dx, int64_t, T* dz, int64_t, Accum<T>* down,
-                          Accum<T>* dpos, bool accumulate, int64_t batch, int64_t prefix,
-                          int64_t patches, int64_t dim) {
-  const double tokens = double(prefix + patches);
-  return {batch * dim *
-              (dpos != nullptr   ? tokens
-               : down != nullptr ? double(prefix)
-                                 : 0),
-          moved(dx, batch * tokens * dim) + written(dz, double(batch) * patches * dim) +
-              written(down, double(prefix) * dim, accumulate) +
-              written(dpos, tokens * dim, accumulate)};
+Cost patch_embed_backward(const PatchEmbedBackward<T>& a) {
+  const double tokens = double(a.prefix + a.patches);
+  return {a.batch * a.dim *
+              (a.dpos != nullptr   ? tokens
+               : a.down != nullptr ? double(a.prefix)
+                                   : 0),
+          moved(a.dx, a.batch * tokens * a.dim) +
+              written(a.dz, double(a.batch) * a.patches * a.dim) +
+              written(a.down, double(a.prefix) * a.dim, a.accumulate) +
+              written(a.dpos, tokens * a.dim, a.accumulate)};
 }
 
 }  // namespace orthofed::cost
@@ -63,13 +80,8 @@ Cost patch_embed_backward(const Accum<T>* dx, int64_t, T* dz, int64_t, Accum<T>*
 namespace orthofed::gpu {
 
 template <class T, class Stream>
-void patch_embed_forward(const T* z, int64_t ldz, const Accum<T>* own, const Accum<T>* pos,
-                         Accum<T>* x, int64_t ldx, int64_t batch, int64_t prefix, int64_t patches,
-                         int64_t dim, const Stream& stream);
-
+void patch_embed_forward(const PatchEmbedForward<T>& a, const Stream& stream);
 template <class T, class Stream>
-void patch_embed_backward(const Accum<T>* dx, int64_t lddx, T* dz, int64_t lddz, Accum<T>* down,
-                          Accum<T>* dpos, bool accumulate, int64_t batch, int64_t prefix,
-                          int64_t patches, int64_t dim, const Stream& stream);
+void patch_embed_backward(const PatchEmbedBackward<T>& a, const Stream& stream);
 
 }  // namespace orthofed::gpu

@@ -18,57 +18,92 @@
 #include "kernels/core/cost.h"
 #include "kernels/core/types.h"
 
+namespace orthofed {
+
+// y may be x.
+template <class T>
+struct ResidualForward {
+  const Accum<T>* x;  // [rows, cols] pitch ldx
+  int64_t ldx;
+  const T* z;  // [rows, cols] pitch ldz
+  int64_t ldz;
+  const Accum<T>* gamma = nullptr;  // [cols]; null: 1
+  Accum<T>* y;                      // [rows, cols] pitch ldy
+  int64_t ldy;
+  int64_t rows, cols;
+};
+
+// dz = gamma * dy, rounded to T. dx = dy is the caller's: the buffer is passed on, not copied.
+template <class T>
+struct ResidualBackward {
+  const Accum<T>* dy;  // [rows, cols] pitch lddy
+  int64_t lddy;
+  const Accum<T>* gamma = nullptr;  // [cols]; null: 1
+  T* dz;                            // [rows, cols] pitch lddz
+  int64_t lddz;
+  int64_t rows, cols;
+};
+
+// dgamma = sum_rows dy * z, for training from scratch.
+// Scratch on a GPU: residual_backward_gamma_scratch(rows, cols) bytes.
+template <class T>
+struct ResidualBackwardGamma {
+  const Accum<T>* dy;  // [rows, cols] pitch lddy
+  int64_t lddy;
+  const T* z;  // [rows, cols] pitch ldz
+  int64_t ldz;
+  Accum<T>* dgamma;         // [cols]
+  bool accumulate = false;  // add to what is in dgamma
+  int64_t rows, cols;
+};
+
+// db = sum_rows dy, rows in fixed chunks.
+// Scratch on a GPU: bias_backward_scratch(rows, cols) bytes.
+template <class T>
+struct BiasBackward {
+  const T* dy;  // [rows, cols] pitch lddy
+  int64_t lddy;
+  Accum<T>* db;             // [cols]
+  bool accumulate = false;  // add to what is in db
+  int64_t rows, cols;
+};
+
+}  // namespace orthofed
+
 namespace orthofed::cpu {
 
-// x, y [rows, cols] (y may be x), z [rows, cols], gamma [cols] or null.
 template <class T>
-void residual_forward(const Accum<T>* x, int64_t ldx, const T* z, int64_t ldz,
-                      const Accum<T>* gamma, Accum<T>* y, int64_t ldy, int64_t rows, int64_t cols);
-
-// dz = gamma * dy, rounded to T (gamma null: 1). dx = dy is the caller's: the buffer is passed on,
-// not copied.
+void residual_forward(const ResidualForward<T>& a);
 template <class T>
-void residual_backward(const Accum<T>* dy, int64_t lddy, const Accum<T>* gamma, T* dz, int64_t lddz,
-                       int64_t rows, int64_t cols);
-
-// dgamma [cols] = sum_rows dy * z (added to what is there if accumulate), for training from
-// scratch.
+void residual_backward(const ResidualBackward<T>& a);
 template <class T>
-void residual_backward_gamma(const Accum<T>* dy, int64_t lddy, const T* z, int64_t ldz,
-                             Accum<T>* dgamma, bool accumulate, int64_t rows, int64_t cols);
-
-// db [cols] = sum_rows dy (added to what is there if accumulate), rows in fixed chunks.
+void residual_backward_gamma(const ResidualBackwardGamma<T>& a);
 template <class T>
-void bias_backward(const T* dy, int64_t lddy, Accum<T>* db, bool accumulate, int64_t rows,
-                   int64_t cols);
+void bias_backward(const BiasBackward<T>& a);
 
 }  // namespace orthofed::cpu
 
 namespace orthofed::cost {
 
 template <class T>
-Cost residual_forward(const Accum<T>* x, int64_t, const T* z, int64_t, const Accum<T>* gamma,
-                      Accum<T>* y, int64_t, int64_t rows, int64_t cols) {
-  const double n = double(rows) * cols;
-  return {2 * n, moved(x, n) + moved(z, n) + moved(gamma, cols) + written(y, n)};
+Cost residual_forward(const ResidualForward<T>& a) {
+  const double n = double(a.rows) * a.cols;
+  return {2 * n, moved(a.x, n) + moved(a.z, n) + moved(a.gamma, a.cols) + written(a.y, n)};
 }
 template <class T>
-Cost residual_backward(const Accum<T>* dy, int64_t, const Accum<T>* gamma, T* dz, int64_t,
-                       int64_t rows, int64_t cols) {
-  const double n = double(rows) * cols;
-  return {n, moved(dy, n) + moved(gamma, cols) + written(dz, n)};
+Cost residual_backward(const ResidualBackward<T>& a) {
+  const double n = double(a.rows) * a.cols;
+  return {n, moved(a.dy, n) + moved(a.gamma, a.cols) + written(a.dz, n)};
 }
 template <class T>
-Cost residual_backward_gamma(const Accum<T>* dy, int64_t, const T* z, int64_t, Accum<T>* dgamma,
-                             bool accumulate, int64_t rows, int64_t cols) {
-  const double n = double(rows) * cols;
-  return {2 * n, moved(dy, n) + moved(z, n) + written(dgamma, cols, accumulate)};
+Cost residual_backward_gamma(const ResidualBackwardGamma<T>& a) {
+  const double n = double(a.rows) * a.cols;
+  return {2 * n, moved(a.dy, n) + moved(a.z, n) + written(a.dgamma, a.cols, a.accumulate)};
 }
 template <class T>
-Cost bias_backward(const T* dy, int64_t, Accum<T>* db, bool accumulate, int64_t rows,
-                   int64_t cols) {
-  const double n = double(rows) * cols;
-  return {n, moved(dy, n) + written(db, cols, accumulate)};
+Cost bias_backward(const BiasBackward<T>& a) {
+  const double n = double(a.rows) * a.cols;
+  return {n, moved(a.dy, n) + written(a.db, a.cols, a.accumulate)};
 }
 
 }  // namespace orthofed::cost
@@ -76,27 +111,17 @@ Cost bias_backward(const T* dy, int64_t, Accum<T>* db, bool accumulate, int64_t 
 namespace orthofed::gpu {
 
 template <class T, class Stream>
-void residual_forward(const Accum<T>* x, int64_t ldx, const T* z, int64_t ldz,
-                      const Accum<T>* gamma, Accum<T>* y, int64_t ldy, int64_t rows, int64_t cols,
-                      const Stream& stream);
-
+void residual_forward(const ResidualForward<T>& a, const Stream& stream);
 template <class T, class Stream>
-void residual_backward(const Accum<T>* dy, int64_t lddy, const Accum<T>* gamma, T* dz, int64_t lddz,
-                       int64_t rows, int64_t cols, const Stream& stream);
-
-// Scratch: residual_backward_gamma_scratch(rows, cols) bytes.
+void residual_backward(const ResidualBackward<T>& a, const Stream& stream);
 template <class T, class Stream>
-void residual_backward_gamma(const Accum<T>* dy, int64_t lddy, const T* z, int64_t ldz,
-                             Accum<T>* dgamma, bool accumulate, int64_t rows, int64_t cols,
-                             const Stream& stream);
+void residual_backward_gamma(const ResidualBackwardGamma<T>& a, const Stream& stream);
+template <class T, class Stream>
+void bias_backward(const BiasBackward<T>& a, const Stream& stream);
+
 inline size_t residual_backward_gamma_scratch(int64_t rows, int64_t cols) {
   return column_sum_scratch(rows, cols);
 }
-
-// Scratch: bias_backward_scratch(rows, cols) bytes.
-template <class T, class Stream>
-void bias_backward(const T* dy, int64_t lddy, Accum<T>* db, bool accumulate, int64_t rows,
-                   int64_t cols, const Stream& stream);
 inline size_t bias_backward_scratch(int64_t rows, int64_t cols) {
   return column_sum_scratch(rows, cols);
 }

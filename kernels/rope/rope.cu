@@ -9,15 +9,16 @@ namespace orthofed::gpu {
 namespace {
 
 template <class T, int N>
-__global__ void rotate_kernel(T* x, const float* cos, const float* sin, RopeShape s, float sign) {
+__global__ void rotate_kernel(Rope<T> r, float sign) {
+  const RopeShape& s = r.shape;
   const int64_t half = s.head_dim / 2, patches = s.tokens - s.prefix;
   for_each_pack<N>(s.batch * patches, s.heads * half, [&](int64_t i, int64_t column) {
     const int64_t patch = i % patches, h = column / half, j = column % half;
-    T* a = x + (i / patches * s.tokens + s.prefix + patch) * s.ldx + h * s.head_dim + j;
+    T* a = r.x + (i / patches * s.tokens + s.prefix + patch) * s.ldx + h * s.head_dim + j;
     T* b = a + half;
-    Pack<T, N> p = load_part<N>(a, N), q = load_part<N>(b, N);            // [N]
-    const Pack<float, N> c = load_part<N>(cos + patch * half + j, N);     // [N]
-    const Pack<float, N> sine = load_part<N>(sin + patch * half + j, N);  // [N]
+    Pack<T, N> p = load_part<N>(a, N), q = load_part<N>(b, N);              // [N]
+    const Pack<float, N> c = load_part<N>(r.cos + patch * half + j, N);     // [N]
+    const Pack<float, N> sine = load_part<N>(r.sin + patch * half + j, N);  // [N]
 #pragma unroll
     for (int e = 0; e < N; ++e) {
       const float first = float(p[e]), second = float(q[e]), t = sign * sine[e];
@@ -30,36 +31,32 @@ __global__ void rotate_kernel(T* x, const float* cos, const float* sin, RopeShap
 }
 
 template <class T, class Stream>
-void rotate(T* x, const float* cos, const float* sin, const RopeShape& s, float sign,
-            const Stream& stream) {
+void rotate(const Rope<T>& r, float sign, const Stream& stream) {
+  const RopeShape& s = r.shape;
   check(s);
   constexpr int N = 4;  // a full pack of angles
   const int64_t half = s.head_dim / 2, rows = s.batch * (s.tokens - s.prefix);
   if (half % N == 0)
-    launch(rotate_kernel<T, N>, map_shape<N>(rows, s.heads * half), stream, x, cos, sin, s, sign);
+    launch(rotate_kernel<T, N>, map_shape<N>(rows, s.heads * half), stream, r, sign);
   else
-    launch(rotate_kernel<T, 1>, map_shape<1>(rows, s.heads * half), stream, x, cos, sin, s, sign);
+    launch(rotate_kernel<T, 1>, map_shape<1>(rows, s.heads * half), stream, r, sign);
 }
 
 }  // namespace
 
 template <class T, class Stream>
-void rope_forward(T* x, const Accum<T>* cos, const Accum<T>* sin, const RopeShape& shape,
-                  const Stream& stream) {
-  rotate(x, cos, sin, shape, 1, stream);
+void rope_forward(const Rope<T>& a, const Stream& stream) {
+  rotate(a, 1, stream);
 }
 
 template <class T, class Stream>
-void rope_backward(T* dx, const Accum<T>* cos, const Accum<T>* sin, const RopeShape& shape,
-                   const Stream& stream) {
-  rotate(dx, cos, sin, shape, -1, stream);
+void rope_backward(const Rope<T>& a, const Stream& stream) {
+  rotate(a, -1, stream);
 }
 
-#define OF_INSTANTIATE(T)                                                          \
-  template void rope_forward<T>(T*, const float*, const float*, const RopeShape&,  \
-                                const OF_STREAM&);                                 \
-  template void rope_backward<T>(T*, const float*, const float*, const RopeShape&, \
-                                 const OF_STREAM&);
+#define OF_INSTANTIATE(T)                                       \
+  template void rope_forward(const Rope<T>&, const OF_STREAM&); \
+  template void rope_backward(const Rope<T>&, const OF_STREAM&);
 OF_INSTANTIATE(float)
 OF_INSTANTIATE(bf16)
 #undef OF_INSTANTIATE

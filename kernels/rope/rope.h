@@ -11,7 +11,6 @@
 // Error, with eps that of Accum<T>: 1.5 eps (|x[j]| + |x[j + half]|) + eps(T)/2 |y|. Per element 2
 // sizeof(T) bytes and 3 flops; the tables stay in cache.
 #pragma once
-#include <array>
 #include <cstdint>
 
 #include "kernels/core/check.h"
@@ -26,8 +25,6 @@ namespace orthofed {
 struct RopeShape {
   int64_t batch = 0, tokens = 0, prefix = 0, heads = 0, head_dim = 0;
   int64_t ldx = 0;
-
-  std::array<int64_t, 6> numbers() const { return {batch, tokens, prefix, heads, head_dim, ldx}; }
 };
 
 inline void check(const RopeShape& s) {
@@ -36,29 +33,37 @@ inline void check(const RopeShape& s) {
   OF_CHECK(s.ldx >= s.heads * s.head_dim, "rope: a pitch is smaller than its row");
 }
 
+// In place, of x or, back again, of its gradient.
+template <class T>
+struct Rope {
+  T* x;
+  const Accum<T>*cos, *sin;  // [tokens - prefix, head_dim / 2] dense
+  RopeShape shape;
+};
+
 }  // namespace orthofed
 
 namespace orthofed::cpu {
 
-// In place. cos, sin [tokens - prefix, head_dim / 2] dense.
 template <class T>
-void rope_forward(T* x, const Accum<T>* cos, const Accum<T>* sin, const RopeShape& shape);
+void rope_forward(const Rope<T>& a);
 template <class T>
-void rope_backward(T* dx, const Accum<T>* cos, const Accum<T>* sin, const RopeShape& shape);
+void rope_backward(const Rope<T>& a);
 
 }  // namespace orthofed::cpu
 
 namespace orthofed::cost {
 
 template <class T>
-Cost rope_forward(T* x, const Accum<T>* cos, const Accum<T>* sin, const RopeShape& s) {
+Cost rope_forward(const Rope<T>& a) {
+  const RopeShape& s = a.shape;
   const double patches = double(s.tokens - s.prefix), angles = patches * (s.head_dim / 2);
   const double n = s.batch * patches * s.heads * s.head_dim;
-  return {3 * n, written(x, n, true) + moved(cos, angles) + moved(sin, angles)};
+  return {3 * n, written(a.x, n, true) + moved(a.cos, angles) + moved(a.sin, angles)};
 }
 template <class T>
-Cost rope_backward(T* dx, const Accum<T>* cos, const Accum<T>* sin, const RopeShape& s) {
-  return rope_forward<T>(dx, cos, sin, s);
+Cost rope_backward(const Rope<T>& a) {
+  return rope_forward(a);
 }
 
 }  // namespace orthofed::cost
@@ -66,10 +71,8 @@ Cost rope_backward(T* dx, const Accum<T>* cos, const Accum<T>* sin, const RopeSh
 namespace orthofed::gpu {
 
 template <class T, class Stream>
-void rope_forward(T* x, const Accum<T>* cos, const Accum<T>* sin, const RopeShape& shape,
-                  const Stream& stream);
+void rope_forward(const Rope<T>& a, const Stream& stream);
 template <class T, class Stream>
-void rope_backward(T* dx, const Accum<T>* cos, const Accum<T>* sin, const RopeShape& shape,
-                   const Stream& stream);
+void rope_backward(const Rope<T>& a, const Stream& stream);
 
 }  // namespace orthofed::gpu

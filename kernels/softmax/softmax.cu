@@ -10,91 +10,85 @@ namespace orthofed::gpu {
 namespace {
 
 template <class T, int kItems>
-__global__ void forward_kernel(const T* x, int64_t ldx, T* y, int64_t ldy, int64_t rows,
-                               int64_t cols) {
+__global__ void forward_kernel(SoftmaxForward<T> a) {
   constexpr int N = kFullPack<T>;
   const int64_t i = warp_row_index();
-  if (i >= rows) return;
-  const WarpRow<T, N, kItems> xi(x + i * ldx, cols);  // [cols]
-  T* yi = y + i * ldy;                                // [cols]
+  if (i >= a.rows) return;
+  const WarpRow<T, N, kItems> xi(a.x + i * a.ldx, a.cols);  // [cols]
+  T* yi = a.y + i * a.ldy;                                  // [cols]
 
   float top = -INFINITY;
-  over_row<N, kItems>(cols, [&](int p, int64_t j) {
+  over_row<N, kItems>(a.cols, [&](int p, int64_t j) {
     const Pack<T, N> v = xi(p, j);  // [N]
 #pragma unroll
     for (int e = 0; e < N; ++e)
-      if (j + e < cols) top = max_or_nan(top, float(v[e]));
+      if (j + e < a.cols) top = max_or_nan(top, float(v[e]));
   });
   top = warp_max(top);
 
   float sum = 0;
-  over_row<N, kItems>(cols, [&](int p, int64_t j) {
+  over_row<N, kItems>(a.cols, [&](int p, int64_t j) {
     const Pack<T, N> v = xi(p, j);  // [N]
 #pragma unroll
     for (int e = 0; e < N; ++e)
-      if (j + e < cols) sum += exp_(float(v[e]) - top);
+      if (j + e < a.cols) sum += exp_(float(v[e]) - top);
   });
   const float inverse = 1.0f / warp_sum(sum);
 
-  over_row<N, kItems>(cols, [&](int p, int64_t j) {
+  over_row<N, kItems>(a.cols, [&](int p, int64_t j) {
     const Pack<T, N> v = xi(p, j);  // [N]
     Pack<T, N> out;
 #pragma unroll
     for (int e = 0; e < N; ++e) out[e] = T(exp_(float(v[e]) - top) * inverse);
-    store_part(yi + j, out, cols - j);
+    store_part(yi + j, out, a.cols - j);
   });
 }
 
 template <class T, int kItems>
-__global__ void backward_kernel(const T* dy, int64_t lddy, const T* y, int64_t ldy, T* dx,
-                                int64_t lddx, int64_t rows, int64_t cols) {
+__global__ void backward_kernel(SoftmaxBackward<T> a) {
   constexpr int N = kFullPack<T>;
   const int64_t i = warp_row_index();
-  if (i >= rows) return;
-  const WarpRow<T, N, kItems> dyi(dy + i * lddy, cols), yi(y + i * ldy, cols);  // [cols]
-  T* dxi = dx + i * lddx;                                                       // [cols]
+  if (i >= a.rows) return;
+  const WarpRow<T, N, kItems> dyi(a.dy + i * a.lddy, a.cols),
+      yi(a.y + i * a.ldy, a.cols);  // [cols]
+  T* dxi = a.dx + i * a.lddx;       // [cols]
 
   float dot = 0;
-  over_row<N, kItems>(cols, [&](int p, int64_t j) {
+  over_row<N, kItems>(a.cols, [&](int p, int64_t j) {
     const Pack<T, N> d = dyi(p, j), v = yi(p, j);  // [N]
 #pragma unroll
     for (int e = 0; e < N; ++e) dot += float(d[e]) * float(v[e]);
   });
   dot = warp_sum(dot);
 
-  over_row<N, kItems>(cols, [&](int p, int64_t j) {
+  over_row<N, kItems>(a.cols, [&](int p, int64_t j) {
     const Pack<T, N> d = dyi(p, j), v = yi(p, j);  // [N]
     Pack<T, N> out;
 #pragma unroll
     for (int e = 0; e < N; ++e) out[e] = T(float(v[e]) * (float(d[e]) - dot));
-    store_part(dxi + j, out, cols - j);
+    store_part(dxi + j, out, a.cols - j);
   });
 }
 
 }  // namespace
 
 template <class T, class Stream>
-void softmax_forward(const T* x, int64_t ldx, T* y, int64_t ldy, int64_t rows, int64_t cols,
-                     const Stream& stream) {
-  with_row_items(cols, [&]<int kItems>() {
-    launch(forward_kernel<T, kItems>, warp_row_shape(rows), stream, x, ldx, y, ldy, rows, cols);
+void softmax_forward(const SoftmaxForward<T>& a, const Stream& stream) {
+  with_row_items(a.cols, [&]<int kItems>() {
+    launch(forward_kernel<T, kItems>, warp_row_shape(a.rows), stream, a);
   });
 }
 
 template <class T, class Stream>
-void softmax_backward(const T* dy, int64_t lddy, const T* y, int64_t ldy, T* dx, int64_t lddx,
-                      int64_t rows, int64_t cols, const Stream& stream) {
-  with_row_items(cols, [&]<int kItems>() {
-    launch(backward_kernel<T, kItems>, warp_row_shape(rows), stream, dy, lddy, y, ldy, dx, lddx,
-           rows, cols);
+void softmax_backward(const SoftmaxBackward<T>& a, const Stream& stream) {
+  with_row_items(a.cols, [&]<int kItems>() {
+    launch(backward_kernel<T, kItems>, warp_row_shape(a.rows), stream, a);
   });
 }
 
-#define OF_INSTANTIATE(T)                                                                       \
-  template void softmax_forward<T>(const T*, int64_t, T*, int64_t, int64_t, int64_t,            \
-                                   const OF_STREAM&);                                           \
-  template void softmax_backward<T>(const T*, int64_t, const T*, int64_t, T*, int64_t, int64_t, \
-                                    int64_t, const OF_STREAM&);
+#define OF_INSTANTIATE(T)                                                    \
+  template void softmax_forward(const SoftmaxForward<T>&, const OF_STREAM&); \
+  template void softmax_backward(const SoftmaxBackward<T>&, const OF_STREAM&);
 OF_INSTANTIATE(float)
 OF_INSTANTIATE(bf16)
 #undef OF_INSTANTIATE

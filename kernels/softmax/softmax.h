@@ -12,31 +12,52 @@
 #include "kernels/core/cost.h"
 #include "kernels/core/types.h"
 
+namespace orthofed {
+
+// y may be x.
+template <class T>
+struct SoftmaxForward {
+  const T* x;  // [rows, cols] pitch ldx
+  int64_t ldx;
+  T* y;  // [rows, cols] pitch ldy
+  int64_t ldy;
+  int64_t rows, cols;
+};
+
+// dx = y * (dy - sum_j dy_j y_j). dx may be dy.
+template <class T>
+struct SoftmaxBackward {
+  const T* dy;  // [rows, cols] pitch lddy
+  int64_t lddy;
+  const T* y;  // [rows, cols] pitch ldy, as forward wrote it
+  int64_t ldy;
+  T* dx;  // [rows, cols] pitch lddx
+  int64_t lddx;
+  int64_t rows, cols;
+};
+
+}  // namespace orthofed
+
 namespace orthofed::cpu {
 
-// x, y [rows, cols]; y may be x.
 template <class T>
-void softmax_forward(const T* x, int64_t ldx, T* y, int64_t ldy, int64_t rows, int64_t cols);
-
-// dx = y * (dy - sum_j dy_j y_j); dx may be dy.
+void softmax_forward(const SoftmaxForward<T>& a);
 template <class T>
-void softmax_backward(const T* dy, int64_t lddy, const T* y, int64_t ldy, T* dx, int64_t lddx,
-                      int64_t rows, int64_t cols);
+void softmax_backward(const SoftmaxBackward<T>& a);
 
 }  // namespace orthofed::cpu
 
 namespace orthofed::cost {
 
 template <class T>
-Cost softmax_forward(const T* x, int64_t, T* y, int64_t, int64_t rows, int64_t cols) {
-  const double n = double(rows) * cols;
-  return {45 * n, moved(x, n) + written(y, n)};
+Cost softmax_forward(const SoftmaxForward<T>& a) {
+  const double n = double(a.rows) * a.cols;
+  return {45 * n, moved(a.x, n) + written(a.y, n)};
 }
 template <class T>
-Cost softmax_backward(const T* dy, int64_t, const T* y, int64_t, T* dx, int64_t, int64_t rows,
-                      int64_t cols) {
-  const double n = double(rows) * cols;
-  return {4 * n, moved(dy, n) + moved(y, n) + written(dx, n)};
+Cost softmax_backward(const SoftmaxBackward<T>& a) {
+  const double n = double(a.rows) * a.cols;
+  return {4 * n, moved(a.dy, n) + moved(a.y, n) + written(a.dx, n)};
 }
 
 }  // namespace orthofed::cost
@@ -44,11 +65,8 @@ Cost softmax_backward(const T* dy, int64_t, const T* y, int64_t, T* dx, int64_t,
 namespace orthofed::gpu {
 
 template <class T, class Stream>
-void softmax_forward(const T* x, int64_t ldx, T* y, int64_t ldy, int64_t rows, int64_t cols,
-                     const Stream& stream);
-
+void softmax_forward(const SoftmaxForward<T>& a, const Stream& stream);
 template <class T, class Stream>
-void softmax_backward(const T* dy, int64_t lddy, const T* y, int64_t ldy, T* dx, int64_t lddx,
-                      int64_t rows, int64_t cols, const Stream& stream);
+void softmax_backward(const SoftmaxBackward<T>& a, const Stream& stream);
 
 }  // namespace orthofed::gpu

@@ -13,31 +13,51 @@
 #include "kernels/core/cost.h"
 #include "kernels/core/types.h"
 
+namespace orthofed {
+
+template <class T>
+struct SwigluForward {
+  const T* x;  // [rows, 2 * cols] pitch ldx: gate, then up
+  int64_t ldx;
+  T* y;  // [rows, cols] pitch ldy
+  int64_t ldy;
+  int64_t rows, cols;
+};
+
+// dg = dy u s (1 + g (1 - s)),  du = dy g s. dx may be x.
+template <class T>
+struct SwigluBackward {
+  const T* dy;  // [rows, cols] pitch lddy
+  int64_t lddy;
+  const T* x;  // [rows, 2 * cols] pitch ldx
+  int64_t ldx;
+  T* dx;  // [rows, 2 * cols] pitch lddx
+  int64_t lddx;
+  int64_t rows, cols;
+};
+
+}  // namespace orthofed
+
 namespace orthofed::cpu {
 
-// x [rows, 2 * cols] pitch ldx: gate, then up; y [rows, cols] pitch ldy.
 template <class T>
-void swiglu_forward(const T* x, int64_t ldx, T* y, int64_t ldy, int64_t rows, int64_t cols);
-
-// dx [rows, 2 * cols] pitch lddx: dg = dy u s (1 + g (1 - s)), du = dy g s; dx may be x.
+void swiglu_forward(const SwigluForward<T>& a);
 template <class T>
-void swiglu_backward(const T* dy, int64_t lddy, const T* x, int64_t ldx, T* dx, int64_t lddx,
-                     int64_t rows, int64_t cols);
+void swiglu_backward(const SwigluBackward<T>& a);
 
 }  // namespace orthofed::cpu
 
 namespace orthofed::cost {
 
 template <class T>
-Cost swiglu_forward(const T* x, int64_t, T* y, int64_t, int64_t rows, int64_t cols) {
-  const double n = double(rows) * cols;
-  return {30 * n, moved(x, 2 * n) + written(y, n)};
+Cost swiglu_forward(const SwigluForward<T>& a) {
+  const double n = double(a.rows) * a.cols;
+  return {30 * n, moved(a.x, 2 * n) + written(a.y, n)};
 }
 template <class T>
-Cost swiglu_backward(const T* dy, int64_t, const T* x, int64_t, T* dx, int64_t, int64_t rows,
-                     int64_t cols) {
-  const double n = double(rows) * cols;
-  return {40 * n, moved(dy, n) + moved(x, 2 * n) + written(dx, 2 * n)};
+Cost swiglu_backward(const SwigluBackward<T>& a) {
+  const double n = double(a.rows) * a.cols;
+  return {40 * n, moved(a.dy, n) + moved(a.x, 2 * n) + written(a.dx, 2 * n)};
 }
 
 }  // namespace orthofed::cost
@@ -45,11 +65,8 @@ Cost swiglu_backward(const T* dy, int64_t, const T* x, int64_t, T* dx, int64_t, 
 namespace orthofed::gpu {
 
 template <class T, class Stream>
-void swiglu_forward(const T* x, int64_t ldx, T* y, int64_t ldy, int64_t rows, int64_t cols,
-                    const Stream& stream);
-
+void swiglu_forward(const SwigluForward<T>& a, const Stream& stream);
 template <class T, class Stream>
-void swiglu_backward(const T* dy, int64_t lddy, const T* x, int64_t ldx, T* dx, int64_t lddx,
-                     int64_t rows, int64_t cols, const Stream& stream);
+void swiglu_backward(const SwigluBackward<T>& a, const Stream& stream);
 
 }  // namespace orthofed::gpu

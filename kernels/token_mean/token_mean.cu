@@ -11,8 +11,8 @@ namespace {
 
 constexpr int kWarps = 8, N = 4, kColumns = 32 * N;
 
-__global__ void forward_kernel(const float* x, int64_t ldx, float* y, int64_t ldy,
-                               TokenMeanShape s) {
+__global__ void forward_kernel(TokenMeanForward<float> a) {
+  const TokenMeanShape& s = a.shape;
   __shared__ float parts[kWarps][kColumns];
   const int lane = int(threadIdx.x), warp = int(threadIdx.y);
   const unsigned across = unsigned(ceil_div(s.dim, kColumns));  // blocks side by side
@@ -22,7 +22,7 @@ __global__ void forward_kernel(const float* x, int64_t ldx, float* y, int64_t ld
   if (j < s.dim) {
 #pragma unroll 4
     for (int64_t t = s.first + warp; t < s.tokens; t += kWarps) {
-      const Pack<float, N> v = load_part<N>(x + (b * s.tokens + t) * ldx + j, s.dim - j);
+      const Pack<float, N> v = load_part<N>(a.x + (b * s.tokens + t) * a.ldx + j, s.dim - j);
 #pragma unroll
       for (int e = 0; e < N; ++e) sum[e] += v[e];
     }
@@ -36,45 +36,40 @@ __global__ void forward_kernel(const float* x, int64_t ldx, float* y, int64_t ld
     for (int e = 0; e < N; ++e) sum[e] += parts[w][lane * N + e];
 #pragma unroll
   for (int e = 0; e < N; ++e) sum[e] /= float(s.tokens - s.first);
-  store_part(y + b * ldy + j, sum, s.dim - j);
+  store_part(a.y + b * a.ldy + j, sum, s.dim - j);
 }
 
-__global__ void backward_kernel(const float* dy, int64_t lddy, float* dx, int64_t lddx,
-                                TokenMeanShape s) {
+__global__ void backward_kernel(TokenMeanBackward<float> a) {
+  const TokenMeanShape& s = a.shape;
   const float share = 1.0f / float(s.tokens - s.first);
   for_each_pack<N>(s.batch * s.tokens, s.dim, [&](int64_t i, int64_t j) {
     const bool counts = i % s.tokens >= s.first;
-    Pack<float, N> d = load_part<N>(dy + i / s.tokens * lddy + j, s.dim - j);
+    Pack<float, N> d = load_part<N>(a.dy + i / s.tokens * a.lddy + j, s.dim - j);
 #pragma unroll
     for (int e = 0; e < N; ++e) d[e] = counts ? d[e] * share : 0.0f;
-    store_part(dx + i * lddx + j, d, s.dim - j);
+    store_part(a.dx + i * a.lddx + j, d, s.dim - j);
   });
 }
 
 }  // namespace
 
 template <class T, class Stream>
-void token_mean_forward(const T* x, int64_t ldx, T* y, int64_t ldy, const TokenMeanShape& shape,
-                        const Stream& stream) {
-  check(shape);
+void token_mean_forward(const TokenMeanForward<T>& a, const Stream& stream) {
+  check(a.shape);
   launch(forward_kernel,
-         {.grid_x = unsigned(shape.batch * ceil_div(shape.dim, kColumns)),
+         {.grid_x = unsigned(a.shape.batch * ceil_div(a.shape.dim, kColumns)),
           .threads_x = 32,
           .threads_y = kWarps},
-         stream, x, ldx, y, ldy, shape);
+         stream, a);
 }
 
 template <class T, class Stream>
-void token_mean_backward(const T* dy, int64_t lddy, T* dx, int64_t lddx,
-                         const TokenMeanShape& shape, const Stream& stream) {
-  check(shape);
-  launch(backward_kernel, map_shape<N>(shape.batch * shape.tokens, shape.dim), stream, dy, lddy, dx,
-         lddx, shape);
+void token_mean_backward(const TokenMeanBackward<T>& a, const Stream& stream) {
+  check(a.shape);
+  launch(backward_kernel, map_shape<N>(a.shape.batch * a.shape.tokens, a.shape.dim), stream, a);
 }
 
-template void token_mean_forward<float>(const float*, int64_t, float*, int64_t,
-                                        const TokenMeanShape&, const OF_STREAM&);
-template void token_mean_backward<float>(const float*, int64_t, float*, int64_t,
-                                         const TokenMeanShape&, const OF_STREAM&);
+template void token_mean_forward(const TokenMeanForward<float>&, const OF_STREAM&);
+template void token_mean_backward(const TokenMeanBackward<float>&, const OF_STREAM&);
 
 }  // namespace orthofed::gpu

@@ -26,32 +26,49 @@ inline void check(const TokenMeanShape& s) {
   OF_CHECK(s.first >= 0 && s.first < s.tokens, "token_mean: a mean of no tokens");
 }
 
+template <class T>
+struct TokenMeanForward {
+  const T* x;  // [batch * tokens, dim] pitch ldx
+  int64_t ldx;
+  T* y;  // [batch, dim] pitch ldy
+  int64_t ldy;
+  TokenMeanShape shape;
+};
+
+// All of dx is written.
+template <class T>
+struct TokenMeanBackward {
+  const T* dy;  // [batch, dim] pitch lddy
+  int64_t lddy;
+  T* dx;  // [batch * tokens, dim] pitch lddx
+  int64_t lddx;
+  TokenMeanShape shape;
+};
+
 }  // namespace orthofed
 
 namespace orthofed::cpu {
 
-// x [batch * tokens, dim] pitch ldx, y [batch, dim] pitch ldy.
 template <class T>
-void token_mean_forward(const T* x, int64_t ldx, T* y, int64_t ldy, const TokenMeanShape& shape);
-
-// dy [batch, dim] pitch lddy, dx [batch * tokens, dim] pitch lddx, all of which is written.
+void token_mean_forward(const TokenMeanForward<T>& a);
 template <class T>
-void token_mean_backward(const T* dy, int64_t lddy, T* dx, int64_t lddx,
-                         const TokenMeanShape& shape);
+void token_mean_backward(const TokenMeanBackward<T>& a);
 
 }  // namespace orthofed::cpu
 
 namespace orthofed::cost {
 
 template <class T>
-Cost token_mean_forward(const T* x, int64_t, T* y, int64_t, const TokenMeanShape& s) {
+Cost token_mean_forward(const TokenMeanForward<T>& a) {
+  const TokenMeanShape& s = a.shape;
   const double means = double(s.batch) * s.dim, n = means * (s.tokens - s.first);
-  return {n, moved(x, n) + written(y, means)};
+  return {n, moved(a.x, n) + written(a.y, means)};
 }
 template <class T>
-Cost token_mean_backward(const T* dy, int64_t, T* dx, int64_t, const TokenMeanShape& s) {
+Cost token_mean_backward(const TokenMeanBackward<T>& a) {
+  const TokenMeanShape& s = a.shape;
   const double means = double(s.batch) * s.dim;
-  return {means, moved(dy, means) + written(dx, means * s.tokens)};
+  return {means, moved(a.dy, means) + written(a.dx, means * s.tokens)};
 }
 
 }  // namespace orthofed::cost
@@ -59,11 +76,8 @@ Cost token_mean_backward(const T* dy, int64_t, T* dx, int64_t, const TokenMeanSh
 namespace orthofed::gpu {
 
 template <class T, class Stream>
-void token_mean_forward(const T* x, int64_t ldx, T* y, int64_t ldy, const TokenMeanShape& shape,
-                        const Stream& stream);
-
+void token_mean_forward(const TokenMeanForward<T>& a, const Stream& stream);
 template <class T, class Stream>
-void token_mean_backward(const T* dy, int64_t lddy, T* dx, int64_t lddx,
-                         const TokenMeanShape& shape, const Stream& stream);
+void token_mean_backward(const TokenMeanBackward<T>& a, const Stream& stream);
 
 }  // namespace orthofed::gpu

@@ -7,9 +7,9 @@ namespace orthofed::cpu {
 
 // A task is an image: its sums stay in cache, its tokens are read once, in order.
 template <class T>
-void token_mean_forward(const T* x, int64_t ldx, T* y, int64_t ldy, const TokenMeanShape& shape) {
-  check(shape);
-  const auto [batch, tokens, first, dim] = shape;
+void token_mean_forward(const TokenMeanForward<T>& a) {
+  check(a.shape);
+  const auto [batch, tokens, first, dim] = a.shape;
   constexpr int64_t kColumns = 64;
   parallel_for(batch, 1,
                [=, tokens = tokens, first = first, dim = dim](int64_t begin, int64_t end) {
@@ -18,35 +18,34 @@ void token_mean_forward(const T* x, int64_t ldx, T* y, int64_t ldy, const TokenM
                      const int64_t width = std::min(kColumns, dim - j0);
                      double sum[kColumns] = {};
                      for (int64_t t = first; t < tokens; ++t) {
-                       const T* from = x + (b * tokens + t) * ldx + j0;  // [width]
+                       const T* from = a.x + (b * tokens + t) * a.ldx + j0;  // [width]
                        for (int64_t j = 0; j < width; ++j) sum[j] += double(from[j]);
                      }
                      for (int64_t j = 0; j < width; ++j)
-                       y[b * ldy + j0 + j] = T(sum[j] / double(tokens - first));
+                       a.y[b * a.ldy + j0 + j] = T(sum[j] / double(tokens - first));
                    }
                });
 }
 
 template <class T>
-void token_mean_backward(const T* dy, int64_t lddy, T* dx, int64_t lddx,
-                         const TokenMeanShape& shape) {
-  check(shape);
-  const auto [batch, tokens, first, dim] = shape;
+void token_mean_backward(const TokenMeanBackward<T>& a) {
+  check(a.shape);
+  const auto [batch, tokens, first, dim] = a.shape;
   const T share = T(1) / T(tokens - first);
   parallel_for(batch * tokens, row_grain(dim),
                [=, tokens = tokens, first = first, dim = dim](int64_t begin, int64_t end) {
                  for (int64_t i = begin; i < end; ++i) {
                    const bool counts = i % tokens >= first;
-                   const T* from = dy + i / tokens * lddy;  // [dim]
-                   T* to = dx + i * lddx;                   // [dim]
+                   const T* from = a.dy + i / tokens * a.lddy;  // [dim]
+                   T* to = a.dx + i * a.lddx;                   // [dim]
                    for (int64_t j = 0; j < dim; ++j) to[j] = counts ? from[j] * share : T(0);
                  }
                });
 }
 
-#define OF_INSTANTIATE(T)                                                                     \
-  template void token_mean_forward<T>(const T*, int64_t, T*, int64_t, const TokenMeanShape&); \
-  template void token_mean_backward<T>(const T*, int64_t, T*, int64_t, const TokenMeanShape&);
+#define OF_INSTANTIATE(T)                                       \
+  template void token_mean_forward(const TokenMeanForward<T>&); \
+  template void token_mean_backward(const TokenMeanBackward<T>&);
 OF_INSTANTIATE(double)
 OF_INSTANTIATE(float)
 #undef OF_INSTANTIATE

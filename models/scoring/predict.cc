@@ -115,9 +115,12 @@ Prediction predict(const Predictor& predictor, const PredictImages& images, int6
   }
   if (result.logits.defined()) {
     result.probabilities = Tensor::empty(result.logits.shape(), DType::f32);
-    cpu::softmax_forward<float>(result.logits.data<float>(), result.logits.pitch(),
-                                result.probabilities.data<float>(), result.probabilities.pitch(), n,
-                                result.logits.cols());
+    cpu::softmax_forward(SoftmaxForward<float>{.x = result.logits.data<float>(),
+                                               .ldx = result.logits.pitch(),
+                                               .y = result.probabilities.data<float>(),
+                                               .ldy = result.probabilities.pitch(),
+                                               .rows = n,
+                                               .cols = result.logits.cols()});
   }
   return result;
 }

@@ -41,8 +41,12 @@ LoaderOptions loader_options(const RunConfig& config, const Vit& model, bool tra
 void append(Scores& scores, const Tensor& z, const Batch& batch,
             const std::vector<Sample>& samples) {
   const Tensor p = Tensor::empty(z.shape(), DType::f32);
-  cpu::softmax_forward<float>(z.data<float>(), z.pitch(), p.data<float>(), p.pitch(), z.rows(),
-                              z.cols());
+  cpu::softmax_forward(SoftmaxForward<float>{.x = z.data<float>(),
+                                             .ldx = z.pitch(),
+                                             .y = p.data<float>(),
+                                             .ldy = p.pitch(),
+                                             .rows = z.rows(),
+                                             .cols = z.cols()});
   for (int64_t i = 0; i < batch.valid; ++i) {
     const Sample& s = samples[size_t(batch.indices[size_t(i)])];
     scores.labels.push_back(s.label);

@@ -82,14 +82,48 @@ TEST(Cost, Elementwise) {
 }
 
 TEST(Cost, Activations) {
-  EXPECT_TRUE(is(cost::gelu_forward<bf16>(h, 5, h, 5, 3, 5, GeluKind::erf), 675, 60));
-  EXPECT_TRUE(is(cost::gelu_forward<float>(f, 5, f, 5, 3, 5, GeluKind::tanh), 450, 120));
-  EXPECT_TRUE(is(cost::gelu_backward<bf16>(h, 5, h, 5, h, 5, 3, 5, GeluKind::erf), 750, 90));
-  EXPECT_TRUE(is(cost::gelu_backward<bf16>(h, 5, h, 5, h, 5, 3, 5, GeluKind::quick), 600, 90));
-  EXPECT_TRUE(is(cost::swiglu_forward<bf16>(h, 10, h, 5, 3, 5), 450, 90));
-  EXPECT_TRUE(is(cost::swiglu_backward<bf16>(h, 5, h, 10, h, 10, 3, 5), 600, 150));
-  EXPECT_TRUE(is(cost::softmax_forward<float>(f, 5, f, 5, 3, 5), 675, 120));
-  EXPECT_TRUE(is(cost::softmax_backward<float>(f, 5, f, 5, f, 5, 3, 5), 60, 180));
+  EXPECT_TRUE(
+      is(cost::gelu_forward(GeluForward<bf16>{
+             .x = h, .ldx = 5, .y = h, .ldy = 5, .rows = 3, .cols = 5, .kind = GeluKind::erf}),
+         675, 60));
+  EXPECT_TRUE(
+      is(cost::gelu_forward(GeluForward<float>{
+             .x = f, .ldx = 5, .y = f, .ldy = 5, .rows = 3, .cols = 5, .kind = GeluKind::tanh}),
+         450, 120));
+  EXPECT_TRUE(is(cost::gelu_backward(GeluBackward<bf16>{.dy = h,
+                                                        .lddy = 5,
+                                                        .x = h,
+                                                        .ldx = 5,
+                                                        .dx = h,
+                                                        .lddx = 5,
+                                                        .rows = 3,
+                                                        .cols = 5,
+                                                        .kind = GeluKind::erf}),
+                 750, 90));
+  EXPECT_TRUE(is(cost::gelu_backward(GeluBackward<bf16>{.dy = h,
+                                                        .lddy = 5,
+                                                        .x = h,
+                                                        .ldx = 5,
+                                                        .dx = h,
+                                                        .lddx = 5,
+                                                        .rows = 3,
+                                                        .cols = 5,
+                                                        .kind = GeluKind::quick}),
+                 600, 90));
+  EXPECT_TRUE(is(cost::swiglu_forward(SwigluForward<bf16>{
+                     .x = h, .ldx = 10, .y = h, .ldy = 5, .rows = 3, .cols = 5}),
+                 450, 90));
+  EXPECT_TRUE(
+      is(cost::swiglu_backward(SwigluBackward<bf16>{
+             .dy = h, .lddy = 5, .x = h, .ldx = 10, .dx = h, .lddx = 10, .rows = 3, .cols = 5}),
+         600, 150));
+  EXPECT_TRUE(is(cost::softmax_forward(SoftmaxForward<float>{
+                     .x = f, .ldx = 5, .y = f, .ldy = 5, .rows = 3, .cols = 5}),
+                 675, 120));
+  EXPECT_TRUE(
+      is(cost::softmax_backward(SoftmaxBackward<float>{
+             .dy = f, .lddy = 5, .y = f, .ldy = 5, .dx = f, .lddx = 5, .rows = 3, .cols = 5}),
+         60, 180));
 }
 
 TEST(Cost, LayerNorm) {
@@ -308,33 +342,71 @@ TEST(Cost, Orthogonality) {
 }
 
 TEST(Cost, Tokens) {  // 2 images, 1 class token and 4 patches of 3 numbers
-  EXPECT_TRUE(is(cost::patch_embed_forward<bf16>(h, 3, f, f, f, 3, 2, 1, 4, 3), 30,
-                 2 * 24 + 4 * (3 + 15 + 30)));
-  EXPECT_TRUE(is(cost::patch_embed_backward<bf16>(f, 3, h, 3, nullptr, nullptr, false, 2, 1, 4, 3),
-                 0, 4 * 30 + 2 * 24));
-  EXPECT_TRUE(is(cost::patch_embed_backward<bf16>(f, 3, h, 3, f, f, true, 2, 1, 4, 3), 30,
-                 4 * 30 + 2 * 24 + 8 * (3 + 15)));
+  EXPECT_TRUE(is(cost::patch_embed_forward(PatchEmbedForward<bf16>{.z = h,
+                                                                   .ldz = 3,
+                                                                   .own = f,
+                                                                   .pos = f,
+                                                                   .x = f,
+                                                                   .ldx = 3,
+                                                                   .batch = 2,
+                                                                   .prefix = 1,
+                                                                   .patches = 4,
+                                                                   .dim = 3}),
+                 30, 2 * 24 + 4 * (3 + 15 + 30)));
+  EXPECT_TRUE(is(
+      cost::patch_embed_backward(PatchEmbedBackward<bf16>{
+          .dx = f, .lddx = 3, .dz = h, .lddz = 3, .batch = 2, .prefix = 1, .patches = 4, .dim = 3}),
+      0, 4 * 30 + 2 * 24));
+  EXPECT_TRUE(is(cost::patch_embed_backward(PatchEmbedBackward<bf16>{.dx = f,
+                                                                     .lddx = 3,
+                                                                     .dz = h,
+                                                                     .lddz = 3,
+                                                                     .down = f,
+                                                                     .dpos = f,
+                                                                     .accumulate = true,
+                                                                     .batch = 2,
+                                                                     .prefix = 1,
+                                                                     .patches = 4,
+                                                                     .dim = 3}),
+                 30, 4 * 30 + 2 * 24 + 8 * (3 + 15)));
   const RopeShape s{.batch = 2, .tokens = 5, .prefix = 1, .heads = 3, .head_dim = 6};
-  EXPECT_TRUE(is(cost::rope_forward<bf16>(h, f, f, s), 3 * 144, 4 * 144 + 2 * 4 * 12));
-  EXPECT_TRUE(is(cost::rope_backward<bf16>(h, f, f, s), 3 * 144, 4 * 144 + 2 * 4 * 12));
+  EXPECT_TRUE(is(cost::rope_forward(Rope<bf16>{.x = h, .cos = f, .sin = f, .shape = s}), 3 * 144,
+                 4 * 144 + 2 * 4 * 12));
+  EXPECT_TRUE(is(cost::rope_backward(Rope<bf16>{.x = h, .cos = f, .sin = f, .shape = s}), 3 * 144,
+                 4 * 144 + 2 * 4 * 12));
   EXPECT_TRUE(is(cost::image_to_patches<bf16>(nullptr, nullptr, f, f, h, 0,
                                               {.batch = 2, .size = 4, .patch = 2}),
                  40 * 32, 9 * 32));
 }
 
 TEST(Cost, ResidualAndSums) {
-  EXPECT_TRUE(is(cost::residual_forward<bf16>(f, 5, h, 5, f, f, 5, 3, 5), 30, 150 + 20));
-  EXPECT_TRUE(is(cost::residual_forward<bf16>(f, 5, h, 5, nullptr, f, 5, 3, 5), 30, 150));
-  EXPECT_TRUE(is(cost::residual_backward<bf16>(f, 5, f, h, 5, 3, 5), 15, 90 + 20));
-  EXPECT_TRUE(is(cost::residual_backward_gamma<bf16>(f, 5, h, 5, f, false, 3, 5), 30, 90 + 20));
-  EXPECT_TRUE(is(cost::bias_backward<bf16>(h, 5, f, true, 3, 5), 15, 30 + 40));
+  EXPECT_TRUE(is(
+      cost::residual_forward(ResidualForward<bf16>{
+          .x = f, .ldx = 5, .z = h, .ldz = 5, .gamma = f, .y = f, .ldy = 5, .rows = 3, .cols = 5}),
+      30, 150 + 20));
+  EXPECT_TRUE(is(cost::residual_forward(ResidualForward<bf16>{
+                     .x = f, .ldx = 5, .z = h, .ldz = 5, .y = f, .ldy = 5, .rows = 3, .cols = 5}),
+                 30, 150));
+  EXPECT_TRUE(is(cost::residual_backward(ResidualBackward<bf16>{
+                     .dy = f, .lddy = 5, .gamma = f, .dz = h, .lddz = 5, .rows = 3, .cols = 5}),
+                 15, 90 + 20));
+  EXPECT_TRUE(is(cost::residual_backward_gamma(ResidualBackwardGamma<bf16>{
+                     .dy = f, .lddy = 5, .z = h, .ldz = 5, .dgamma = f, .rows = 3, .cols = 5}),
+                 30, 90 + 20));
+  EXPECT_TRUE(is(cost::bias_backward(BiasBackward<bf16>{
+                     .dy = h, .lddy = 5, .db = f, .accumulate = true, .rows = 3, .cols = 5}),
+                 15, 30 + 40));
   EXPECT_TRUE(is(cost::reduction_sum<bf16>(h, 9, f), 9, 18 + 4));
 }
 
 TEST(Cost, TokenMean) {  // 2 images of 5 tokens, of which 4 count, 3 columns
   const TokenMeanShape s{2, 5, 1, 3};
-  EXPECT_TRUE(is(cost::token_mean_forward<float>(f, 3, f, 3, s), 24, 4 * (24 + 6)));
-  EXPECT_TRUE(is(cost::token_mean_backward<float>(f, 3, f, 3, s), 6, 4 * (6 + 30)));
+  EXPECT_TRUE(is(cost::token_mean_forward(
+                     TokenMeanForward<float>{.x = f, .ldx = 3, .y = f, .ldy = 3, .shape = s}),
+                 24, 4 * (24 + 6)));
+  EXPECT_TRUE(is(cost::token_mean_backward(
+                     TokenMeanBackward<float>{.dy = f, .lddy = 3, .dx = f, .lddx = 3, .shape = s}),
+                 6, 4 * (6 + 30)));
 }
 
 }  // namespace

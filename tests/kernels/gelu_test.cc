@@ -60,14 +60,26 @@ TYPED_TEST(Gelu, ForwardAndInPlace) {
         fill_normal(x, 1, 0, 3);
         std::vector<double> want = x.to_double();
         for (double& v : want) v = gelu(v, kind);
-        of_on(queue, gelu_forward, TypeParam)(x.data(), x.ld(), y.data(), y.ld(), s.rows, s.cols,
-                                              kind);
+        OF_RUN(queue, gelu_forward,
+               GeluForward<TypeParam>{.x = x.data(),
+                                      .ldx = x.ld(),
+                                      .y = y.data(),
+                                      .ldy = y.ld(),
+                                      .rows = s.rows,
+                                      .cols = s.cols,
+                                      .kind = kind});
         finish(queue);
         EXPECT_TRUE(close(y, want, [&](int64_t i, int64_t j) -> double {
           return TestFixture::budget(double(x(i, j)), want[size_t(i * s.cols + j)]);
         }));
-        of_on(queue, gelu_forward, TypeParam)(x.data(), x.ld(), x.data(), x.ld(), s.rows, s.cols,
-                                              kind);
+        OF_RUN(queue, gelu_forward,
+               GeluForward<TypeParam>{.x = x.data(),
+                                      .ldx = x.ld(),
+                                      .y = x.data(),
+                                      .ldy = x.ld(),
+                                      .rows = s.rows,
+                                      .cols = s.cols,
+                                      .kind = kind});
         finish(queue);
         EXPECT_TRUE(identical(x, y));
         EXPECT_TRUE(x.verify());
@@ -88,15 +100,31 @@ TYPED_TEST(Gelu, BackwardAndInPlace) {
         for (int64_t i = 0; i < s.rows; ++i)
           for (int64_t j = 0; j < s.cols; ++j)
             want[size_t(i * s.cols + j)] = double(dy(i, j)) * gelu_derivative(x(i, j), kind);
-        of_on(queue, gelu_backward, TypeParam)(dy.data(), dy.ld(), x.data(), x.ld(), dx.data(),
-                                               dx.ld(), s.rows, s.cols, kind);
+        OF_RUN(queue, gelu_backward,
+               GeluBackward<TypeParam>{.dy = dy.data(),
+                                       .lddy = dy.ld(),
+                                       .x = x.data(),
+                                       .ldx = x.ld(),
+                                       .dx = dx.data(),
+                                       .lddx = dx.ld(),
+                                       .rows = s.rows,
+                                       .cols = s.cols,
+                                       .kind = kind});
         finish(queue);
         EXPECT_TRUE(close(dx, want, [&](int64_t i, int64_t j) -> double {
           const double size = std::abs(double(dy(i, j))) * (1 + std::abs(double(x(i, j))));
           return TestFixture::budget(size, want[size_t(i * s.cols + j)]);
         }));
-        of_on(queue, gelu_backward, TypeParam)(dy.data(), dy.ld(), x.data(), x.ld(), dy.data(),
-                                               dy.ld(), s.rows, s.cols, kind);
+        OF_RUN(queue, gelu_backward,
+               GeluBackward<TypeParam>{.dy = dy.data(),
+                                       .lddy = dy.ld(),
+                                       .x = x.data(),
+                                       .ldx = x.ld(),
+                                       .dx = dy.data(),
+                                       .lddx = dy.ld(),
+                                       .rows = s.rows,
+                                       .cols = s.cols,
+                                       .kind = kind});
         finish(queue);
         EXPECT_TRUE(identical(dx, dy));
         EXPECT_TRUE(dy.verify());
@@ -110,9 +138,18 @@ TEST(GeluGradient, AgreesWithFiniteDifferences) {
     Buffer<double> x(2, 9), y(2, 9), weight(2, 9), dx(2, 9);
     fill_normal(x, 1, 0, 2);
     fill_normal(weight, 2);
-    cpu::gelu_backward(weight.data(), 9, x.data(), 9, dx.data(), 9, 2, 9, kind);
+    cpu::gelu_backward(GeluBackward<double>{.dy = weight.data(),
+                                            .lddy = 9,
+                                            .x = x.data(),
+                                            .ldx = 9,
+                                            .dx = dx.data(),
+                                            .lddx = 9,
+                                            .rows = 2,
+                                            .cols = 9,
+                                            .kind = kind});
     const auto loss = [&] {
-      cpu::gelu_forward(x.data(), 9, y.data(), 9, 2, 9, kind);
+      cpu::gelu_forward(GeluForward<double>{
+          .x = x.data(), .ldx = 9, .y = y.data(), .ldy = 9, .rows = 2, .cols = 9, .kind = kind});
       return weighted_sum(y, weight);
     };
     EXPECT_TRUE(check_gradient(loss, x, dx));
@@ -126,7 +163,14 @@ TEST(GeluForward, Extremes) {
       Buffer<float> x(1, 5);
       const float values[] = {0.0f, 50.0f, -50.0f, NAN, INFINITY};
       std::copy(std::begin(values), std::end(values), x.data());
-      of_on(queue, gelu_forward, float)(x.data(), 5, x.data(), 5, 1, 5, kind);
+      OF_RUN(queue, gelu_forward,
+             GeluForward<float>{.x = x.data(),
+                                .ldx = 5,
+                                .y = x.data(),
+                                .ldy = 5,
+                                .rows = 1,
+                                .cols = 5,
+                                .kind = kind});
       finish(queue);
       EXPECT_EQ(x(0, 0), 0.0f);
       EXPECT_EQ(x(0, 1), 50.0f);

@@ -53,9 +53,17 @@ struct Operands {
 template <class T>
 Buffer<Accum<T>> forward(const Operands<T>& in, const Case& t, const Queue& queue = {}) {
   Buffer<Accum<T>> x(t.batch * in.tokens, t.dim, t.padding);
-  of_on(queue, patch_embed_forward, T)(in.z.data(), in.z.ld(),
-                                       t.prefix > 0 ? in.own.data() : nullptr, in.pos.data(),
-                                       x.data(), x.ld(), t.batch, t.prefix, t.patches, t.dim);
+  OF_RUN(queue, patch_embed_forward,
+         PatchEmbedForward<T>{.z = in.z.data(),
+                              .ldz = in.z.ld(),
+                              .own = t.prefix > 0 ? in.own.data() : nullptr,
+                              .pos = in.pos.data(),
+                              .x = x.data(),
+                              .ldx = x.ld(),
+                              .batch = t.batch,
+                              .prefix = t.prefix,
+                              .patches = t.patches,
+                              .dim = t.dim});
   finish(queue);
   return x;
 }
@@ -74,9 +82,18 @@ Gradients<T> backward(const Operands<T>& in, const Case& t, bool accumulate,
     g.down = in.down;
     g.dpos = in.dpos;
   }
-  of_on(queue, patch_embed_backward, T)(in.dx.data(), in.dx.ld(), g.dz.data(), g.dz.ld(),
-                                        t.prefix > 0 ? g.down.data() : nullptr, g.dpos.data(),
-                                        accumulate, t.batch, t.prefix, t.patches, t.dim);
+  OF_RUN(queue, patch_embed_backward,
+         PatchEmbedBackward<T>{.dx = in.dx.data(),
+                               .lddx = in.dx.ld(),
+                               .dz = g.dz.data(),
+                               .lddz = g.dz.ld(),
+                               .down = t.prefix > 0 ? g.down.data() : nullptr,
+                               .dpos = g.dpos.data(),
+                               .accumulate = accumulate,
+                               .batch = t.batch,
+                               .prefix = t.prefix,
+                               .patches = t.patches,
+                               .dim = t.dim});
   finish(queue);
   return g;
 }
@@ -173,14 +190,24 @@ TEST(PatchEmbedGradient, FrozenTokensAreNotTouched) {
     for_each_device<float>([&](const Queue& queue) {
       const Gradients<float> all = backward(in, t, false, queue);
       Buffer<float> dz(t.batch * t.patches, t.dim);
-      of_on(queue, patch_embed_backward, float)(in.dx.data(), in.dx.ld(), dz.data(), dz.ld(),
-                                                nullptr, nullptr, false, t.batch, t.prefix,
-                                                t.patches, t.dim);
+      OF_RUN(queue, patch_embed_backward,
+             PatchEmbedBackward<float>{.dx = in.dx.data(),
+                                       .lddx = in.dx.ld(),
+                                       .dz = dz.data(),
+                                       .lddz = dz.ld(),
+                                       .batch = t.batch,
+                                       .prefix = t.prefix,
+                                       .patches = t.patches,
+                                       .dim = t.dim});
       finish(queue);
       EXPECT_TRUE(identical(dz, all.dz));
-      of_on(queue, patch_embed_backward, float)(in.dx.data(), in.dx.ld(), nullptr, 0, nullptr,
-                                                nullptr, false, t.batch, t.prefix, t.patches,
-                                                t.dim);
+      OF_RUN(queue, patch_embed_backward,
+             PatchEmbedBackward<float>{.dx = in.dx.data(),
+                                       .lddx = in.dx.ld(),
+                                       .batch = t.batch,
+                                       .prefix = t.prefix,
+                                       .patches = t.patches,
+                                       .dim = t.dim});
       finish(queue);
     });
   }

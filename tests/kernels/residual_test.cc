@@ -24,7 +24,13 @@ constexpr Shape kSumShapes[] = {{0, 4, 0},    {1, 1, 0},   {2, 31, 1},
 template <class T>
 void bias_backward(const Queue& queue, const Buffer<T>& dy, Buffer<Accum<T>>& db, bool accumulate) {
   const WithScratch at(queue, gpu::bias_backward_scratch(dy.rows(), dy.cols()));
-  of_on(at, bias_backward, T)(dy.data(), dy.ld(), db.data(), accumulate, dy.rows(), dy.cols());
+  OF_RUN(at, bias_backward,
+         BiasBackward<T>{.dy = dy.data(),
+                         .lddy = dy.ld(),
+                         .db = db.data(),
+                         .accumulate = accumulate,
+                         .rows = dy.rows(),
+                         .cols = dy.cols()});
   finish(at);
 }
 
@@ -56,14 +62,30 @@ TYPED_TEST(Residual, ForwardAndInPlace) {
             size.push_back(std::abs(double(x(i, j))) + 2 * std::abs(branch));
           }
         const A* scale = scaled ? gamma.data() : nullptr;
-        of_on(queue, residual_forward, T)(x.data(), x.ld(), z.data(), z.ld(), scale, y.data(),
-                                          y.ld(), s.rows, s.cols);
+        OF_RUN(queue, residual_forward,
+               ResidualForward<T>{.x = x.data(),
+                                  .ldx = x.ld(),
+                                  .z = z.data(),
+                                  .ldz = z.ld(),
+                                  .gamma = scale,
+                                  .y = y.data(),
+                                  .ldy = y.ld(),
+                                  .rows = s.rows,
+                                  .cols = s.cols});
         finish(queue);
         EXPECT_TRUE(close(y, want, [&](int64_t i, int64_t j) -> double {
           return TestFixture::kUnit / 2 * size[size_t(i * s.cols + j)] * 1.01;
         }));
-        of_on(queue, residual_forward, T)(x.data(), x.ld(), z.data(), z.ld(), scale, x.data(),
-                                          x.ld(), s.rows, s.cols);
+        OF_RUN(queue, residual_forward,
+               ResidualForward<T>{.x = x.data(),
+                                  .ldx = x.ld(),
+                                  .z = z.data(),
+                                  .ldz = z.ld(),
+                                  .gamma = scale,
+                                  .y = x.data(),
+                                  .ldy = x.ld(),
+                                  .rows = s.rows,
+                                  .cols = s.cols});
         finish(queue);
         EXPECT_TRUE(identical(x, y));
         EXPECT_TRUE(x.verify());
@@ -88,8 +110,14 @@ TYPED_TEST(Residual, Backward) {
           for (int64_t j = 0; j < s.cols; ++j)
             want.push_back((scaled ? double(gamma(0, j)) : 1) * double(dy(i, j)));
         const A* scale = scaled ? gamma.data() : nullptr;
-        of_on(queue, residual_backward, T)(dy.data(), dy.ld(), scale, dz.data(), dz.ld(), s.rows,
-                                           s.cols);
+        OF_RUN(queue, residual_backward,
+               ResidualBackward<T>{.dy = dy.data(),
+                                   .lddy = dy.ld(),
+                                   .gamma = scale,
+                                   .dz = dz.data(),
+                                   .lddz = dz.ld(),
+                                   .rows = s.rows,
+                                   .cols = s.cols});
         finish(queue);
         EXPECT_TRUE(close(dz, want, Budget{0.505 * epsilon<T> + 0.5 * epsilon<A>, 1e-37}));
       }
@@ -122,8 +150,15 @@ TYPED_TEST(Residual, ColumnSums) {
       for (int times : {1, 2}) {  // written, then added to
         {
           const WithScratch at(queue, gpu::residual_backward_gamma_scratch(s.rows, s.cols));
-          of_on(at, residual_backward_gamma, T)(dy.data(), dy.ld(), z.data(), z.ld(),
-                                                got_dgamma.data(), times == 2, s.rows, s.cols);
+          OF_RUN(at, residual_backward_gamma,
+                 ResidualBackwardGamma<T>{.dy = dy.data(),
+                                          .lddy = dy.ld(),
+                                          .z = z.data(),
+                                          .ldz = z.ld(),
+                                          .dgamma = got_dgamma.data(),
+                                          .accumulate = times == 2,
+                                          .rows = s.rows,
+                                          .cols = s.cols});
           finish(at);
         }
         bias_backward(queue, z, got_db, times == 2);
@@ -156,11 +191,31 @@ TEST(ResidualGradient, AgreesWithFiniteDifferences) {
   fill_normal(gamma, 3);
   fill_normal(weight, 4);
   const auto loss = [&] {
-    cpu::residual_forward<double>(x.data(), 5, z.data(), 5, gamma.data(), y.data(), 5, 3, 5);
+    cpu::residual_forward(ResidualForward<double>{.x = x.data(),
+                                                  .ldx = 5,
+                                                  .z = z.data(),
+                                                  .ldz = 5,
+                                                  .gamma = gamma.data(),
+                                                  .y = y.data(),
+                                                  .ldy = 5,
+                                                  .rows = 3,
+                                                  .cols = 5});
     return weighted_sum(y, weight);
   };
-  cpu::residual_backward<double>(weight.data(), 5, gamma.data(), dz.data(), 5, 3, 5);
-  cpu::residual_backward_gamma<double>(weight.data(), 5, z.data(), 5, dgamma.data(), false, 3, 5);
+  cpu::residual_backward(ResidualBackward<double>{.dy = weight.data(),
+                                                  .lddy = 5,
+                                                  .gamma = gamma.data(),
+                                                  .dz = dz.data(),
+                                                  .lddz = 5,
+                                                  .rows = 3,
+                                                  .cols = 5});
+  cpu::residual_backward_gamma(ResidualBackwardGamma<double>{.dy = weight.data(),
+                                                             .lddy = 5,
+                                                             .z = z.data(),
+                                                             .ldz = 5,
+                                                             .dgamma = dgamma.data(),
+                                                             .rows = 3,
+                                                             .cols = 5});
   EXPECT_TRUE(check_gradient(loss, x, weight));
   EXPECT_TRUE(check_gradient(loss, z, dz));
   EXPECT_TRUE(check_gradient(loss, gamma, dgamma));

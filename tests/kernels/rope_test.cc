@@ -73,9 +73,17 @@ TYPED_TEST(Rope, BothDirections) {
         Operands<T> out(t), again(t);
         for (Operands<T>* o : {&out, &again}) {
           if (sign > 0)
-            of_on(queue, rope_forward, T)(o->x.data(), o->cos.data(), o->sin.data(), o->shape);
+            OF_RUN(queue, rope_forward,
+                   orthofed::Rope<T>{.x = o->x.data(),
+                                     .cos = o->cos.data(),
+                                     .sin = o->sin.data(),
+                                     .shape = o->shape});
           else
-            of_on(queue, rope_backward, T)(o->x.data(), o->cos.data(), o->sin.data(), o->shape);
+            OF_RUN(queue, rope_backward,
+                   orthofed::Rope<T>{.x = o->x.data(),
+                                     .cos = o->cos.data(),
+                                     .sin = o->sin.data(),
+                                     .shape = o->shape});
           finish(queue);
         }
         EXPECT_TRUE(close(out.x, want, [&](int64_t i, int64_t c) -> double {
@@ -97,11 +105,13 @@ TEST(RopeGradient, AgreesWithFiniteDifferences) {
   fill_normal(weight, 5);
   const auto loss = [&] {
     y = in.x;
-    cpu::rope_forward(y.data(), in.cos.data(), in.sin.data(), in.shape);
+    cpu::rope_forward(orthofed::Rope<double>{
+        .x = y.data(), .cos = in.cos.data(), .sin = in.sin.data(), .shape = in.shape});
     return weighted_sum(y, weight);
   };
   Buffer<double> dx = weight;
-  cpu::rope_backward(dx.data(), in.cos.data(), in.sin.data(), in.shape);
+  cpu::rope_backward(orthofed::Rope<double>{
+      .x = dx.data(), .cos = in.cos.data(), .sin = in.sin.data(), .shape = in.shape});
   EXPECT_TRUE(check_gradient(loss, in.x, dx));
 }
 
@@ -110,7 +120,10 @@ TEST(RopeContract, RefusesAnOddHead) {
   in.shape.head_dim = 3;
   for_each_device<float>([&](const Queue& queue) {
     EXPECT_THROW(
-        (of_on(queue, rope_forward, float)(in.x.data(), in.cos.data(), in.sin.data(), in.shape)),
+        (OF_RUN(
+            queue, rope_forward,
+            orthofed::Rope<float>{
+                .x = in.x.data(), .cos = in.cos.data(), .sin = in.sin.data(), .shape = in.shape})),
         Error);
   });
 }

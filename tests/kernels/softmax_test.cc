@@ -48,14 +48,26 @@ TYPED_TEST(Softmax, ForwardAndInPlace) {
       Buffer<TypeParam> x(s.rows, s.cols, s.padding), y(s.rows, s.cols, s.padding + 1);
       fill_normal(x, 1, 0, 4);
       const std::vector<double> want = softmax(x);
-      of_on(queue, softmax_forward, TypeParam)(x.data(), x.ld(), y.data(), y.ld(), s.rows, s.cols);
+      OF_RUN(queue, softmax_forward,
+             SoftmaxForward<TypeParam>{.x = x.data(),
+                                       .ldx = x.ld(),
+                                       .y = y.data(),
+                                       .ldy = y.ld(),
+                                       .rows = s.rows,
+                                       .cols = s.cols});
       finish(queue);
       // x - max rounds once at its own size (up to 40 here); the sum and the exponential add to it.
       EXPECT_TRUE(
           close(y, want,
                 Budget{TestFixture::kUnit * (double(s.cols) / 16 + 40) + 0.505 * epsilon<TypeParam>,
                        1e-37}));
-      of_on(queue, softmax_forward, TypeParam)(x.data(), x.ld(), x.data(), x.ld(), s.rows, s.cols);
+      OF_RUN(queue, softmax_forward,
+             SoftmaxForward<TypeParam>{.x = x.data(),
+                                       .ldx = x.ld(),
+                                       .y = x.data(),
+                                       .ldy = x.ld(),
+                                       .rows = s.rows,
+                                       .cols = s.cols});
       finish(queue);
       EXPECT_TRUE(identical(x, y));
       EXPECT_TRUE(x.verify());
@@ -71,7 +83,13 @@ TYPED_TEST(Softmax, BackwardAndInPlace) {
           dx(s.rows, s.cols, 2);
       fill_normal(x, 1);
       fill_normal(dy, 2);
-      of_on(queue, softmax_forward, TypeParam)(x.data(), x.ld(), y.data(), y.ld(), s.rows, s.cols);
+      OF_RUN(queue, softmax_forward,
+             SoftmaxForward<TypeParam>{.x = x.data(),
+                                       .ldx = x.ld(),
+                                       .y = y.data(),
+                                       .ldy = y.ld(),
+                                       .rows = s.rows,
+                                       .cols = s.cols});
       finish(queue);
       std::vector<double> want, size;
       for (int64_t i = 0; i < s.rows; ++i) {
@@ -85,16 +103,30 @@ TYPED_TEST(Softmax, BackwardAndInPlace) {
           size.push_back(double(y(i, j)) * (std::abs(double(dy(i, j))) + dot_size));
         }
       }
-      of_on(queue, softmax_backward, TypeParam)(dy.data(), dy.ld(), y.data(), y.ld(), dx.data(),
-                                                dx.ld(), s.rows, s.cols);
+      OF_RUN(queue, softmax_backward,
+             SoftmaxBackward<TypeParam>{.dy = dy.data(),
+                                        .lddy = dy.ld(),
+                                        .y = y.data(),
+                                        .ldy = y.ld(),
+                                        .dx = dx.data(),
+                                        .lddx = dx.ld(),
+                                        .rows = s.rows,
+                                        .cols = s.cols});
       finish(queue);
       EXPECT_TRUE(close(dx, want, [&](int64_t i, int64_t j) -> double {
         const size_t e = size_t(i * s.cols + j);
         return TestFixture::kUnit * (double(s.cols) / 16 + 8) * size[e] +
                0.505 * epsilon<TypeParam> * std::abs(want[e]) + 1e-37;
       }));
-      of_on(queue, softmax_backward, TypeParam)(dy.data(), dy.ld(), y.data(), y.ld(), dy.data(),
-                                                dy.ld(), s.rows, s.cols);
+      OF_RUN(queue, softmax_backward,
+             SoftmaxBackward<TypeParam>{.dy = dy.data(),
+                                        .lddy = dy.ld(),
+                                        .y = y.data(),
+                                        .ldy = y.ld(),
+                                        .dx = dy.data(),
+                                        .lddx = dy.ld(),
+                                        .rows = s.rows,
+                                        .cols = s.cols});
       finish(queue);
       EXPECT_TRUE(identical(dx, dy));
       EXPECT_TRUE(dy.verify());
@@ -107,11 +139,19 @@ TEST(SoftmaxGradient, AgreesWithFiniteDifferences) {
   fill_normal(x, 1);
   fill_normal(weight, 2);
   const auto loss = [&] {
-    cpu::softmax_forward(x.data(), 5, y.data(), 5, 3, 5);
+    cpu::softmax_forward(SoftmaxForward<double>{
+        .x = x.data(), .ldx = 5, .y = y.data(), .ldy = 5, .rows = 3, .cols = 5});
     return weighted_sum(y, weight);
   };
   loss();
-  cpu::softmax_backward(weight.data(), 5, y.data(), 5, dx.data(), 5, 3, 5);
+  cpu::softmax_backward(SoftmaxBackward<double>{.dy = weight.data(),
+                                                .lddy = 5,
+                                                .y = y.data(),
+                                                .ldy = 5,
+                                                .dx = dx.data(),
+                                                .lddx = 5,
+                                                .rows = 3,
+                                                .cols = 5});
   EXPECT_TRUE(check_gradient(loss, x, dx));
 }
 
@@ -121,7 +161,9 @@ TEST(SoftmaxForward, Extremes) {
     Buffer<float> x(3, 3), y(3, 3);
     const float values[] = {1e30f, 1e30f, -1e30f, 0.0f, -INFINITY, 0.0f, 1.0f, NAN, 2.0f};
     std::copy(std::begin(values), std::end(values), x.data());
-    of_on(queue, softmax_forward, float)(x.data(), 3, y.data(), 3, 3, 3);
+    OF_RUN(queue, softmax_forward,
+           SoftmaxForward<float>{
+               .x = x.data(), .ldx = 3, .y = y.data(), .ldy = 3, .rows = 3, .cols = 3});
     finish(queue);
     const float want[] = {0.5f, 0.5f, 0.0f, 0.5f, 0.0f, 0.5f};
     for (int64_t e = 0; e < 6; ++e) EXPECT_EQ(y.data()[e], want[e]);

@@ -47,7 +47,13 @@ TYPED_TEST(Swiglu, Forward) {
         for (int64_t j = 0; j < s.cols; ++j)
           want.push_back(double(x(i, j)) * sigmoid(double(x(i, j))) * double(x(i, s.cols + j)));
       for (Buffer<T>* to : {&y, &again}) {
-        of_on(queue, swiglu_forward, T)(x.data(), x.ld(), to->data(), to->ld(), s.rows, s.cols);
+        OF_RUN(queue, swiglu_forward,
+               SwigluForward<T>{.x = x.data(),
+                                .ldx = x.ld(),
+                                .y = to->data(),
+                                .ldy = to->ld(),
+                                .rows = s.rows,
+                                .cols = s.cols});
         finish(queue);
       }
       EXPECT_TRUE(close(y, want, [&](int64_t i, int64_t j) -> double {
@@ -77,15 +83,29 @@ TYPED_TEST(Swiglu, BackwardAndInPlace) {
           want.push_back(j < s.cols ? d * u * p * (1 + g * (1 - p)) : d * g * p);
           size.push_back(j < s.cols ? d * u * (1 + std::abs(g)) : d * g);
         }
-      of_on(queue, swiglu_backward, T)(dy.data(), dy.ld(), x.data(), x.ld(), dx.data(), dx.ld(),
-                                       s.rows, s.cols);
+      OF_RUN(queue, swiglu_backward,
+             SwigluBackward<T>{.dy = dy.data(),
+                               .lddy = dy.ld(),
+                               .x = x.data(),
+                               .ldx = x.ld(),
+                               .dx = dx.data(),
+                               .lddx = dx.ld(),
+                               .rows = s.rows,
+                               .cols = s.cols});
       finish(queue);
       EXPECT_TRUE(close(dx, want, [&](int64_t i, int64_t j) -> double {
         const auto at = size_t(i * 2 * s.cols + j);
         return TestFixture::budget(size[at], want[at]);
       }));
-      of_on(queue, swiglu_backward, T)(dy.data(), dy.ld(), x.data(), x.ld(), x.data(), x.ld(),
-                                       s.rows, s.cols);
+      OF_RUN(queue, swiglu_backward,
+             SwigluBackward<T>{.dy = dy.data(),
+                               .lddy = dy.ld(),
+                               .x = x.data(),
+                               .ldx = x.ld(),
+                               .dx = x.data(),
+                               .lddx = x.ld(),
+                               .rows = s.rows,
+                               .cols = s.cols});
       finish(queue);
       EXPECT_TRUE(identical(dx, x));
       EXPECT_TRUE(dy.verify());
@@ -97,9 +117,17 @@ TEST(SwigluGradient, AgreesWithFiniteDifferences) {
   Buffer<double> x(2, 18), y(2, 9), weight(2, 9), dx(2, 18);  // the loss is sum(weight * y)
   fill_normal(x, 1);
   fill_normal(weight, 2);
-  cpu::swiglu_backward(weight.data(), 9, x.data(), 18, dx.data(), 18, 2, 9);
+  cpu::swiglu_backward(SwigluBackward<double>{.dy = weight.data(),
+                                              .lddy = 9,
+                                              .x = x.data(),
+                                              .ldx = 18,
+                                              .dx = dx.data(),
+                                              .lddx = 18,
+                                              .rows = 2,
+                                              .cols = 9});
   const auto loss = [&] {
-    cpu::swiglu_forward(x.data(), 18, y.data(), 9, 2, 9);
+    cpu::swiglu_forward(SwigluForward<double>{
+        .x = x.data(), .ldx = 18, .y = y.data(), .ldy = 9, .rows = 2, .cols = 9});
     return weighted_sum(y, weight);
   };
   EXPECT_TRUE(check_gradient(loss, x, dx));

@@ -51,12 +51,16 @@ TYPED_TEST(TokenMean, Forward) {
         const auto at = size_t(b * s.dim + j);
         return epsilon<T> / 2 * (additions * size[at] + 2 * std::abs(want[at]));
       };
-      of_on(queue, token_mean_forward, T)(x.data(), x.ld(), y.data(), y.ld(), s);
+      OF_RUN(queue, token_mean_forward,
+             TokenMeanForward<T>{
+                 .x = x.data(), .ldx = x.ld(), .y = y.data(), .ldy = y.ld(), .shape = s});
       finish(queue);
       EXPECT_TRUE(close(y, want, budget));
       EXPECT_TRUE(x.verify());
       Buffer<T> again(s.batch, s.dim);
-      of_on(queue, token_mean_forward, T)(x.data(), x.ld(), again.data(), again.ld(), s);
+      OF_RUN(queue, token_mean_forward,
+             TokenMeanForward<T>{
+                 .x = x.data(), .ldx = x.ld(), .y = again.data(), .ldy = again.ld(), .shape = s});
       finish(queue);
       EXPECT_TRUE(identical(again, y));
     }
@@ -76,12 +80,19 @@ TYPED_TEST(TokenMean, Backward) {
           want.push_back(i % s.tokens < s.first
                              ? 0.0
                              : double(dy(i / s.tokens, j)) / double(s.tokens - s.first));
-      of_on(queue, token_mean_backward, T)(dy.data(), dy.ld(), dx.data(), dx.ld(), s);
+      OF_RUN(queue, token_mean_backward,
+             TokenMeanBackward<T>{
+                 .dy = dy.data(), .lddy = dy.ld(), .dx = dx.data(), .lddx = dx.ld(), .shape = s});
       finish(queue);
       EXPECT_TRUE(close(dx, want, Budget{1.01 * epsilon<T>, 0}));
       EXPECT_TRUE(dy.verify());
       Buffer<T> again(dx.rows(), s.dim);
-      of_on(queue, token_mean_backward, T)(dy.data(), dy.ld(), again.data(), again.ld(), s);
+      OF_RUN(queue, token_mean_backward,
+             TokenMeanBackward<T>{.dy = dy.data(),
+                                  .lddy = dy.ld(),
+                                  .dx = again.data(),
+                                  .lddx = again.ld(),
+                                  .shape = s});
       finish(queue);
       EXPECT_TRUE(identical(again, dx));
     }
@@ -91,8 +102,12 @@ TYPED_TEST(TokenMean, Backward) {
 TYPED_TEST(TokenMean, AMeanOfNothingIsRefused) {
   for_each_device<TypeParam>([](const Queue& queue) {
     Buffer<TypeParam> x(2, 3), y(1, 3);
-    EXPECT_THROW(of_on(queue, token_mean_forward, TypeParam)(x.data(), x.ld(), y.data(), y.ld(),
-                                                             TokenMeanShape{1, 2, 2, 3}),
+    EXPECT_THROW(OF_RUN(queue, token_mean_forward,
+                        TokenMeanForward<TypeParam>{.x = x.data(),
+                                                    .ldx = x.ld(),
+                                                    .y = y.data(),
+                                                    .ldy = y.ld(),
+                                                    .shape = TokenMeanShape{1, 2, 2, 3}}),
                  Error);
   });
 }
@@ -102,9 +117,11 @@ TEST(TokenMeanGradient, AgreesWithFiniteDifferences) {
   Buffer<double> x(8, 3), y(2, 3), weight(2, 3), dx(8, 3);  // the loss is sum(weight * y)
   fill_normal(x, 1);
   fill_normal(weight, 2);
-  cpu::token_mean_backward(weight.data(), 3, dx.data(), 3, s);
+  cpu::token_mean_backward(TokenMeanBackward<double>{
+      .dy = weight.data(), .lddy = 3, .dx = dx.data(), .lddx = 3, .shape = s});
   const auto loss = [&] {
-    cpu::token_mean_forward(x.data(), 3, y.data(), 3, s);
+    cpu::token_mean_forward(
+        TokenMeanForward<double>{.x = x.data(), .ldx = 3, .y = y.data(), .ldy = 3, .shape = s});
     return weighted_sum(y, weight);
   };
   EXPECT_TRUE(check_gradient(loss, x, dx));

@@ -1,7 +1,7 @@
 // Runs a test body on every device that this build and this machine have:
 //
 //   for_each_device<T>([](const Queue& queue) {
-//     of_on(queue, gelu_forward, T)(x.data(), ..., kind);
+//     OF_RUN(queue, gelu_forward, GeluForward<T>{.x = x.data(), ...});
 //     finish(queue);   // results are there
 //   });
 //
