@@ -11,7 +11,9 @@ void add(Bench& b, const Vit& v) {
   const int64_t rows = v.rows(), n = v.dim;
   Array<T> x(b, rows * n), y(b, rows * n);
   b.shape({{"rows", rows}, {"cols", n}});
-  of_time(b, add, T)([&](const auto& f) { f(x.data(), n, y.data(), n, rows, n); });
+  OF_TIME(b, add, [&] {
+    return Add<T>{.x = x.data(), .ldx = n, .y = y.data(), .ldy = n, .rows = rows, .cols = n};
+  });
   b.memcpy_peer();
   b.expect(y, y.size(), [&](int64_t i) -> Expected {
     return {x[i] + y[i], epsilon<T> * std::abs(x[i] + y[i])};
@@ -25,7 +27,9 @@ void scale(Bench& b, const Vit& v) {
   Array<Accum<T>> factor(b, 1);
   Array<T> y(b, rows * n);
   b.shape({{"rows", rows}, {"cols", n}});
-  of_time(b, scale, T)([&](const auto& f) { f(factor.data(), y.data(), n, rows, n); });
+  OF_TIME(b, scale, [&] {
+    return Scale<T>{.factor = factor.data(), .y = y.data(), .ldy = n, .rows = rows, .cols = n};
+  });
   b.memcpy_peer();
   b.expect(y, y.size(), [&](int64_t i) -> Expected {
     return {factor[0] * y[i], epsilon<T> * std::abs(factor[0] * y[i])};
@@ -38,8 +42,14 @@ void fill(Bench& b, const Vit& v) {
   const int64_t rows = v.rows(), n = v.dim;
   Array<T> y(b, rows * n, Fill::nan);
   b.shape({{"rows", rows}, {"cols", n}});
-  of_time(b, fill)(
-      [&](const auto& f) { f(0.1, static_cast<void*>(y.data()), DTypeOf<T>::value, n, rows, n); });
+  OF_TIME(b, fill, [&] {
+    return orthofed::Fill{.value = 0.1,
+                          .y = static_cast<void*>(y.data()),
+                          .type = DTypeOf<T>::value,
+                          .ldy = n,
+                          .rows = rows,
+                          .cols = n};
+  });
   b.memcpy_peer();
   b.expect(y, y.size(), [](int64_t) -> Expected { return {double(T(0.1f)), 0}; });
   b.measure();
@@ -52,9 +62,15 @@ void cast(Bench& b, const Vit& v) {
   Array<T> x(b, rows * n);
   Array<To> y(b, rows * n, Fill::nan);
   b.shape({{"rows", rows}, {"cols", n}});
-  of_time(b, cast)([&](const auto& f) {
-    f(static_cast<const void*>(x.data()), DTypeOf<T>::value, n, static_cast<void*>(y.data()),
-      DTypeOf<To>::value, n, rows, n);
+  OF_TIME(b, cast, [&] {
+    return Cast{.x = static_cast<const void*>(x.data()),
+                .x_type = DTypeOf<T>::value,
+                .ldx = n,
+                .y = static_cast<void*>(y.data()),
+                .y_type = DTypeOf<To>::value,
+                .ldy = n,
+                .rows = rows,
+                .cols = n};
   });
   b.memcpy_peer();
   b.expect(y, y.size(), [&](int64_t i) -> Expected { return {double(To(float(x[i]))), 0}; });
@@ -67,8 +83,13 @@ void all_finite(Bench& b, const Vit& v) {
   Array<T> x(b, rows * n);
   Array<int32_t> finite(b, 1, Fill::nan);
   b.shape({{"rows", rows}, {"cols", n}});
-  of_time(b, all_finite)([&](const auto& f) {
-    f(static_cast<const void*>(x.data()), DTypeOf<T>::value, n, finite.data(), rows, n);
+  OF_TIME(b, all_finite, [&] {
+    return AllFinite{.x = static_cast<const void*>(x.data()),
+                     .type = DTypeOf<T>::value,
+                     .ldx = n,
+                     .finite = finite.data(),
+                     .rows = rows,
+                     .cols = n};
   });
   b.expect(finite, 1, [](int64_t) -> Expected { return {1, 0}; });
   b.measure();

@@ -22,8 +22,14 @@ void norm(Bench& b, const Vit& v) {
   });
   b.scratch(gpu::grad_norm_scratch(chunks.back()));
   b.shape({{"tensors", list.size()}, {"parameters", g.size()}});
-  of_time(b, grad_norm, float)([&](const auto& f) {
-    f(list.data(), list.size(), chunks.back(), scale.data(), 1.0, norm.data(), factor.data());
+  OF_TIME(b, grad_norm, [&] {
+    return GradNorm<float>{.gradients = list.data(),
+                           .count = list.size(),
+                           .chunks = chunks.back(),
+                           .scale = scale.data(),
+                           .max_norm = 1.0,
+                           .norm = norm.data(),
+                           .factor = factor.data()};
   });
   double squares = 0;
   for (const float x : g.host()) squares += double(x) * double(x);

@@ -24,8 +24,14 @@ void to_patches(Bench& b, const Vit& v) {
   const ImageAugment* none = nullptr;
   b.scratch(gpu::image_to_patches_scratch(s.batch));
   b.shape({{"batch", s.batch}, {"source", 256}, {"size", s.size}, {"patch", s.patch}});
-  of_time(b, image_to_patches, T)([&](const auto& f) {
-    f(images.data(), none, mean.data(), std.data(), patches.data(), width, s);
+  OF_TIME(b, image_to_patches, [&] {
+    return ImageToPatches<T>{.images = images.data(),
+                             .augment = none,
+                             .mean = mean.data(),
+                             .std = std.data(),
+                             .patches = patches.data(),
+                             .ld = width,
+                             .shape = s};
   });
   b.expect(patches, patches.size(), [&](int64_t at) -> Expected {
     const int64_t i = at / width, c = at % width / (s.patch * s.patch);

@@ -60,12 +60,13 @@ struct Problem {
 
 void adamw(Bench& b, const Vit& v) {
   Problem o(b, v);
-  of_time(b, adamw, float)([&](const auto& f) {
-    AdamWStep s;
-    s.learning_rate = o.numbers.data();
-    s.gradient_scale = o.numbers.data() + 1;
-    s.step = o.step.data();
-    f(o.list.data(), o.list.size(), o.chunks, s);
+  OF_TIME(b, adamw, [&] {
+    return AdamW<float>{.tensors = o.list.data(),
+                        .count = o.list.size(),
+                        .chunks = o.chunks,
+                        .step = {.learning_rate = o.numbers.data(),
+                                 .gradient_scale = o.numbers.data() + 1,
+                                 .step = o.step.data()}};
   });
   b.memcpy_peer();
   b.expect(o.p, o.n, [&](int64_t i) -> Expected {
@@ -80,11 +81,12 @@ void adamw(Bench& b, const Vit& v) {
 
 void sgd(Bench& b, const Vit& v) {
   Problem o(b, v);
-  of_time(b, sgd, float)([&](const auto& f) {
-    SgdStep s;
-    s.learning_rate = o.numbers.data();
-    s.gradient_scale = o.numbers.data() + 1;
-    f(o.list.data(), o.list.size(), o.chunks, s);
+  OF_TIME(b, sgd, [&] {
+    return Sgd<float>{
+        .tensors = o.list.data(),
+        .count = o.list.size(),
+        .chunks = o.chunks,
+        .step = {.learning_rate = o.numbers.data(), .gradient_scale = o.numbers.data() + 1}};
   });
   b.memcpy_peer();
   b.expect(o.p, o.n, [&](int64_t i) -> Expected {

@@ -15,9 +15,9 @@ void sum(Bench& b, const Vit& v) {
   Array<A> out(b, 1, Fill::nan);
   b.scratch(gpu::reduction_sum_scratch(n));
   b.shape({{"n", n}});
-  const auto call = [&](const auto& f) { f(x.data(), n, out.data()); };
-  of_time(b, reduction_sum, T)(call);
-  of_time_versions(b, reduction_sum_versions, T)(call);
+  const auto arguments = [&] { return ReductionSum<T>{.x = x.data(), .n = n, .out = out.data()}; };
+  OF_TIME(b, reduction_sum, arguments);
+  OF_TIME_VERSIONS(b, reduction_sum_versions, arguments);
   if constexpr (std::is_same_v<T, float>)
     b.provider("oneDNN", onednn::sum(b, x, out, n), 1e4);  // it adds up in one go
   b.expect(out, 1, [&](int64_t) -> Expected {

@@ -81,9 +81,14 @@ void ImageFeed::receive(int64_t count) {
   shape.batch = count;
   const ImageAugment* augment = twin_.augment;
   dispatch(dtype_, [&]<class T>(Tag<T>) {
-    of_on(queue_of(patches_, gpu::image_to_patches_scratch(count)), image_to_patches, T)(
-        as<const uint8_t* const>(images_), augment, mean_.data<float>(), std_.data<float>(),
-        patches_.data<T>(), patches_.pitch(), shape);
+    OF_RUN(queue_of(patches_, gpu::image_to_patches_scratch(count)), image_to_patches,
+           ImageToPatches<T>{.images = as<const uint8_t* const>(images_),
+                             .augment = augment,
+                             .mean = mean_.data<float>(),
+                             .std = std_.data<float>(),
+                             .patches = patches_.data<T>(),
+                             .ld = patches_.pitch(),
+                             .shape = shape});
   });
   if (count < shape_.batch) patches_.row_range(count * tokens(), patches_.rows()).fill(0);
   labels_.copy_from(twin_.labels);

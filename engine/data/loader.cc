@@ -262,8 +262,13 @@ void Loader::State::fill(const Slot& slot, int64_t i, int64_t index) const {
       return;
     }
     const uint8_t* image = cache->image(index);
-    cpu::image_to_patches<T>(&image, &augment, options.mean.data(), options.std.data(), to,
-                             all.pitch(), ImageShape{1, size, size, size, p});
+    cpu::image_to_patches(ImageToPatches<T>{.images = &image,
+                                            .augment = &augment,
+                                            .mean = options.mean.data(),
+                                            .std = options.std.data(),
+                                            .patches = to,
+                                            .ld = all.pitch(),
+                                            .shape = ImageShape{1, size, size, size, p}});
   });
 }
 

@@ -32,8 +32,12 @@ Var cross_entropy(Tape& tape, const Var& logits, const Tensor& labels, const Ten
     tape.record({y}, [logits, y, dz] {
       // The kernel differentiated a loss of 1; scale by what arrives (the weight of a micro-batch).
       dispatch_accum(dz.dtype(), [&]<class R>(Tag<R>) {
-        of_on(queue_of(dz), scale, R)(y.grad().data<R>(), dz.data<R>(), dz.pitch(), dz.rows(),
-                                      dz.cols());
+        OF_RUN(queue_of(dz), scale,
+               Scale<R>{.factor = y.grad().data<R>(),
+                        .y = dz.data<R>(),
+                        .ldy = dz.pitch(),
+                        .rows = dz.rows(),
+                        .cols = dz.cols()});
       });
       logits.give_grad(dz);
     });

@@ -103,9 +103,14 @@ std::vector<ParameterGroup*> Optimizer::queue(const std::vector<ParameterGroup*>
         }
     const int64_t gradient_chunks = number_chunks(gradients.data(), int64_t(gradients.size()));
     const Tensor& spans = lists_.of(gradients);
-    of_on(queue_of(spans, gpu::grad_norm_scratch(gradient_chunks)), grad_norm, R)(
-        as<GradientSpan<R>>(spans), int64_t(gradients.size()), gradient_chunks, numbers.scale,
-        options_.clip, numbers.norm, numbers.factor);
+    OF_RUN(queue_of(spans, gpu::grad_norm_scratch(gradient_chunks)), grad_norm,
+           GradNorm<R>{.gradients = as<GradientSpan<R>>(spans),
+                       .count = int64_t(gradients.size()),
+                       .chunks = gradient_chunks,
+                       .scale = numbers.scale,
+                       .max_norm = options_.clip,
+                       .norm = numbers.norm,
+                       .factor = numbers.factor});
 
     std::vector<ParameterGroup*> stepped;
     for (size_t k = 0; k < groups.size(); ++k) {
@@ -127,18 +132,24 @@ std::vector<ParameterGroup*> Optimizer::queue(const std::vector<ParameterGroup*>
       const int64_t count = int64_t(tensors.size());
       const Tensor& list = lists_.of(tensors);
       if (options_.adamw)
-        of_on(queue_of(list), adamw, R)(as<OptimizedTensor<R>>(list), count, chunks,
-                                        AdamWStep{.learning_rate = numbers.learning_rate,
-                                                  .gradient_scale = numbers.factor,
-                                                  .step = numbers.counts[k],
-                                                  .beta1 = options_.beta1,
-                                                  .beta2 = options_.beta2,
-                                                  .eps = options_.eps});
+        OF_RUN(queue_of(list), adamw,
+               AdamW<R>{.tensors = as<OptimizedTensor<R>>(list),
+                        .count = count,
+                        .chunks = chunks,
+                        .step = AdamWStep{.learning_rate = numbers.learning_rate,
+                                          .gradient_scale = numbers.factor,
+                                          .step = numbers.counts[k],
+                                          .beta1 = options_.beta1,
+                                          .beta2 = options_.beta2,
+                                          .eps = options_.eps}});
       else
-        of_on(queue_of(list), sgd, R)(as<OptimizedTensor<R>>(list), count, chunks,
-                                      SgdStep{.learning_rate = numbers.learning_rate,
-                                              .gradient_scale = numbers.factor,
-                                              .momentum = options_.momentum});
+        OF_RUN(queue_of(list), sgd,
+               Sgd<R>{.tensors = as<OptimizedTensor<R>>(list),
+                      .count = count,
+                      .chunks = chunks,
+                      .step = SgdStep{.learning_rate = numbers.learning_rate,
+                                      .gradient_scale = numbers.factor,
+                                      .momentum = options_.momentum}});
       for (const Var& p : g->parameters_) p.clear_grad();
     }
     return stepped;

@@ -179,12 +179,25 @@ void Tensor::copy_from(const Tensor& source) const {
   }
   if (source.device() != device_)  // a file's f64 is rounded before it travels
     return copy_from(source.device() == Device::cpu ? source.to(dtype_) : source.on(device_));
-  of_on(queue_on(device_), cast)(source.raw(), source.dtype(), source.pitch(), data_, dtype_,
-                                 pitch_, rows(), cols());
+  OF_RUN(queue_on(device_), cast,
+         Cast{.x = source.raw(),
+              .x_type = source.dtype(),
+              .ldx = source.pitch(),
+              .y = data_,
+              .y_type = dtype_,
+              .ldy = pitch_,
+              .rows = rows(),
+              .cols = cols()});
 }
 
 void Tensor::fill(double value) const {
-  of_on(queue_on(device_), fill)(value, data_, dtype_, pitch_, rows(), cols());
+  OF_RUN(queue_on(device_), fill,
+         Fill{.value = value,
+              .y = data_,
+              .type = dtype_,
+              .ldy = pitch_,
+              .rows = rows(),
+              .cols = cols()});
 }
 
 void Tensor::add(const Tensor& other) const {
@@ -192,8 +205,13 @@ void Tensor::add(const Tensor& other) const {
            fmt::format("cannot add {} to {}", other.shape().str(), shape_.str()));
   if (other.device() != device_) return add(other.on(device_));
   dispatch(dtype_, [&]<class T>(Tag<T>) {
-    of_on(queue_on(device_), add, T)(other.data<T>(), other.pitch(), data<T>(), pitch_, rows(),
-                                     cols());
+    OF_RUN(queue_on(device_), add,
+           Add<T>{.x = other.data<T>(),
+                  .ldx = other.pitch(),
+                  .y = data<T>(),
+                  .ldy = pitch_,
+                  .rows = rows(),
+                  .cols = cols()});
   });
 }
 
@@ -205,14 +223,26 @@ double Tensor::item() const {
 std::vector<double> Tensor::to_vector() const {
   if (device_ != Device::cpu) return on(Device::cpu).to_vector();
   std::vector<double> values(static_cast<size_t>(size()));
-  cpu::cast(data_, dtype_, pitch_, values.data(), DType::f64, cols(), rows(), cols());
+  cpu::cast(Cast{.x = data_,
+                 .x_type = dtype_,
+                 .ldx = pitch_,
+                 .y = values.data(),
+                 .y_type = DType::f64,
+                 .ldy = cols(),
+                 .rows = rows(),
+                 .cols = cols()});
   return values;
 }
 
 bool Tensor::all_finite() const {
   const Tensor answer = empty({1}, DType::i32, device_);
-  of_on(queue_on(device_), all_finite)(data_, dtype_, pitch_, answer.data<int32_t>(), rows(),
-                                       cols());
+  OF_RUN(queue_on(device_), all_finite,
+         AllFinite{.x = data_,
+                   .type = dtype_,
+                   .ldx = pitch_,
+                   .finite = answer.data<int32_t>(),
+                   .rows = rows(),
+                   .cols = cols()});
   return answer.item() != 0;
 }
 

@@ -17,52 +17,91 @@
 #include "kernels/core/cost.h"
 #include "kernels/core/types.h"
 
+namespace orthofed {
+
+// y = x. They must not overlap.
+struct Cast {
+  const void* x;  // [rows, cols] of x_type, pitch ldx
+  DType x_type;
+  int64_t ldx;
+  void* y;  // [rows, cols] of y_type, pitch ldy
+  DType y_type;
+  int64_t ldy;
+  int64_t rows, cols;
+};
+
+// Every element of y becomes `value`, cast as from f64.
+struct Fill {
+  double value;
+  void* y;  // [rows, cols] of `type`, pitch ldy
+  DType type;
+  int64_t ldy;
+  int64_t rows, cols;
+};
+
+// *finite = 1 if no element of x is NaN or infinite, else 0.
+struct AllFinite {
+  const void* x;  // [rows, cols] of `type`, pitch ldx
+  DType type;
+  int64_t ldx;
+  int32_t* finite;
+  int64_t rows, cols;
+};
+
+// y += x. x may be y.
+template <class T>
+struct Add {
+  const T* x;  // [rows, cols] pitch ldx
+  int64_t ldx;
+  T* y;  // [rows, cols] pitch ldy
+  int64_t ldy;
+  int64_t rows, cols;
+};
+
+// y *= *factor.
+template <class T>
+struct Scale {
+  const Accum<T>* factor;
+  T* y;  // [rows, cols] pitch ldy
+  int64_t ldy;
+  int64_t rows, cols;
+};
+
+}  // namespace orthofed
+
 namespace orthofed::cpu {
 
-// y = x, both [rows, cols], of the given types and pitches. They must not overlap.
-void cast(const void* x, DType x_type, int64_t ldx, void* y, DType y_type, int64_t ldy,
-          int64_t rows, int64_t cols);
-
-// Every element of y [rows, cols] pitch ldy becomes `value`, cast as from f64.
-void fill(double value, void* y, DType type, int64_t ldy, int64_t rows, int64_t cols);
-
-// *finite = 1 if no element of x [rows, cols] pitch ldx is NaN or infinite, else 0.
-void all_finite(const void* x, DType type, int64_t ldx, int32_t* finite, int64_t rows,
-                int64_t cols);
-
-// y += x; x [rows, cols] pitch ldx, y [rows, cols] pitch ldy; x may be y.
+void cast(const Cast& a);
+void fill(const Fill& a);
+void all_finite(const AllFinite& a);
 template <class T>
-void add(const T* x, int64_t ldx, T* y, int64_t ldy, int64_t rows, int64_t cols);
-
-// y *= *factor; y [rows, cols] pitch ldy.
+void add(const Add<T>& a);
 template <class T>
-void scale(const Accum<T>* factor, T* y, int64_t ldy, int64_t rows, int64_t cols);
+void scale(const Scale<T>& a);
 
 }  // namespace orthofed::cpu
 
 namespace orthofed::cost {
 
-inline Cost cast(const void*, DType x_type, int64_t, void*, DType y_type, int64_t, int64_t rows,
-                 int64_t cols) {
-  return {0, double(rows) * cols * (size_of(x_type) + size_of(y_type))};
+inline Cost cast(const Cast& a) {
+  return {0, double(a.rows) * a.cols * (size_of(a.x_type) + size_of(a.y_type))};
 }
-inline Cost fill(double, void*, DType type, int64_t, int64_t rows, int64_t cols) {
-  return {0, double(rows) * cols * size_of(type)};
+inline Cost fill(const Fill& a) {
+  return {0, double(a.rows) * a.cols * size_of(a.type)};
 }
-inline Cost all_finite(const void*, DType type, int64_t, int32_t* finite, int64_t rows,
-                       int64_t cols) {
-  const double n = double(rows) * cols;
-  return {n, n * size_of(type) + written(finite, 1)};
+inline Cost all_finite(const AllFinite& a) {
+  const double n = double(a.rows) * a.cols;
+  return {n, n * size_of(a.type) + written(a.finite, 1)};
 }
 template <class T>
-Cost add(const T* x, int64_t, T* y, int64_t, int64_t rows, int64_t cols) {
-  const double n = double(rows) * cols;
-  return {n, moved(x, n) + written(y, n, true)};
+Cost add(const Add<T>& a) {
+  const double n = double(a.rows) * a.cols;
+  return {n, moved(a.x, n) + written(a.y, n, true)};
 }
 template <class T>
-Cost scale(const Accum<T>* factor, T* y, int64_t, int64_t rows, int64_t cols) {
-  const double n = double(rows) * cols;
-  return {n, moved(factor, 1) + written(y, n, true)};
+Cost scale(const Scale<T>& a) {
+  const double n = double(a.rows) * a.cols;
+  return {n, moved(a.factor, 1) + written(a.y, n, true)};
 }
 
 }  // namespace orthofed::cost
@@ -70,23 +109,14 @@ Cost scale(const Accum<T>* factor, T* y, int64_t, int64_t rows, int64_t cols) {
 namespace orthofed::gpu {
 
 template <class Stream>
-void cast(const void* x, DType x_type, int64_t ldx, void* y, DType y_type, int64_t ldy,
-          int64_t rows, int64_t cols, const Stream& stream);
-
+void cast(const Cast& a, const Stream& stream);
 template <class Stream>
-void fill(double value, void* y, DType type, int64_t ldy, int64_t rows, int64_t cols,
-          const Stream& stream);
-
+void fill(const Fill& a, const Stream& stream);
 template <class Stream>
-void all_finite(const void* x, DType type, int64_t ldx, int32_t* finite, int64_t rows, int64_t cols,
-                const Stream& stream);
-
+void all_finite(const AllFinite& a, const Stream& stream);
 template <class T, class Stream>
-void add(const T* x, int64_t ldx, T* y, int64_t ldy, int64_t rows, int64_t cols,
-         const Stream& stream);
-
+void add(const Add<T>& a, const Stream& stream);
 template <class T, class Stream>
-void scale(const Accum<T>* factor, T* y, int64_t ldy, int64_t rows, int64_t cols,
-           const Stream& stream);
+void scale(const Scale<T>& a, const Stream& stream);
 
 }  // namespace orthofed::gpu

@@ -31,61 +31,60 @@ bool row_is_finite(const T* x, int64_t cols) {
 
 }  // namespace
 
-void cast(const void* x, DType x_type, int64_t ldx, void* y, DType y_type, int64_t ldy,
-          int64_t rows, int64_t cols) {
-  with_type(x_type, [=]<class From>(std::type_identity<From>) {
-    with_type(y_type, [=]<class To>(std::type_identity<To>) {
-      cast_rows(static_cast<const From*>(x), ldx, static_cast<To*>(y), ldy, rows, cols);
+void cast(const Cast& a) {
+  with_type(a.x_type, [=]<class From>(std::type_identity<From>) {
+    with_type(a.y_type, [=]<class To>(std::type_identity<To>) {
+      cast_rows(static_cast<const From*>(a.x), a.ldx, static_cast<To*>(a.y), a.ldy, a.rows, a.cols);
     });
   });
 }
 
-void fill(double value, void* y, DType type, int64_t ldy, int64_t rows, int64_t cols) {
-  with_type(type, [=]<class T>(std::type_identity<T>) {
-    T* first = static_cast<T*>(y);
-    parallel_for(rows, row_grain(cols), [=](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) std::fill_n(first + i * ldy, cols, convert<T>(value));
+void fill(const Fill& a) {
+  with_type(a.type, [=]<class T>(std::type_identity<T>) {
+    T* first = static_cast<T*>(a.y);
+    parallel_for(a.rows, row_grain(a.cols), [=](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i)
+        std::fill_n(first + i * a.ldy, a.cols, convert<T>(a.value));
     });
   });
 }
 
-void all_finite(const void* x, DType type, int64_t ldx, int32_t* finite, int64_t rows,
-                int64_t cols) {
-  *finite = 1;
-  with_type(type, [=]<class T>(std::type_identity<T>) {
+void all_finite(const AllFinite& a) {
+  *a.finite = 1;
+  with_type(a.type, [=]<class T>(std::type_identity<T>) {
     if constexpr (!std::is_integral_v<T>)
-      for (int64_t i = 0; i < rows && *finite; ++i)
-        *finite = row_is_finite(static_cast<const T*>(x) + i * ldx, cols);
+      for (int64_t i = 0; i < a.rows && *a.finite; ++i)
+        *a.finite = row_is_finite(static_cast<const T*>(a.x) + i * a.ldx, a.cols);
   });
 }
 
 template <class T>
-void add(const T* x, int64_t ldx, T* y, int64_t ldy, int64_t rows, int64_t cols) {
+void add(const Add<T>& a) {
   using A = Accum<T>;
-  parallel_for(rows, row_grain(cols), [=](int64_t begin, int64_t end) {
+  parallel_for(a.rows, row_grain(a.cols), [=](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const T* xi = x + i * ldx;  // [cols]
-      T* yi = y + i * ldy;        // [cols]
+      const T* xi = a.x + i * a.ldx;  // [cols]
+      T* yi = a.y + i * a.ldy;        // [cols]
 #pragma GCC ivdep
-      for (int64_t j = 0; j < cols; ++j) yi[j] = T(A(yi[j]) + A(xi[j]));
+      for (int64_t j = 0; j < a.cols; ++j) yi[j] = T(A(yi[j]) + A(xi[j]));
     }
   });
 }
 
 template <class T>
-void scale(const Accum<T>* factor, T* y, int64_t ldy, int64_t rows, int64_t cols) {
+void scale(const Scale<T>& a) {
   using A = Accum<T>;
-  parallel_for(rows, row_grain(cols), [=, by = *factor](int64_t begin, int64_t end) {
+  parallel_for(a.rows, row_grain(a.cols), [=, by = *a.factor](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      T* yi = y + i * ldy;  // [cols]
-      for (int64_t j = 0; j < cols; ++j) yi[j] = T(A(yi[j]) * by);
+      T* yi = a.y + i * a.ldy;  // [cols]
+      for (int64_t j = 0; j < a.cols; ++j) yi[j] = T(A(yi[j]) * by);
     }
   });
 }
 
-#define OF_INSTANTIATE(T)                                                 \
-  template void add<T>(const T*, int64_t, T*, int64_t, int64_t, int64_t); \
-  template void scale<T>(const Accum<T>*, T*, int64_t, int64_t, int64_t);
+#define OF_INSTANTIATE(T)           \
+  template void add(const Add<T>&); \
+  template void scale(const Scale<T>&);
 OF_INSTANTIATE(double)
 OF_INSTANTIATE(float)
 OF_INSTANTIATE(bf16)

@@ -15,9 +15,9 @@ __device__ double square(float g) {
   return double(g) * double(g);  // exact, and never overflows
 }
 
-__global__ void chunk_kernel(const GradientSpan<float>* gradients, int64_t count, double* partial) {
-  const Chunk chunk = find_chunk(gradients, count, blockIdx.x);
-  const float* g = gradients[chunk.item].data;
+__global__ void chunk_kernel(GradNorm<float> a, double* partial) {
+  const Chunk chunk = find_chunk(a.gradients, a.count, blockIdx.x);
+  const float* g = a.gradients[chunk.item].data;
   double sum = 0;
   for (int64_t j = chunk.begin + kPack * int(threadIdx.x); j < chunk.end; j += kPack * kThreads) {
     const Pack<float, kPack> four = load_part<kPack>(g + j, chunk.end - j);
@@ -29,30 +29,25 @@ __global__ void chunk_kernel(const GradientSpan<float>* gradients, int64_t count
 }
 
 // partial [chunks].
-__global__ void finish_kernel(const double* partial, int64_t chunks, const double* scale,
-                              double max_norm, double* norm, double* factor) {
+__global__ void finish_kernel(GradNorm<float> a, const double* partial) {
   double sum = 0;
-  for (int64_t c = threadIdx.x; c < chunks; c += kThreads) sum += partial[c];
+  for (int64_t c = threadIdx.x; c < a.chunks; c += kThreads) sum += partial[c];
   sum = block_sum<kThreads>(sum);
   if (threadIdx.x == 0) {
-    *norm = *scale * sqrt(sum);
-    *factor = gradient_factor(*norm, *scale, max_norm);
+    *a.norm = *a.scale * sqrt(sum);
+    *a.factor = gradient_factor(*a.norm, *a.scale, a.max_norm);
   }
 }
 
 }  // namespace
 
 template <class T, class Stream>
-void grad_norm(const GradientSpan<T>* gradients, int64_t count, int64_t chunks, const double* scale,
-               double max_norm, double* norm, double* factor, const Stream& stream) {
-  auto* partial = scratch_as<double>(stream, grad_norm_scratch(chunks));
-  launch(chunk_kernel, {.grid_x = unsigned(chunks), .threads_x = kThreads}, stream, gradients,
-         count, partial);
-  launch(finish_kernel, {.threads_x = kThreads}, stream, partial, chunks, scale, max_norm, norm,
-         factor);
+void grad_norm(const GradNorm<T>& a, const Stream& stream) {
+  auto* partial = scratch_as<double>(stream, grad_norm_scratch(a.chunks));
+  launch(chunk_kernel, {.grid_x = unsigned(a.chunks), .threads_x = kThreads}, stream, a, partial);
+  launch(finish_kernel, {.threads_x = kThreads}, stream, a, partial);
 }
 
-template void grad_norm<float>(const GradientSpan<float>*, int64_t, int64_t, const double*, double,
-                               double*, double*, const OF_STREAM&);
+template void grad_norm(const GradNorm<float>&, const OF_STREAM&);
 
 }  // namespace orthofed::gpu

@@ -26,11 +26,6 @@ struct GradientSpan {
   const T* data = nullptr;
   int64_t size = 0;
   int64_t first_chunk = 0;  // number_chunks() fills it in
-
-  template <class F>
-  void each_pointer(const F& f) {
-    f(data);
-  }
 };
 
 // The second formula above.
@@ -40,25 +35,32 @@ OF_HOST_DEVICE inline double gradient_factor(double norm, double scale, double m
   return max_norm > 0 && clip < 1 ? scale * clip : scale;
 }
 
+// Scratch on a GPU: grad_norm_scratch(chunks) bytes.
+template <class T>
+struct GradNorm {
+  const GradientSpan<T>* gradients;  // [count]
+  int64_t count, chunks;             // `chunks` in all; 0: norm 0
+  const double* scale;               // one number
+  double max_norm;
+  double *norm, *factor;  // one number each
+};
+
 }  // namespace orthofed
 
 namespace orthofed::cpu {
 
-// gradients [count] of `chunks` chunks in all (0: norm 0); scale, norm, factor: one number each.
 template <class T>
-void grad_norm(const GradientSpan<T>* gradients, int64_t count, int64_t chunks, const double* scale,
-               double max_norm, double* norm, double* factor);
+void grad_norm(const GradNorm<T>& a);
 
 }  // namespace orthofed::cpu
 
 namespace orthofed::cost {
 
 template <class T>
-Cost grad_norm(const GradientSpan<T>* gradients, int64_t count, int64_t, const double* scale,
-               double, double* norm, double* factor) {
-  Cost c{0, moved(scale, 1) + written(norm, 1) + written(factor, 1)};
-  for (int64_t k = 0; k < count; ++k)
-    c += {2.0 * gradients[k].size, moved(gradients[k].data, gradients[k].size)};
+Cost grad_norm(const GradNorm<T>& a) {
+  Cost c{0, moved(a.scale, 1) + written(a.norm, 1) + written(a.factor, 1)};
+  for (int64_t k = 0; k < a.count; ++k)
+    c += {2.0 * a.gradients[k].size, moved(a.gradients[k].data, a.gradients[k].size)};
   return c;
 }
 
@@ -66,10 +68,9 @@ Cost grad_norm(const GradientSpan<T>* gradients, int64_t count, int64_t, const d
 
 namespace orthofed::gpu {
 
-// Scratch: grad_norm_scratch(chunks) bytes.
 template <class T, class Stream>
-void grad_norm(const GradientSpan<T>* gradients, int64_t count, int64_t chunks, const double* scale,
-               double max_norm, double* norm, double* factor, const Stream& stream);
+void grad_norm(const GradNorm<T>& a, const Stream& stream);
+
 inline size_t grad_norm_scratch(int64_t chunks) {
   return size_t(chunks) * sizeof(double);
 }

@@ -18,11 +18,12 @@ constexpr int kThreads = 128, kPixels = 8;  // a thread's
 
 // Block (part, image) sums the image's pixels part, part + kGreyParts, ... of kThreads at a time.
 // sums [batch, kGreyParts, 3]; those of an image that needs none are not written.
-__global__ void grey_kernel(const uint8_t* const* images, const ImageAugment* augment,
-                            uint64_t* sums, int64_t pixels) {
+template <class T>
+__global__ void grey_kernel(ImageToPatches<T> a, uint64_t* sums) {
+  const int64_t pixels = a.shape.source_height * a.shape.source_width;
   const int64_t b = blockIdx.x / kGreyParts, part = blockIdx.x % kGreyParts;
-  if (!needs_grey(augment[b])) return;
-  const uint8_t* image = images[b];  // [pixels, 3]
+  if (!needs_grey(a.augment[b])) return;
+  const uint8_t* image = a.images[b];  // [pixels, 3]
   uint64_t sum[3] = {0, 0, 0};
   for (int64_t i = part * kThreads + threadIdx.x; i < pixels; i += kGreyParts * kThreads)
     for (int c = 0; c < 3; ++c) sum[c] += image[3 * i + c];
@@ -33,18 +34,17 @@ __global__ void grey_kernel(const uint8_t* const* images, const ImageAugment* au
 }
 
 template <class T>
-__global__ void patches_kernel(const uint8_t* const* images, const ImageAugment* augment,
-                               const float* mean, const float* std, const uint64_t* sums,
-                               T* patches, int64_t ld, ImageShape shape) {
+__global__ void patches_kernel(ImageToPatches<T> a, const uint64_t* sums) {
+  const ImageShape& shape = a.shape;
   __shared__ Geometry shared_geometry;
   __shared__ Colour<float> shared_colour;
   const auto size = unsigned(shape.size), patch = unsigned(shape.patch);
   const unsigned grid = size / patch, area = patch * patch, pixels = grid * grid * area;
   const unsigned blocks = (pixels + kThreads * kPixels - 1) / (kThreads * kPixels);  // an image's
   const int64_t b = blockIdx.x / blocks;
-  const uint8_t* image = images[b];  // [source_height, source_width, 3]
+  const uint8_t* image = a.images[b];  // [source_height, source_width, 3]
   if (threadIdx.x == 0) {
-    const ImageAugment draw = augment != nullptr ? augment[b] : ImageAugment{};
+    const ImageAugment draw = a.augment != nullptr ? a.augment[b] : ImageAugment{};
     double grey = 0;
     if (needs_grey(draw)) {
       uint64_t all[3] = {0, 0, 0};
@@ -53,7 +53,7 @@ __global__ void patches_kernel(const uint8_t* const* images, const ImageAugment*
       grey = mean_grey(all, shape.source_height * shape.source_width);
     }
     shared_geometry = geometry_of(draw, shape);
-    shared_colour = colour_of<float>(draw, grey, mean, std);
+    shared_colour = colour_of<float>(draw, grey, a.mean, a.std);
   }
   __syncthreads();
   const Geometry g = shared_geometry;
@@ -71,7 +71,7 @@ __global__ void patches_kernel(const uint8_t* const* images, const ImageAugment*
     } else {
       sample(image, shape.source_height, shape.source_width, sy, sx, pixel);
     }
-    T* out = patches + (b * grid * grid + token) * ld + i;  // [3, patch, patch]
+    T* out = a.patches + (b * grid * grid + token) * a.ld + i;  // [3, patch, patch]
 #pragma unroll
     for (int k = 0; k < 3; ++k)
       out[k * area] = T(pixel[0] * colour.matrix[k][0] + pixel[1] * colour.matrix[k][1] +
@@ -82,25 +82,22 @@ __global__ void patches_kernel(const uint8_t* const* images, const ImageAugment*
 }  // namespace
 
 template <class T, class Stream>
-void image_to_patches(const uint8_t* const* images, const ImageAugment* augment, const float* mean,
-                      const float* std, T* patches, int64_t ld, const ImageShape& shape,
-                      const Stream& stream) {
-  const int64_t grid = shape.size / shape.patch, pixels = grid * grid * shape.patch * shape.patch;
+void image_to_patches(const ImageToPatches<T>& a, const Stream& stream) {
+  const int64_t grid = a.shape.size / a.shape.patch,
+                pixels = grid * grid * a.shape.patch * a.shape.patch;
   OF_CHECK(pixels < int64_t{1} << 31, "an image of at most 2^31 pixels");
-  auto* sums = scratch_as<uint64_t>(stream, image_to_patches_scratch(shape.batch));
-  if (augment != nullptr)
-    launch(grey_kernel, {.grid_x = unsigned(shape.batch * kGreyParts), .threads_x = kThreads},
-           stream, images, augment, sums, shape.source_height * shape.source_width);
+  auto* sums = scratch_as<uint64_t>(stream, image_to_patches_scratch(a.shape.batch));
+  if (a.augment != nullptr)
+    launch(grey_kernel<T>, {.grid_x = unsigned(a.shape.batch * kGreyParts), .threads_x = kThreads},
+           stream, a, sums);
   launch(patches_kernel<T>,
-         {.grid_x = unsigned(shape.batch * ceil_div(pixels, kThreads * kPixels)),
+         {.grid_x = unsigned(a.shape.batch * ceil_div(pixels, kThreads * kPixels)),
           .threads_x = kThreads},
-         stream, images, augment, mean, std, sums, patches, ld, shape);
+         stream, a, sums);
 }
 
-#define OF_INSTANTIATE(T)                                                                     \
-  template void image_to_patches<T>(const uint8_t* const*, const ImageAugment*, const float*, \
-                                    const float*, T*, int64_t, const ImageShape&,             \
-                                    const OF_STREAM&);
+#define OF_INSTANTIATE(T) \
+  template void image_to_patches(const ImageToPatches<T>&, const OF_STREAM&);
 OF_INSTANTIATE(float)
 OF_INSTANTIATE(bf16)
 #undef OF_INSTANTIATE

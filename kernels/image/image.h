@@ -29,31 +29,32 @@ struct ImageAugment {
   bool flip_horizontal = false, flip_vertical = false;
   int quarter_turns = 0;  // counter-clockwise, after the flips
   float brightness = 1, contrast = 1, saturation = 1;
-  float channel[3] = {1, 1, 1};
-
-  template <class F>
-  void each_pointer(const F&) {}
+  std::array<float, 3> channel = {1, 1, 1};
 };
 
 struct ImageShape {
   int64_t batch = 0, source_height = 0, source_width = 0;  // stored images
   int64_t size = 0, patch = 0;                             // output: size x size, patch x patch
+};
 
-  std::array<int64_t, 5> numbers() const {
-    return {batch, source_height, source_width, size, patch};
-  }
+// All of it is the device's memory. size^2 < 2^31 on a GPU.
+// Scratch on a GPU: image_to_patches_scratch(batch) bytes.
+template <class T>
+struct ImageToPatches {
+  const uint8_t* const* images;           // [batch] of [source_height, source_width, 3]
+  const ImageAugment* augment = nullptr;  // [batch]; null: the identity
+  const float *mean, *std;                // [3] of pixels in [0, 1]
+  T* patches;                             // [batch * (size/patch)^2, 3 * patch * patch] pitch ld
+  int64_t ld;
+  ImageShape shape;
 };
 
 }  // namespace orthofed
 
 namespace orthofed::cpu {
 
-// images: batch pointers to uint8 [source_height, source_width, 3]; augment [batch] or null
-// (identity); mean, std [3] of pixels in [0, 1]; patches [batch * (size/patch)^2, 3 * patch *
-// patch] pitch ld. All of them are the device's memory.
 template <class T>
-void image_to_patches(const uint8_t* const* images, const ImageAugment* augment, const float* mean,
-                      const float* std, T* patches, int64_t ld, const ImageShape& shape);
+void image_to_patches(const ImageToPatches<T>& a);
 
 }  // namespace orthofed::cpu
 
@@ -62,21 +63,18 @@ namespace orthofed::cost {
 // One byte a channel for each output pixel, as if nothing were resampled: what a crop reads is the
 // draw's, and in the device's memory.
 template <class T>
-Cost image_to_patches(const uint8_t* const*, const ImageAugment*, const float*, const float*,
-                      T* patches, int64_t, const ImageShape& s) {
-  const double pixels = double(s.batch) * s.size * s.size;
-  return {40 * pixels, 3 * pixels + written(patches, 3 * pixels)};
+Cost image_to_patches(const ImageToPatches<T>& a) {
+  const double pixels = double(a.shape.batch) * a.shape.size * a.shape.size;
+  return {40 * pixels, 3 * pixels + written(a.patches, 3 * pixels)};
 }
 
 }  // namespace orthofed::cost
 
 namespace orthofed::gpu {
 
-// Scratch: image_to_patches_scratch(batch) bytes. size^2 < 2^31.
 template <class T, class Stream>
-void image_to_patches(const uint8_t* const* images, const ImageAugment* augment, const float* mean,
-                      const float* std, T* patches, int64_t ld, const ImageShape& shape,
-                      const Stream& stream);
+void image_to_patches(const ImageToPatches<T>& a, const Stream& stream);
+
 inline constexpr int kGreyParts = 8;  // blocks that share an image's sums
 inline size_t image_to_patches_scratch(int64_t batch) {
   return size_t(batch) * kGreyParts * 3 * sizeof(uint64_t);

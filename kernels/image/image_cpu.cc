@@ -59,26 +59,22 @@ void one_image(const uint8_t* image, const Geometry& g, const Colour<Accum<T>>& 
 }  // namespace
 
 template <class T>
-void image_to_patches(const uint8_t* const* images, const ImageAugment* augment, const float* mean,
-                      const float* std, T* patches, int64_t ld, const ImageShape& shape) {
-  const int64_t grid = shape.size / shape.patch;
-  parallel_for(shape.batch, 1, [&](int64_t begin, int64_t end) {
+void image_to_patches(const ImageToPatches<T>& a) {
+  const int64_t grid = a.shape.size / a.shape.patch;
+  parallel_for(a.shape.batch, 1, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) {
-      const ImageAugment draw = augment != nullptr ? augment[b] : ImageAugment{};
-      const int64_t pixels = shape.source_height * shape.source_width;
-      const double grey = needs_grey(draw) ? mean_grey_of(images[b], pixels) : 0;
-      const auto colour = colour_of<Accum<T>>(draw, grey, mean, std);
-      one_image(images[b], geometry_of(draw, shape), colour, patches + b * grid * grid * ld, ld,
-                shape);
+      const ImageAugment draw = a.augment != nullptr ? a.augment[b] : ImageAugment{};
+      const int64_t pixels = a.shape.source_height * a.shape.source_width;
+      const double grey = needs_grey(draw) ? mean_grey_of(a.images[b], pixels) : 0;
+      const auto colour = colour_of<Accum<T>>(draw, grey, a.mean, a.std);
+      one_image(a.images[b], geometry_of(draw, a.shape), colour, a.patches + b * grid * grid * a.ld,
+                a.ld, a.shape);
     }
   });
 }
 
-template void image_to_patches<double>(const uint8_t* const*, const ImageAugment*, const float*,
-                                       const float*, double*, int64_t, const ImageShape&);
-template void image_to_patches<float>(const uint8_t* const*, const ImageAugment*, const float*,
-                                      const float*, float*, int64_t, const ImageShape&);
-template void image_to_patches<bf16>(const uint8_t* const*, const ImageAugment*, const float*,
-                                     const float*, bf16*, int64_t, const ImageShape&);
+template void image_to_patches(const ImageToPatches<double>&);
+template void image_to_patches(const ImageToPatches<float>&);
+template void image_to_patches(const ImageToPatches<bf16>&);
 
 }  // namespace orthofed::cpu

@@ -13,13 +13,14 @@ namespace {
 constexpr int kThreads = 256, kPack = 4;
 using Floats = Pack<float, kPack>;
 
-template <class Rule, class Step>
-__global__ void step_kernel(const OptimizedTensor<float>* tensors, int64_t count, Step step) {
+// Args: AdamW<float> or Sgd<float>.
+template <class Rule, class Args>
+__global__ void step_kernel(Args a) {
   __shared__ Rule shared;
-  if (!std::isfinite(*step.gradient_scale)) return;
-  const Chunk chunk = find_chunk(tensors, count, blockIdx.x);
-  const OptimizedTensor<float> t = tensors[chunk.item];
-  if (threadIdx.x == 0) shared = Rule::of(step, t.weight_decay);
+  if (!std::isfinite(*a.step.gradient_scale)) return;
+  const Chunk chunk = find_chunk(a.tensors, a.count, blockIdx.x);
+  const OptimizedTensor<float> t = a.tensors[chunk.item];
+  if (threadIdx.x == 0) shared = Rule::of(a.step, t.weight_decay);
   __syncthreads();
   const Rule rule = shared;
   for (int64_t i = chunk.begin + kPack * int(threadIdx.x); i < chunk.end; i += kPack * kThreads) {
@@ -37,34 +38,28 @@ __global__ void step_kernel(const OptimizedTensor<float>* tensors, int64_t count
     }
     store_part(t.parameter + i, p, left);
     store_part(t.m + i, m, left);
-    if (step.zero_gradients) store_part(t.gradient + i, Floats{}, left);
+    if (a.step.zero_gradients) store_part(t.gradient + i, Floats{}, left);
   }
 }
 
-template <class Rule, class Step, class Stream>
-void run(const OptimizedTensor<float>* tensors, int64_t count, int64_t chunks, const Step& step,
-         const Stream& stream) {
-  launch(step_kernel<Rule, Step>, {.grid_x = unsigned(chunks), .threads_x = kThreads}, stream,
-         tensors, count, step);
+template <class Rule, class Args, class Stream>
+void run(const Args& a, const Stream& stream) {
+  launch(step_kernel<Rule, Args>, {.grid_x = unsigned(a.chunks), .threads_x = kThreads}, stream, a);
 }
 
 }  // namespace
 
 template <class T, class Stream>
-void adamw(const OptimizedTensor<T>* tensors, int64_t count, int64_t chunks, const AdamWStep& step,
-           const Stream& stream) {
-  run<AdamWRule<T>>(tensors, count, chunks, step, stream);
+void adamw(const AdamW<T>& a, const Stream& stream) {
+  run<AdamWRule<T>>(a, stream);
 }
 
 template <class T, class Stream>
-void sgd(const OptimizedTensor<T>* tensors, int64_t count, int64_t chunks, const SgdStep& step,
-         const Stream& stream) {
-  run<SgdRule<T>>(tensors, count, chunks, step, stream);
+void sgd(const Sgd<T>& a, const Stream& stream) {
+  run<SgdRule<T>>(a, stream);
 }
 
-template void adamw<float>(const OptimizedTensor<float>*, int64_t, int64_t, const AdamWStep&,
-                           const OF_STREAM&);
-template void sgd<float>(const OptimizedTensor<float>*, int64_t, int64_t, const SgdStep&,
-                         const OF_STREAM&);
+template void adamw(const AdamW<float>&, const OF_STREAM&);
+template void sgd(const Sgd<float>&, const OF_STREAM&);
 
 }  // namespace orthofed::gpu

@@ -35,11 +35,6 @@ struct OptimizedTensor {
   int64_t size = 0;
   double weight_decay = 0;
   int64_t first_chunk = 0;  // number_chunks() fills it in
-
-  template <class F>
-  void each_pointer(const F& f) {
-    f(parameter), f(gradient), f(m), f(v);
-  }
 };
 
 // The pointers are to what changes from step to step: device memory on a GPU, read when the step
@@ -50,11 +45,6 @@ struct AdamWStep {
   const int64_t* step = nullptr;  // t, from 1
   double beta1 = 0.9, beta2 = 0.999, eps = 1e-8;
   bool zero_gradients = false;  // once they have been used
-
-  template <class F>
-  void each_pointer(const F& f) {
-    f(learning_rate), f(gradient_scale), f(step);
-  }
 };
 
 struct SgdStep {
@@ -62,24 +52,31 @@ struct SgdStep {
   const double* gradient_scale = nullptr;
   double momentum = 0.9;
   bool zero_gradients = false;
+};
 
-  template <class F>
-  void each_pointer(const F& f) {
-    f(learning_rate), f(gradient_scale);
-  }
+// Both of `chunks` chunks in all (kernels/core/chunks.h). Tensors may have any size, 0 too; their
+// buffers must not overlap.
+template <class T>
+struct AdamW {
+  const OptimizedTensor<T>* tensors;  // [count]
+  int64_t count, chunks;
+  AdamWStep step;
+};
+template <class T>
+struct Sgd {
+  const OptimizedTensor<T>* tensors;  // [count]
+  int64_t count, chunks;
+  SgdStep step;
 };
 
 }  // namespace orthofed
 
 namespace orthofed::cpu {
 
-// tensors [count] of `chunks` chunks in all (kernels/core/chunks.h), each of its own size (0 is
-// fine) and weight decay; the buffers must not overlap.
 template <class T>
-void adamw(const OptimizedTensor<T>* tensors, int64_t count, int64_t chunks, const AdamWStep& step);
-
+void adamw(const AdamW<T>& a);
 template <class T>
-void sgd(const OptimizedTensor<T>* tensors, int64_t count, int64_t chunks, const SgdStep& step);
+void sgd(const Sgd<T>& a);
 
 }  // namespace orthofed::cpu
 
@@ -87,20 +84,20 @@ namespace orthofed::cost {
 
 // A gradient that is zeroed once it has been used is written as well.
 template <class T>
-Cost adamw(const OptimizedTensor<T>* tensors, int64_t count, int64_t, const AdamWStep& step) {
+Cost adamw(const AdamW<T>& a) {
   Cost c;
-  for (const OptimizedTensor<T>* t = tensors; t != tensors + count; ++t)
+  for (const OptimizedTensor<T>* t = a.tensors; t != a.tensors + a.count; ++t)
     c += {14.0 * t->size, written(t->parameter, t->size, true) +
-                              written(t->gradient, t->size, step.zero_gradients) +
+                              written(t->gradient, t->size, a.step.zero_gradients) +
                               written(t->m, t->size, true) + written(t->v, t->size, true)};
   return c;
 }
 template <class T>
-Cost sgd(const OptimizedTensor<T>* tensors, int64_t count, int64_t, const SgdStep& step) {
+Cost sgd(const Sgd<T>& a) {
   Cost c;
-  for (const OptimizedTensor<T>* t = tensors; t != tensors + count; ++t)
+  for (const OptimizedTensor<T>* t = a.tensors; t != a.tensors + a.count; ++t)
     c += {6.0 * t->size, written(t->parameter, t->size, true) +
-                             written(t->gradient, t->size, step.zero_gradients) +
+                             written(t->gradient, t->size, a.step.zero_gradients) +
                              written(t->m, t->size, true)};
   return c;
 }
@@ -110,11 +107,8 @@ Cost sgd(const OptimizedTensor<T>* tensors, int64_t count, int64_t, const SgdSte
 namespace orthofed::gpu {
 
 template <class T, class Stream>
-void adamw(const OptimizedTensor<T>* tensors, int64_t count, int64_t chunks, const AdamWStep& step,
-           const Stream& stream);
-
+void adamw(const AdamW<T>& a, const Stream& stream);
 template <class T, class Stream>
-void sgd(const OptimizedTensor<T>* tensors, int64_t count, int64_t chunks, const SgdStep& step,
-         const Stream& stream);
+void sgd(const Sgd<T>& a, const Stream& stream);
 
 }  // namespace orthofed::gpu

@@ -8,11 +8,11 @@ namespace orthofed::gpu {
 namespace {
 
 template <class T>
-__global__ void interleaved_kernel(const T* x, int64_t n, float* partial) {
+__global__ void interleaved_kernel(ReductionSum<T> a, float* partial) {
   __shared__ float sums[kThreads];
   const int t = int(threadIdx.x);
   const int64_t j = int64_t{blockIdx.x} * kThreads + t;
-  sums[t] = j < n ? float(x[j]) : 0.0f;
+  sums[t] = j < a.n ? float(a.x[j]) : 0.0f;
   for (int step = 1; step < kThreads; step *= 2) {
     __syncthreads();
     if (t % (2 * step) == 0) sums[t] += sums[t + step];
@@ -22,8 +22,8 @@ __global__ void interleaved_kernel(const T* x, int64_t n, float* partial) {
 
 struct Interleaved {
   template <class T, class Stream>
-  static void run(const T* x, int64_t n, float* out, const Stream& stream) {
-    two_phases(interleaved_kernel<T>, ceil_div(n, kThreads), x, n, out, stream);
+  static void run(const ReductionSum<T>& a, const Stream& stream) {
+    two_phases(interleaved_kernel<T>, ceil_div(a.n, kThreads), a, stream);
   }
 };
 

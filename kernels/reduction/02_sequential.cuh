@@ -18,17 +18,17 @@ __device__ inline void tree_sum(float (&sums)[kThreads], float value) {
 }
 
 template <class T>
-__global__ void sequential_kernel(const T* x, int64_t n, float* partial) {
+__global__ void sequential_kernel(ReductionSum<T> a, float* partial) {
   __shared__ float sums[kThreads];
   const int64_t j = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  tree_sum(sums, j < n ? float(x[j]) : 0.0f);
+  tree_sum(sums, j < a.n ? float(a.x[j]) : 0.0f);
   if (threadIdx.x == 0) partial[blockIdx.x] = sums[0];
 }
 
 struct Sequential {
   template <class T, class Stream>
-  static void run(const T* x, int64_t n, float* out, const Stream& stream) {
-    two_phases(sequential_kernel<T>, ceil_div(n, kThreads), x, n, out, stream);
+  static void run(const ReductionSum<T>& a, const Stream& stream) {
+    two_phases(sequential_kernel<T>, ceil_div(a.n, kThreads), a, stream);
   }
 };
 

@@ -8,20 +8,20 @@ namespace orthofed::gpu {
 namespace {
 
 template <class T>
-__global__ void sharing_kernel(const T* x, int64_t n, float* partial) {
+__global__ void sharing_kernel(ReductionSum<T> a, float* partial) {
   __shared__ float sums[kThreads];
   const int64_t stride = int64_t{gridDim.x} * kThreads;
   float sum = 0;
-  for (int64_t j = int64_t{blockIdx.x} * kThreads + threadIdx.x; j < n; j += stride)
-    sum += float(x[j]);
+  for (int64_t j = int64_t{blockIdx.x} * kThreads + threadIdx.x; j < a.n; j += stride)
+    sum += float(a.x[j]);
   tree_sum(sums, sum);
   if (threadIdx.x == 0) partial[blockIdx.x] = sums[0];
 }
 
 struct Sharing {
   template <class T, class Stream>
-  static void run(const T* x, int64_t n, float* out, const Stream& stream) {
-    two_phases(sharing_kernel<T>, sharing_blocks(n), x, n, out, stream);
+  static void run(const ReductionSum<T>& a, const Stream& stream) {
+    two_phases(sharing_kernel<T>, sharing_blocks(a.n), a, stream);
   }
 };
 

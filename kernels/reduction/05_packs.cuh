@@ -9,16 +9,16 @@ namespace orthofed::gpu {
 namespace {
 
 template <class T>
-__global__ void pack_kernel(const T* x, int64_t n, float* partial) {
+__global__ void pack_kernel(ReductionSum<T> a, float* partial) {
   constexpr int N = kFullPack<T>, kLoads = 4;
   const int64_t stride = int64_t{gridDim.x} * kThreads * N;
   float sums[N] = {};
-  for (int64_t j = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * N; j < n;
+  for (int64_t j = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * N; j < a.n;
        j += kLoads * stride) {
     Pack<T, N> packs[kLoads];
 #pragma unroll
     for (int p = 0; p < kLoads; ++p)
-      packs[p] = load_part<N>(x + j + p * stride, n - (j + p * stride));  // 0 beyond the end
+      packs[p] = load_part<N>(a.x + j + p * stride, a.n - (j + p * stride));  // 0 beyond the end
 #pragma unroll
     for (int p = 0; p < kLoads; ++p)
 #pragma unroll
@@ -33,8 +33,8 @@ __global__ void pack_kernel(const T* x, int64_t n, float* partial) {
 
 struct Packs {
   template <class T, class Stream>
-  static void run(const T* x, int64_t n, float* out, const Stream& stream) {
-    two_phases(pack_kernel<T>, sharing_blocks(n), x, n, out, stream);
+  static void run(const ReductionSum<T>& a, const Stream& stream) {
+    two_phases(pack_kernel<T>, sharing_blocks(a.n), a, stream);
   }
 };
 

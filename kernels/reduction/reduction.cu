@@ -12,26 +12,25 @@
 namespace orthofed::gpu {
 
 template <class T, class Stream>
-std::span<const Version<ReductionSumRun<T, Stream>>> reduction_sum_versions() {
-  static const Version<ReductionSumRun<T, Stream>> versions[] = {
-      {1, "interleaved", Interleaved::run<T, Stream>},
-      {2, "sequential", Sequential::run<T, Stream>},
-      {3, "sharing", Sharing::run<T, Stream>},
-      {4, "shuffles", Shuffles::run<T, Stream>},
-      {5, "packs", Packs::run<T, Stream>},
+Ladder<ReductionSum<T>, Stream> reduction_sum_versions() {
+  static constexpr Version<ReductionSum<T>, Stream> versions[] = {
+      {1, "interleaved", Interleaved::run},
+      {2, "sequential", Sequential::run},
+      {3, "sharing", Sharing::run},
+      {4, "shuffles", Shuffles::run},
+      {5, "packs", Packs::run},
   };
   return versions;
 }
 
 template <class T, class Stream>
-void reduction_sum(const T* x, int64_t n, Accum<T>* out, const Stream& stream) {
-  Packs::run(x, n, out, stream);
+void reduction_sum(const ReductionSum<T>& a, const Stream& stream) {
+  Packs::run(a, stream);
 }
 
-#define OF_INSTANTIATE(T)                                          \
-  template std::span<const Version<ReductionSumRun<T, OF_STREAM>>> \
-  reduction_sum_versions<T, OF_STREAM>();                          \
-  template void reduction_sum<T>(const T*, int64_t, float*, const OF_STREAM&);
+#define OF_INSTANTIATE(T)                                                             \
+  template Ladder<ReductionSum<T>, OF_STREAM> reduction_sum_versions<T, OF_STREAM>(); \
+  template void reduction_sum(const ReductionSum<T>&, const OF_STREAM&);
 OF_INSTANTIATE(float)
 OF_INSTANTIATE(bf16)
 #undef OF_INSTANTIATE

@@ -9,42 +9,50 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
-#include <span>
 
 #include "kernels/core/cost.h"
 #include "kernels/core/types.h"
 #include "kernels/core/version.h"
 
+namespace orthofed {
+
+// Scratch on a GPU: reduction_sum_scratch(n) bytes, enough for every version.
+template <class T>
+struct ReductionSum {
+  const T* x;     // [n]
+  int64_t n;      // 0: the sum is 0
+  Accum<T>* out;  // one number
+};
+
+}  // namespace orthofed
+
 namespace orthofed::cpu {
 
-// x [n]; out: one element. n = 0 gives 0.
 template <class T>
-void reduction_sum(const T* x, int64_t n, Accum<T>* out);
+void reduction_sum(const ReductionSum<T>& a);
 
 }  // namespace orthofed::cpu
 
 namespace orthofed::cost {
 
 template <class T>
-Cost reduction_sum(const T* x, int64_t n, Accum<T>* out) {
-  return {double(n), moved(x, n) + written(out, 1)};
+Cost reduction_sum(const ReductionSum<T>& a) {
+  return {double(a.n), moved(a.x, a.n) + written(a.out, 1)};
 }
 
 }  // namespace orthofed::cost
 
 namespace orthofed::gpu {
 
-// Scratch: reduction_sum_scratch(n) bytes, enough for every version.
 template <class T, class Stream>
-void reduction_sum(const T* x, int64_t n, Accum<T>* out, const Stream& stream);
+void reduction_sum(const ReductionSum<T>& a, const Stream& stream);
+
 inline size_t reduction_sum_scratch(int64_t n) {
   return size_t((n + 255) / 256) * sizeof(float);
 }
 
 // Every version of it, the naive one first.
 template <class T, class Stream>
-using ReductionSumRun = void(const T* x, int64_t n, Accum<T>* out, const Stream& stream);
-template <class T, class Stream>
-std::span<const Version<ReductionSumRun<T, Stream>>> reduction_sum_versions();
+Ladder<ReductionSum<T>, Stream> reduction_sum_versions();
 
 }  // namespace orthofed::gpu

@@ -20,13 +20,13 @@ inline __global__ void sum_partials_kernel(const float* partial, int blocks, flo
   if (threadIdx.x == 0) *out = float(sum);
 }
 
-// kernel(x, n, partial) with `blocks` blocks, block b writing partial[b]; then their sum.
+// kernel(a, partial) with `blocks` blocks, block b writing partial[b]; then their sum.
 template <class T, class Stream>
-void two_phases(void (*kernel)(const T*, int64_t, float*), int64_t blocks, const T* x, int64_t n,
-                float* out, const Stream& stream) {
-  auto* partial = scratch_as<float>(stream, reduction_sum_scratch(n));  // [blocks]
-  launch(kernel, {.grid_x = unsigned(blocks), .threads_x = kThreads}, stream, x, n, partial);
-  launch(sum_partials_kernel, {.threads_x = kThreads}, stream, partial, blocks, out);
+void two_phases(void (*kernel)(ReductionSum<T>, float*), int64_t blocks, const ReductionSum<T>& a,
+                const Stream& stream) {
+  auto* partial = scratch_as<float>(stream, reduction_sum_scratch(a.n));  // [blocks]
+  launch(kernel, {.grid_x = unsigned(blocks), .threads_x = kThreads}, stream, a, partial);
+  launch(sum_partials_kernel, {.threads_x = kThreads}, stream, partial, blocks, a.out);
 }
 
 // Blocks among which a vector of any length is shared: no more than a GPU runs at once, and 64

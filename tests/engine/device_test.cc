@@ -119,8 +119,12 @@ TEST(DeviceTensor, ScratchGrowsAndStays) {
 // x += rate x, through a temporary tensor; rate [1] on the device.
 void grow(const Tensor& x, const Tensor& rate) {
   const Tensor t = x.clone();
-  of_on(queue_of(t), scale, float)(rate.data<float>(), t.data<float>(), t.pitch(), t.rows(),
-                                   t.cols());
+  OF_RUN(queue_of(t), scale,
+         Scale<float>{.factor = rate.data<float>(),
+                      .y = t.data<float>(),
+                      .ldy = t.pitch(),
+                      .rows = t.rows(),
+                      .cols = t.cols()});
   x.add(t);
 }
 

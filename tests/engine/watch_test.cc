@@ -263,17 +263,30 @@ TEST_F(WatchTest, ShadowFollowsTheListsThatThereAre) {
   q.watch = shadow.get();
 
   const Tensor spans = bytes_of(std::vector<GradientSpan<float>>{{g.data<float>(), n}});
-  of_on(q, grad_norm, float)(as<const GradientSpan<float>>(spans), int64_t{1}, int64_t{1}, rate + 1,
-                             1.0, rate + 2, rate + 3);
+  OF_RUN(q, grad_norm,
+         GradNorm<float>{.gradients = as<const GradientSpan<float>>(spans),
+                         .count = 1,
+                         .chunks = 1,
+                         .scale = rate + 1,
+                         .max_norm = 1.0,
+                         .norm = rate + 2,
+                         .factor = rate + 3});
   const Tensor list = bytes_of(std::vector<OptimizedTensor<float>>{
       {p.data<float>(), g.data<float>(), m.data<float>(), v.data<float>(), n, 0.1}});
   const auto* tensors = as<const OptimizedTensor<float>>(list);
   const double before = p.to_vector()[5];
-  of_on(q, adamw, float)(
-      tensors, int64_t{1}, int64_t{1},
-      AdamWStep{.learning_rate = rate, .gradient_scale = rate + 3, .step = as<const int64_t>(t)});
-  of_on(q, sgd, float)(tensors, int64_t{1}, int64_t{1},
-                       SgdStep{.learning_rate = rate, .gradient_scale = rate + 3});
+  OF_RUN(q, adamw,
+         AdamW<float>{
+             .tensors = tensors,
+             .count = 1,
+             .chunks = 1,
+             .step = AdamWStep{
+                 .learning_rate = rate, .gradient_scale = rate + 3, .step = as<const int64_t>(t)}});
+  OF_RUN(q, sgd,
+         Sgd<float>{.tensors = tensors,
+                    .count = 1,
+                    .chunks = 1,
+                    .step = SgdStep{.learning_rate = rate, .gradient_scale = rate + 3}});
   EXPECT_NE(p.to_vector()[5], before);
 
   const Tensor a = numbers(8, 3), b = numbers(8, 4), c = numbers(8, 5), d = numbers(8, 6);

@@ -74,11 +74,25 @@ TEST(Cost, CrossEntropy) {
 }
 
 TEST(Cost, Elementwise) {
-  EXPECT_TRUE(is(cost::cast(h, DType::bf16, 5, d, DType::f64, 5, 3, 5), 0, 15 * 10));
-  EXPECT_TRUE(is(cost::fill(0, f, DType::f32, 5, 3, 5), 0, 60));
-  EXPECT_TRUE(is(cost::all_finite(f, DType::f32, 5, labels, 3, 5), 15, 64));
-  EXPECT_TRUE(is(cost::add<bf16>(h, 5, h, 5, 3, 5), 15, 90));
-  EXPECT_TRUE(is(cost::scale<bf16>(f, h, 5, 3, 5), 15, 64));
+  EXPECT_TRUE(is(cost::cast(Cast{.x = h,
+                                 .x_type = DType::bf16,
+                                 .ldx = 5,
+                                 .y = d,
+                                 .y_type = DType::f64,
+                                 .ldy = 5,
+                                 .rows = 3,
+                                 .cols = 5}),
+                 0, 15 * 10));
+  EXPECT_TRUE(
+      is(cost::fill(Fill{.value = 0, .y = f, .type = DType::f32, .ldy = 5, .rows = 3, .cols = 5}),
+         0, 60));
+  EXPECT_TRUE(is(cost::all_finite(AllFinite{
+                     .x = f, .type = DType::f32, .ldx = 5, .finite = labels, .rows = 3, .cols = 5}),
+                 15, 64));
+  EXPECT_TRUE(
+      is(cost::add(Add<bf16>{.x = h, .ldx = 5, .y = h, .ldy = 5, .rows = 3, .cols = 5}), 15, 90));
+  EXPECT_TRUE(
+      is(cost::scale(Scale<bf16>{.factor = f, .y = h, .ldy = 5, .rows = 3, .cols = 5}), 15, 64));
 }
 
 TEST(Cost, Activations) {
@@ -276,12 +290,27 @@ TEST(Cost, MatmulFp8) {  // [2, 5] [3, 5]^T
 
 TEST(Cost, ListsOfTensors) {
   const OptimizedTensor<float> tensors[] = {{f, f, f, f, 3}, {f, f, f, f, 4}};
-  EXPECT_TRUE(is(cost::adamw<float>(tensors, 2, 2, {}), 14 * 7, 28 * 7));
-  EXPECT_TRUE(is(cost::adamw<float>(tensors, 2, 2, {.zero_gradients = true}), 14 * 7, 32 * 7));
-  EXPECT_TRUE(is(cost::sgd<float>(tensors, 2, 2, {}), 6 * 7, 20 * 7));
-  EXPECT_TRUE(is(cost::sgd<float>(tensors, 1, 1, {.zero_gradients = true}), 6 * 3, 24 * 3));
+  EXPECT_TRUE(is(cost::adamw(AdamW<float>{.tensors = tensors, .count = 2, .chunks = 2, .step = {}}),
+                 14 * 7, 28 * 7));
+  EXPECT_TRUE(
+      is(cost::adamw(AdamW<float>{
+             .tensors = tensors, .count = 2, .chunks = 2, .step = {.zero_gradients = true}}),
+         14 * 7, 32 * 7));
+  EXPECT_TRUE(is(cost::sgd(Sgd<float>{.tensors = tensors, .count = 2, .chunks = 2, .step = {}}),
+                 6 * 7, 20 * 7));
+  EXPECT_TRUE(
+      is(cost::sgd(Sgd<float>{
+             .tensors = tensors, .count = 1, .chunks = 1, .step = {.zero_gradients = true}}),
+         6 * 3, 24 * 3));
   const GradientSpan<float> spans[] = {{f, 3}, {f, 4}};
-  EXPECT_TRUE(is(cost::grad_norm<float>(spans, 2, 2, d, 1, d, d), 14, 28 + 24));
+  EXPECT_TRUE(is(cost::grad_norm(GradNorm<float>{.gradients = spans,
+                                                 .count = 2,
+                                                 .chunks = 2,
+                                                 .scale = d,
+                                                 .max_norm = 1,
+                                                 .norm = d,
+                                                 .factor = d}),
+                 14, 28 + 24));
 }
 
 // 2 layers [in 5, out 7] of ranks 2 and 1, all gradients wanted.
@@ -374,9 +403,14 @@ TEST(Cost, Tokens) {  // 2 images, 1 class token and 4 patches of 3 numbers
                  4 * 144 + 2 * 4 * 12));
   EXPECT_TRUE(is(cost::rope_backward(Rope<bf16>{.x = h, .cos = f, .sin = f, .shape = s}), 3 * 144,
                  4 * 144 + 2 * 4 * 12));
-  EXPECT_TRUE(is(cost::image_to_patches<bf16>(nullptr, nullptr, f, f, h, 0,
-                                              {.batch = 2, .size = 4, .patch = 2}),
-                 40 * 32, 9 * 32));
+  EXPECT_TRUE(
+      is(cost::image_to_patches(ImageToPatches<bf16>{.images = nullptr,
+                                                     .mean = f,
+                                                     .std = f,
+                                                     .patches = h,
+                                                     .ld = 0,
+                                                     .shape = {.batch = 2, .size = 4, .patch = 2}}),
+         40 * 32, 9 * 32));
 }
 
 TEST(Cost, ResidualAndSums) {
@@ -396,7 +430,7 @@ TEST(Cost, ResidualAndSums) {
   EXPECT_TRUE(is(cost::bias_backward(BiasBackward<bf16>{
                      .dy = h, .lddy = 5, .db = f, .accumulate = true, .rows = 3, .cols = 5}),
                  15, 30 + 40));
-  EXPECT_TRUE(is(cost::reduction_sum<bf16>(h, 9, f), 9, 18 + 4));
+  EXPECT_TRUE(is(cost::reduction_sum(ReductionSum<bf16>{.x = h, .n = 9, .out = f}), 9, 18 + 4));
 }
 
 TEST(Cost, TokenMean) {  // 2 images of 5 tokens, of which 4 count, 3 columns

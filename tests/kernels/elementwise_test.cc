@@ -31,8 +31,15 @@ void with_types(DType from, DType to, F&& f) {
 
 template <class From, class To>
 void cast(const Queue& queue, const Buffer<From>& x, Buffer<To>& y) {
-  of_on(queue, cast)(x.data(), DTypeOf<From>::value, x.ld(), y.data(), DTypeOf<To>::value, y.ld(),
-                     x.rows(), x.cols());
+  OF_RUN(queue, cast,
+         Cast{.x = x.data(),
+              .x_type = DTypeOf<From>::value,
+              .ldx = x.ld(),
+              .y = y.data(),
+              .y_type = DTypeOf<To>::value,
+              .ldy = y.ld(),
+              .rows = x.rows(),
+              .cols = x.cols()});
   finish(queue);
 }
 
@@ -162,7 +169,13 @@ TEST(Fill, SetsEveryElement) {
       for_each_device<>([&](const Queue& queue) {
         for (const Shape s : kShapes) {
           Buffer<T> y(s.rows, s.cols, s.padding);
-          of_on(queue, fill)(3.0, y.data(), type, y.ld(), s.rows, s.cols);
+          OF_RUN(queue, fill,
+                 Fill{.value = 3.0,
+                      .y = y.data(),
+                      .type = type,
+                      .ldy = y.ld(),
+                      .rows = s.rows,
+                      .cols = s.cols});
           finish(queue);
           EXPECT_TRUE(close(y, std::vector<double>(size_t(s.rows * s.cols), 3.0), Budget{}));
         }
@@ -180,7 +193,13 @@ TEST(AllFinite, FindsOneNumberThatIsNot) {
           Buffer<T> x(s.rows, s.cols, s.padding);
           Buffer<int32_t> finite(1, 1);
           const auto ask = [&] {
-            of_on(queue, all_finite)(x.data(), type, x.ld(), finite.data(), s.rows, s.cols);
+            OF_RUN(queue, all_finite,
+                   AllFinite{.x = x.data(),
+                             .type = type,
+                             .ldx = x.ld(),
+                             .finite = finite.data(),
+                             .rows = s.rows,
+                             .cols = s.cols});
             finish(queue);
             EXPECT_TRUE(finite.verify());
             return finite(0, 0);
@@ -225,7 +244,13 @@ TYPED_TEST(Elementwise, Add) {
         for (int64_t j = 0; j < s.cols; ++j) want.push_back(double(x(i, j)) + double(y(i, j)));
       for (double& v : doubled) v *= 2;
       const auto add_to = [&](const Buffer<T>& from, Buffer<T>& to) {
-        of_on(queue, add, T)(from.data(), from.ld(), to.data(), to.ld(), s.rows, s.cols);
+        OF_RUN(queue, add,
+               Add<T>{.x = from.data(),
+                      .ldx = from.ld(),
+                      .y = to.data(),
+                      .ldy = to.ld(),
+                      .rows = s.rows,
+                      .cols = s.cols});
         finish(queue);
       };
       add_to(x, y);
@@ -251,7 +276,12 @@ TYPED_TEST(Elementwise, Scale) {
       std::vector<double> want = y.to_double();
       for (double& v : want) v *= double(factor(0, 0));
       for (Buffer<T>* b : {&y, &again}) {
-        of_on(queue, scale, T)(factor.data(), b->data(), b->ld(), s.rows, s.cols);
+        OF_RUN(queue, scale,
+               Scale<T>{.factor = factor.data(),
+                        .y = b->data(),
+                        .ldy = b->ld(),
+                        .rows = s.rows,
+                        .cols = s.cols});
         finish(queue);
       }
       EXPECT_TRUE(close(y, want, TestFixture::kBudget));

@@ -39,8 +39,14 @@ class GradNorm : public testing::Test {
     Buffer<double> given(1, 1), norm(1, 1), factor(1, 1);
     given(0, 0) = scale;
     const WithScratch at(queue, gpu::grad_norm_scratch(chunks));
-    of_on(at, grad_norm, T)(spans.data(), spans.cols(), chunks, given.data(), max_norm, norm.data(),
-                            factor.data());
+    OF_RUN(at, grad_norm,
+           orthofed::GradNorm<T>{.gradients = spans.data(),
+                                 .count = spans.cols(),
+                                 .chunks = chunks,
+                                 .scale = given.data(),
+                                 .max_norm = max_norm,
+                                 .norm = norm.data(),
+                                 .factor = factor.data()});
     finish(at);
     EXPECT_TRUE(norm.verify());
     EXPECT_TRUE(factor.verify());

@@ -140,8 +140,14 @@ struct Call {
   void run(const Queue& queue, Buffer<T>& patches, const ImageShape& shape) const {
     const test::WithScratch at(queue, gpu::image_to_patches_scratch(shape.batch));
     const ImageAugment* draws = augment.cols() > 0 ? augment.data() : nullptr;
-    of_on(at, image_to_patches, T)(images.data(), draws, mean.data(), std.data(), patches.data(),
-                                   patches.ld(), shape);
+    OF_RUN(at, image_to_patches,
+           ImageToPatches<T>{.images = images.data(),
+                             .augment = draws,
+                             .mean = mean.data(),
+                             .std = std.data(),
+                             .patches = patches.data(),
+                             .ld = patches.ld(),
+                             .shape = shape});
     test::finish(at);
   }
   Buffer<const uint8_t*> images;

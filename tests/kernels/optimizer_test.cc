@@ -67,13 +67,17 @@ struct Numbers {
 template <class T>
 void adamw(const Queue& queue, Buffer<OptimizedTensor<T>> tensors, const AdamWStep& step) {
   const int64_t chunks = number_chunks(tensors.data(), tensors.cols());
-  of_on(queue, adamw, T)(tensors.data(), tensors.cols(), chunks, step);
+  OF_RUN(
+      queue, adamw,
+      AdamW<T>{.tensors = tensors.data(), .count = tensors.cols(), .chunks = chunks, .step = step});
   finish(queue);
 }
 template <class T>
 void sgd(const Queue& queue, Buffer<OptimizedTensor<T>> tensors, const SgdStep& step) {
   const int64_t chunks = number_chunks(tensors.data(), tensors.cols());
-  of_on(queue, sgd, T)(tensors.data(), tensors.cols(), chunks, step);
+  OF_RUN(
+      queue, sgd,
+      Sgd<T>{.tensors = tensors.data(), .count = tensors.cols(), .chunks = chunks, .step = step});
   finish(queue);
 }
 
@@ -244,7 +248,7 @@ TEST(AdamW, FirstStepHasTheSizeOfTheLearningRate) {
   double p[] = {1, 1, 1}, g[] = {1e-3, -5, 0}, m[3] = {}, v[3] = {};
   const OptimizedTensor<double> tensor{p, g, m, v, 3, 0};
   const Numbers numbers(0.1, 1);
-  cpu::adamw(&tensor, 1, 1, numbers.adamw());
+  cpu::adamw(AdamW<double>{.tensors = &tensor, .count = 1, .chunks = 1, .step = numbers.adamw()});
   EXPECT_NEAR(p[0], 1 - 0.1 * 1e-3 / (1e-3 + 1e-8), 1e-12);
   EXPECT_NEAR(p[1], 1.1, 1e-9);
   EXPECT_EQ(p[2], 1);
@@ -280,7 +284,7 @@ TEST(AdamW, SmallDecayIsNotRoundedAway) {
   Numbers numbers(1e-3, 1);
   for (int64_t t = 1; t <= 1000; ++t) {
     numbers.step(0, 0) = t;
-    cpu::adamw(&tensor, 1, 1, numbers.adamw());
+    cpu::adamw(AdamW<float>{.tensors = &tensor, .count = 1, .chunks = 1, .step = numbers.adamw()});
   }
   EXPECT_NEAR(p, std::pow(1 - 1e-5, 1000), 5e-5);
 }

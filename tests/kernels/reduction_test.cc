@@ -19,7 +19,7 @@ class Reduction : public testing::Test {};
 using Types = testing::Types<double, float, bf16>;
 TYPED_TEST_SUITE(Reduction, Types);
 
-// run(x, n, out) twice, on x[offset, offset + n): within the budget of reduction.h, and the same
+// run(arguments) twice, on x[offset, offset + n): within the budget of reduction.h, and the same
 // bits.
 template <class T, class Run>
 void check(int64_t n, int64_t offset, double k, const Queue& queue, const Run& run) {
@@ -32,8 +32,8 @@ void check(int64_t n, int64_t offset, double k, const Queue& queue, const Run& r
     size += std::abs(double(x(0, j)));
   }
   Buffer<Accum<T>> first(1, 1), second(1, 1);
-  run(x.data() + offset, n, first.data());
-  run(x.data() + offset, n, second.data());
+  run(ReductionSum<T>{.x = x.data() + offset, .n = n, .out = first.data()});
+  run(ReductionSum<T>{.x = x.data() + offset, .n = n, .out = second.data()});
   finish(queue);
   const double unit = std::max(epsilon<Accum<T>>, 0x1p-40) / 2;  // the reference errs, too
   EXPECT_TRUE(close(first, {want}, Budget{unit, unit * k * size}));
@@ -49,7 +49,7 @@ template <class T>
 void check_device(int64_t n, int64_t offset, const Queue& queue) {
   const WithScratch at(queue, gpu::reduction_sum_scratch(n));
   check<T>(n, offset, additions(queue, n), at,
-           [&](auto... arguments) { of_on(at, reduction_sum, T)(arguments...); });
+           [&](const auto& arguments) { OF_RUN(at, reduction_sum, arguments); });
 }
 
 TYPED_TEST(Reduction, EveryDevice) {
@@ -65,16 +65,14 @@ TYPED_TEST(Reduction, EveryVersion) {
     for_each_gpu([](const Queue& queue) {
       for (const int64_t n : kSizes) {
         const WithScratch at(queue, gpu::reduction_sum_scratch(n));
-        const auto walk = [&]<class Stream>(const Stream& stream) {
+        on_stream(at, [&]<class Stream>(const Stream& stream) {
           for (const auto& version : gpu::reduction_sum_versions<T, Stream>()) {
             SCOPED_TRACE(version.name);
             if (version.number <= 2 && n > 1000) continue;  // the same blocks, only more of them
             check<T>(n, 0, additions(queue, n), at,
-                     [&](auto... arguments) { version.run(arguments..., stream); });
+                     [&](const auto& arguments) { version.run(arguments, stream); });
           }
-        };
-        on_device<T>(
-            at, "reduction", [] {}, walk, [] { return Cost(); });
+        });
       }
     });
   }
@@ -94,9 +92,9 @@ TEST(ReductionSum, ThreadsDoNotMatter) {
   Buffer<float> x(1, 100003), one(1, 1), two(1, 1);
   fill_normal(x, 2);
   cpu::set_threads(1);
-  cpu::reduction_sum(x.data(), x.cols(), one.data());
+  cpu::reduction_sum(ReductionSum<float>{.x = x.data(), .n = x.cols(), .out = one.data()});
   cpu::set_threads(2);
-  cpu::reduction_sum(x.data(), x.cols(), two.data());
+  cpu::reduction_sum(ReductionSum<float>{.x = x.data(), .n = x.cols(), .out = two.data()});
   cpu::set_threads(threads);
   EXPECT_TRUE(identical(one, two));
 }
@@ -107,7 +105,7 @@ TEST(ReductionSum, NanIsNotLost) {
     x.fill(1);
     x(0, 4999) = NAN;
     const WithScratch at(queue, gpu::reduction_sum_scratch(x.cols()));
-    of_on(at, reduction_sum, float)(x.data(), x.cols(), out.data());
+    OF_RUN(at, reduction_sum, ReductionSum<float>{.x = x.data(), .n = x.cols(), .out = out.data()});
     finish(at);
     EXPECT_TRUE(std::isnan(out(0, 0)));
   });
