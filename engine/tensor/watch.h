@@ -5,7 +5,7 @@
 //   finite    stops at the first call that writes a NaN or an infinity
 //
 // Both name the kernel, the layer, the sizes of the call and the element. They see everything that
-// goes through of_on in tensors of the engine's allocator, also what lists point to (the
+// goes through OF_RUN in tensors of the engine's allocator, also what lists point to (the
 // optimiser's, the penalties', a batch's images). They do not see copies and zeroing, which no
 // kernel of ours does.
 #pragma once
