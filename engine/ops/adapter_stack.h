@@ -1,5 +1,4 @@
-// The low-rank adapters of one linear layer, side by side: their parameters and the products with
-// them.
+// The low-rank adapters of one linear layer, side by side: parameters, and products with them.
 //
 //   y[:, slice] += sum over the slice's active adapters of s (x A^T) B^T
 //
@@ -96,8 +95,7 @@ class AdapterStack {
   bool trainable() const;       // does an active adapter need a gradient?
 
   void gather();  // see above
-  // Behind gather(): what the tails below are made of, in this type, for a layer of so many
-  // outputs.
+  // Behind gather(): what the tails below are made of, in this type, for a layer of `out` outputs.
   void gather_tails(DType compute, int64_t out);
 
   Tensor down(const Tensor& x) const;               // u [rows, R] = x A^T

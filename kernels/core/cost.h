@@ -1,8 +1,8 @@
 // The least that one call of a kernel costs: floating-point operations, and bytes that must cross
 // the memory bus if each input is read once and each output is written once. Beside cpu::f and
-// gpu::f every kernel's contract has a third twin with the same parameters:
+// gpu::f every kernel's contract has a third twin that takes the same struct:
 //
-//   cost::f<T>(x, ldx, ..., cols) -> Cost
+//   cost::f(arguments) -> Cost
 //
 // It looks at sizes and at which optional arguments are null, never at the elements themselves.
 // It does read the items of a list (optimizer, grad_norm, orthogonality), in host memory.

@@ -11,9 +11,8 @@
 
 namespace orthofed::reference {
 
-// Numbers with, beside each, the error that rounding in Accum<T> and T may cause: an inner product
-// of k terms errs by k eps/2 sum |a b|, an error e of a score is a relative error e of its
-// probability.
+// Numbers and, beside each, the error that rounding in Accum<T> and T may cause: an inner product of
+// k terms errs by k eps/2 sum |a b|, an error e of a score is one of e p in its probability p.
 struct AttentionNumbers {
   std::vector<double> value, budget;
 };
