@@ -4,7 +4,6 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <memory>
@@ -15,19 +14,20 @@
 #include "cli/version.h"
 #include "engine/io/nearest.h"
 #include "engine/io/text.h"
+#include "engine/tensor/watch.h"
 #include "kernels/core/check.h"
 
 namespace orthofed::cli {
 
 namespace {
 
-// Handed on through the environment: the clients of `run` are processes of their own.
+// Clients that are processes of their own are told by the same options (cli/local_run.cc).
 void watch_flags(CLI::App& app) {
   app.add_flag_callback(
-      "--check-finite", [] { setenv("OF_CHECK_FINITE", "1", 1); },
+      "--check-finite", ask_for_finite_check,
       "Stop at the first kernel call that writes a NaN or an infinity, and name it (slow)");
   app.add_option_function<std::string>(
-         "--shadow", [](const std::string& device) { setenv("OF_SHADOW", device.c_str(), 1); },
+         "--shadow", [](const std::string&) { ask_for_shadow(); },
          "Compute every kernel call on this device as well and stop at the first difference "
          "(slow)")
       ->type_name("DEVICE")
@@ -192,7 +192,7 @@ class Parser {
 void Parser::add(const Commands& c) {
   command("run", "Run a whole federation on this machine",
           "orthofed run configs/demo.toml --set method=fedavg --out runs/fedavg", c.run,
-          [](CLI::App& app, RunOptions& o) {
+          [](CLI::App& app, RunArguments& o) {
             watch_flags(app);
             config_file(app, o.config, o.set);
             output_folder(app, o.out);
@@ -205,7 +205,7 @@ void Parser::add(const Commands& c) {
   command(
       "serve", "Be the server of a federation",
       "orthofed serve configs/wbc_sites.toml --set federation.address=0.0.0.0:7733 --out runs/wbc",
-      c.serve, [](CLI::App& app, ServeOptions& o) {
+      c.serve, [](CLI::App& app, ServeArguments& o) {
         config_file(app, o.config, o.set);
         output_folder(app, o.out);
       });
@@ -213,7 +213,7 @@ void Parser::add(const Commands& c) {
       "join", "Be one client of a federation",
       "orthofed join configs/wbc_sites.toml --client bccd --set data.root=/data/wbc "
       "--set federation.address=server:7733",
-      c.join, [](CLI::App& app, JoinOptions& o) {
+      c.join, [](CLI::App& app, JoinArguments& o) {
         watch_flags(app);
         config_file(app, o.config, o.set);
         app.add_option("--client", o.client, "Which client this is")->type_name("NAME")->required();
@@ -225,7 +225,7 @@ void Parser::add(const Commands& c) {
       });
   command("train", "Train on one site alone, without a federation",
           "orthofed train configs/wbc_sites.toml --set data.client=bccd --out runs/bccd", c.train,
-          [](CLI::App& app, TrainOptions& o) {
+          [](CLI::App& app, TrainArguments& o) {
             watch_flags(app);
             config_file(app, o.config, o.set);
             output_folder(app, o.out);
@@ -237,7 +237,7 @@ void Parser::add(const Commands& c) {
           "orthofed eval configs/wbc_sites.toml --client bccd "
           "--adapter runs/wbc/general_adapter.safetensors "
           "--adapter runs/wbc/clients/bccd/personal_adapter.safetensors",
-          c.eval, [](CLI::App& app, EvalOptions& o) {
+          c.eval, [](CLI::App& app, EvalArguments& o) {
             watch_flags(app);
             config_file(app, o.config, o.set);
             adapter_files(app, o.adapters);
@@ -246,7 +246,7 @@ void Parser::add(const Commands& c) {
   command("predict", "Compute features and logits of images",
           "orthofed predict --weights vit.safetensors --input images/ --output out.safetensors "
           "--csv out.csv",
-          c.predict, [](CLI::App& app, PredictOptions& o) {
+          c.predict, [](CLI::App& app, PredictArguments& o) {
             watch_flags(app);
             app.add_option("--weights", o.weights,
                            "Model: safetensors, an index of shards, or their folder")
@@ -280,7 +280,7 @@ void Parser::add(const Commands& c) {
           "  orthofed export general.safetensors --weights vit.safetensors --format merged --out "
           "merged\n"
           "  orthofed export runs/wbc --bundle wbc-model",
-          c.export_model, [](CLI::App& app, ExportOptions& o) {
+          c.export_model, [](CLI::App& app, ExportArguments& o) {
             app.add_option("RUN_OR_ADAPTER", o.sources, "A run's folder, or adapter files")
                 ->type_name(" ")
                 ->expected(-1)
@@ -313,7 +313,7 @@ void Parser::add(const Commands& c) {
           });
   command("import", "Read an adapter that PEFT wrote",
           "orthofed import peft/bccd --weights vit.safetensors --out adapter.safetensors",
-          c.import_adapter, [](CLI::App& app, ImportOptions& o) {
+          c.import_adapter, [](CLI::App& app, ImportArguments& o) {
             app.add_option("DIR", o.folder, "Folder with adapter_config.json")
                 ->type_name(" ")
                 ->required();
@@ -332,7 +332,7 @@ void Parser::add(const Commands& c) {
           });
   command("inspect", "Say what a file of weights or an adapter is, or which tensors do not fit",
           "orthofed inspect vit.safetensors --json", c.inspect,
-          [](CLI::App& app, InspectOptions& o) {
+          [](CLI::App& app, InspectArguments& o) {
             app.add_option("PATH", o.path, "Safetensors, an index of shards, or a folder")
                 ->type_name(" ")
                 ->required();
@@ -341,13 +341,13 @@ void Parser::add(const Commands& c) {
           });
   command("check", "Examine a site's data before it joins; sends nothing",
           "orthofed check configs/wbc_sites.toml --client bccd --set data.root=/data/wbc", c.check,
-          [](CLI::App& app, CheckOptions& o) {
+          [](CLI::App& app, CheckArguments& o) {
             config_file(app, o.config, o.set);
             app.add_option("--client", o.client, "Only this client")->type_name("NAME");
           });
   command("demo", "Show every method on generated cells; needs no data",
           "orthofed demo configs/demo.toml --out runs/demo", c.demo,
-          [](CLI::App& app, DemoOptions& o) {
+          [](CLI::App& app, DemoArguments& o) {
             watch_flags(app);
             config_file(app, o.config, o.set);
             output_folder(app, o.out);
@@ -360,7 +360,7 @@ void Parser::add(const Commands& c) {
                 ->check(CLI::Range(int64_t{1}, int64_t{1000000}));
           });
   command("report", "Compare the runs below a folder, by method, over seeds",
-          "orthofed report runs/wbc", c.report, [](CLI::App& app, ReportOptions& o) {
+          "orthofed report runs/wbc", c.report, [](CLI::App& app, ReportArguments& o) {
             app.add_option("DIR", o.folder, "Folder of runs")->type_name(" ")->required();
             app.add_flag("--markdown", o.markdown, "As a GitHub table");
             CLI::Option* time =
@@ -370,9 +370,9 @@ void Parser::add(const Commands& c) {
             app.add_flag("--rounds", o.rounds, "With --time: and of each round")->needs(time);
           });
   command("doctor", "Print what this program finds on this machine", "orthofed doctor --json",
-          c.doctor, [](CLI::App&, DoctorOptions&) {});
+          c.doctor, [](CLI::App&, DoctorArguments&) {});
   command("config", "List the keys of a configuration file", "orthofed config train", c.config,
-          [](CLI::App& app, ConfigOptions& o) {
+          [](CLI::App& app, ConfigArguments& o) {
             app.add_option("SECTION", o.section, "Only this section or key")->type_name(" ");
             app.add_flag("--markdown", o.markdown, "As docs/configuration.md");
           });

@@ -1,6 +1,6 @@
 // The command line: options into the structs of cli/commands.h, exceptions into exit statuses.
 //
-//   0 success   1 anything else   2 the user's to mend: one line on stderr   130 interrupted
+//   0 success   1 anything else   2 the user can mend it: one line on stderr   130 interrupted
 #pragma once
 #include <ostream>
 
@@ -10,20 +10,20 @@ namespace orthofed::cli {
 
 // The bodies of the subcommands. One that is null is not offered.
 struct Commands {
-  int (*run)(const RunOptions&) = nullptr;
-  int (*serve)(const ServeOptions&) = nullptr;
-  int (*join)(const JoinOptions&) = nullptr;
-  int (*train)(const TrainOptions&) = nullptr;
-  int (*eval)(const EvalOptions&) = nullptr;
-  int (*predict)(const PredictOptions&) = nullptr;
-  int (*export_model)(const ExportOptions&) = nullptr;
-  int (*import_adapter)(const ImportOptions&) = nullptr;
-  int (*inspect)(const InspectOptions&) = nullptr;
-  int (*check)(const CheckOptions&) = nullptr;
-  int (*demo)(const DemoOptions&) = nullptr;
-  int (*report)(const ReportOptions&) = nullptr;
-  int (*doctor)(const DoctorOptions&) = nullptr;
-  int (*config)(const ConfigOptions&) = nullptr;
+  int (*run)(const RunArguments&) = nullptr;
+  int (*serve)(const ServeArguments&) = nullptr;
+  int (*join)(const JoinArguments&) = nullptr;
+  int (*train)(const TrainArguments&) = nullptr;
+  int (*eval)(const EvalArguments&) = nullptr;
+  int (*predict)(const PredictArguments&) = nullptr;
+  int (*export_model)(const ExportArguments&) = nullptr;
+  int (*import_adapter)(const ImportArguments&) = nullptr;
+  int (*inspect)(const InspectArguments&) = nullptr;
+  int (*check)(const CheckArguments&) = nullptr;
+  int (*demo)(const DemoArguments&) = nullptr;
+  int (*report)(const ReportArguments&) = nullptr;
+  int (*doctor)(const DoctorArguments&) = nullptr;
+  int (*config)(const ConfigArguments&) = nullptr;
 };
 
 // Parses, runs the one command that is named, and reports what it throws on `err`; help and version

@@ -85,7 +85,7 @@ int verdict(const std::string& found) {
 
 }  // namespace
 
-int check(const CheckOptions& o) {
+int check_command(const CheckArguments& o) {
   Terminal terminal(o.global);
   const RunConfig config = open_config(o.config, o.set, terminal);
   const std::string client = o.client.empty() ? config.data.client : o.client;

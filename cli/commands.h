@@ -7,19 +7,13 @@
 #include <string>
 #include <vector>
 
+#include "cli/terminal/terminal.h"
 #include "models/config/config.h"
 
 namespace orthofed::cli {
 
-struct GlobalOptions {
-  bool quiet = false;  // --quiet: warnings and errors only; eval, report, doctor and config still
-                       // print what they were asked for
-  bool json =
-      false;  // --json: the result as one JSON object on stdout, events as JSON lines on stderr
-};
-
 // A whole federation on this machine: server and clients as processes over loopback.
-struct RunOptions {
+struct RunArguments {
   GlobalOptions global;
   std::string config;
   std::vector<std::string> set;  // "key=value", in order
@@ -29,7 +23,7 @@ struct RunOptions {
 };
 
 // The server of a federation.
-struct ServeOptions {
+struct ServeArguments {
   GlobalOptions global;
   std::string config;
   std::vector<std::string> set;
@@ -37,7 +31,7 @@ struct ServeOptions {
 };
 
 // One site of a federation.
-struct JoinOptions {
+struct JoinArguments {
   GlobalOptions global;
   std::string config;
   std::string client;
@@ -47,7 +41,7 @@ struct JoinOptions {
 };
 
 // One site alone, without a federation.
-struct TrainOptions {
+struct TrainArguments {
   GlobalOptions global;
   std::string config;
   std::vector<std::string> set;
@@ -56,7 +50,7 @@ struct TrainOptions {
 };
 
 // Metrics of trained adapters on a site's test images.
-struct EvalOptions {
+struct EvalArguments {
   GlobalOptions global;
   std::string config;
   std::vector<std::string> set;
@@ -65,7 +59,7 @@ struct EvalOptions {
 };
 
 // Features and logits of images, with weights and any number of adapters.
-struct PredictOptions {
+struct PredictArguments {
   GlobalOptions global;
   std::string weights;                // a checkpoint (engine/io/checkpoint.h)
   std::string config;                 // config.json; empty: the one beside the weights
@@ -80,7 +74,7 @@ struct PredictOptions {
 };
 
 // Adapters in the formats of other programs. One of `out` and `bundle` is set.
-struct ExportOptions {
+struct ExportArguments {
   GlobalOptions global;
   std::vector<std::string> sources;  // a run's folder, or one or two adapter files
   std::string format;                // peft | merged
@@ -93,7 +87,7 @@ struct ExportOptions {
 };
 
 // An adapter folder of PEFT as an adapter file of ours.
-struct ImportOptions {
+struct ImportArguments {
   GlobalOptions global;
   std::string folder;
   std::string weights, config;       // the base model
@@ -103,14 +97,14 @@ struct ImportOptions {
 };
 
 // What a file of weights or an adapter is.
-struct InspectOptions {
+struct InspectArguments {
   GlobalOptions global;
   std::string path;    // a checkpoint, an adapter, or a folder of one or of PEFT's
   std::string config;  // config.json; empty: the one beside the weights
 };
 
 // A dry run at a site before it joins. Sends nothing.
-struct CheckOptions {
+struct CheckArguments {
   GlobalOptions global;
   std::string config;
   std::vector<std::string> set;
@@ -118,7 +112,7 @@ struct CheckOptions {
 };
 
 // The demonstration: a base model made here, then every method over real sockets.
-struct DemoOptions {
+struct DemoArguments {
   GlobalOptions global;
   std::string config;  // configs/demo.toml
   std::vector<std::string> set;
@@ -128,7 +122,7 @@ struct DemoOptions {
 };
 
 // A table of every run below a folder, by method, over seeds.
-struct ReportOptions {
+struct ReportArguments {
   GlobalOptions global;
   std::string folder;
   bool markdown = false;
@@ -137,30 +131,30 @@ struct ReportOptions {
 };
 
 // What this program found on this machine.
-struct DoctorOptions {
+struct DoctorArguments {
   GlobalOptions global;
 };
 
 // Every key of a configuration file.
-struct ConfigOptions {
+struct ConfigArguments {
   GlobalOptions global;
   std::string section;    // "train" or "train.lr"; empty: all
   bool markdown = false;  // as docs/configuration.md
 };
 
-int run(const RunOptions& options);
-int serve(const ServeOptions& options);
-int join(const JoinOptions& options);
-int train(const TrainOptions& options);
-int eval(const EvalOptions& options);
-int predict(const PredictOptions& options);
-int export_model(const ExportOptions& options);
-int import_adapter(const ImportOptions& options);
-int inspect(const InspectOptions& options);
-int check(const CheckOptions& options);
-int demo(const DemoOptions& options);
-int report(const ReportOptions& options);
-int doctor(const DoctorOptions& options);
-int config(const ConfigOptions& options);
+int run_command(const RunArguments& options);
+int serve_command(const ServeArguments& options);
+int join_command(const JoinArguments& options);
+int train_command(const TrainArguments& options);
+int eval_command(const EvalArguments& options);
+int predict_command(const PredictArguments& options);
+int export_command(const ExportArguments& options);
+int import_command(const ImportArguments& options);
+int inspect_command(const InspectArguments& options);
+int check_command(const CheckArguments& options);
+int demo_command(const DemoArguments& options);
+int report_command(const ReportArguments& options);
+int doctor_command(const DoctorArguments& options);
+int config_command(const ConfigArguments& options);
 
 }  // namespace orthofed::cli

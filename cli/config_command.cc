@@ -6,7 +6,7 @@
 
 namespace orthofed::cli {
 
-int config(const ConfigOptions& options) {
+int config_command(const ConfigArguments& options) {
   std::cout << (options.markdown      ? config_markdown()
                 : options.global.json ? config_json(options.section)
                                       : config_listing(options.section));

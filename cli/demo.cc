@@ -7,8 +7,9 @@
 
 #include "cli/commands.h"
 #include "cli/local_run.h"
-#include "cli/terminal/federation_view.h"
+#include "cli/session.h"
 #include "cli/terminal/json.h"
+#include "cli/terminal/score_table.h"
 #include "cli/terminal/table.h"
 #include "cli/terminal/units.h"
 #include "engine/data/synthetic.h"
@@ -20,6 +21,7 @@
 #include "models/config/toml.h"
 #include "models/training/demo_base.h"
 #include "models/training/site_data.h"
+#include "models/training/site_trainer.h"
 
 namespace orthofed::cli {
 namespace {
@@ -76,7 +78,7 @@ std::string json_of(const std::vector<Row>& rows, const PretrainResult& base) {
 
 }  // namespace
 
-int demo(const DemoOptions& o) {
+int demo_command(const DemoArguments& o) {
   const auto begin = Clock::now();
   Terminal terminal(o.global);
   RunConfig config = open_config(o.config, o.set, terminal);
@@ -123,12 +125,8 @@ int demo(const DemoOptions& o) {
     const RunConfig run_config = completed(load_config(o.config, set));
     const std::string folder = o.out + "/" + method;
     make_directories(folder);
-    const LocalRun run = run_here(run_config, folder, false, terminal, method);
-    GlobalOptions silent;
-    silent.quiet = true;
-    report(run_config, run.agreement, run.result, folder, silent);
-
-    Row row{method, summary_of(run_config, run.agreement, run.result), NAN};
+    const LocalRun run = run_shown(run_config, folder, false, terminal, method);
+    Row row{method, run.summary, NAN};
     if (!run.result.general.empty()) {
       row.unseen = on_unseen(run_config, unseen, folder + "/general_adapter.safetensors");
     } else {
@@ -143,9 +141,8 @@ int demo(const DemoOptions& o) {
   }
 
   const std::string text = fmt::format(
-      "Balanced accuracy on test images ({} clients, {} training images each, {} rounds, shift "
-      "{:g}, "
-      "seed {})\n\n{}\n"
+      "Balanced accuracy on test images ({} clients, {} training images each, {} rounds, "
+      "shift {:g}, seed {})\n\n{}\n"
       "general: personal adapter off. unseen site: the general model at a laboratory that took no "
       "part;\nfor local the mean of the sites' own models.{}\n",
       s.clients, s.train, config.rounds, s.shift, config.seed,

@@ -76,8 +76,7 @@ int64_t memory_limit() {
   return stream >> bytes ? bytes : -1;
 }
 
-// Cores this process may run on, which in a container or under taskset are fewer than the
-// machine's.
+// Cores that this process may run on: in a container or under taskset fewer than there are.
 int usable_cores() {
   cpu_set_t set;
   CPU_ZERO(&set);
@@ -218,7 +217,7 @@ std::string as_text(const std::vector<Finding>& findings) {
 
 }  // namespace
 
-int doctor(const DoctorOptions& options) {
+int doctor_command(const DoctorArguments& options) {
   const std::vector<Finding> findings = examine();
   std::cout << (options.global.json ? as_json(findings) : as_text(findings));
   return 0;

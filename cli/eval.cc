@@ -5,11 +5,13 @@
 #include "cli/commands.h"
 #include "cli/session.h"
 #include "cli/terminal/json.h"
+#include "cli/terminal/score_table.h"
+#include "cli/terminal/site_view.h"
 #include "models/training/site_data.h"
 
 namespace orthofed::cli {
 
-int eval(const EvalOptions& o) {
+int eval_command(const EvalArguments& o) {
   Terminal terminal(o.global);
   const RunConfig config = open_config(o.config, o.set, terminal);
   const std::string client = o.client.empty() ? config.data.client : o.client;

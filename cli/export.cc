@@ -9,9 +9,8 @@
 #include "cli/terminal/json.h"
 #include "engine/io/files.h"
 #include "engine/io/text.h"
-#include "federation/report/model_card.h"
+#include "federation/report/export.h"
 #include "models/adapters/bundle.h"
-#include "models/adapters/peft.h"
 #include "models/config/toml.h"
 
 namespace orthofed::cli {
@@ -52,7 +51,7 @@ std::string personal_in(const fs::path& run, const std::string& client) {
   return "";
 }
 
-Origin from_run(const ExportOptions& o, const std::string& folder) {
+Origin from_run(const ExportArguments& o, const std::string& folder) {
   const fs::path run(folder);
   const std::string general = if_there(run / kGeneral);
   // A personal adapter leaves its site's folder only when it is asked for.
@@ -72,7 +71,7 @@ Origin from_run(const ExportOptions& o, const std::string& folder) {
   return origin;
 }
 
-Origin origin_of(const ExportOptions& o) {
+Origin origin_of(const ExportArguments& o) {
   if (o.sources.size() == 1 && fs::is_directory(o.sources[0])) return from_run(o, o.sources[0]);
   if (!o.client.empty()) throw UserError("--client: chooses among a run's clients; give the run");
   Origin origin;
@@ -98,7 +97,7 @@ const AdapterFile* find(const Origin& origin, AdapterKind kind) {
 }
 
 // "general", "personal" or "both": what --adapter says or else what is there, which must be there.
-std::string chosen(const ExportOptions& o, const Origin& origin) {
+std::string chosen(const ExportArguments& o, const Origin& origin) {
   const bool general = find(origin, AdapterKind::general) != nullptr,
              personal = find(origin, AdapterKind::personal) != nullptr;
   const std::string wish = !o.adapter.empty()    ? o.adapter
@@ -112,37 +111,13 @@ std::string chosen(const ExportOptions& o, const Origin& origin) {
   return wish;
 }
 
-PeftOrigin origin_record(const std::string& kind, const AdapterFile& file) {
-  return {kind, file.classes, file.base_sha256, file.method, file.round, file.preprocessing};
-}
-
-PeftAdapter peft_adapter(const BaseFile& base, const std::string& kind,
-                         std::span<const AdapterFile> files, ModuleNames names) {
-  return {module_adapters(base, files, names), head_of(files), origin_record(kind, files[0])};
-}
-
-// As two named adapters. PEFT has one active classifier: the pair's is in one folder alone, in the
-// personal one where a part of it is personal.
-void save_pair(const std::string& folder, const BaseFile& base, std::span<const AdapterFile> pair,
-               ModuleNames names) {
-  PeftAdapter general = peft_adapter(base, "general", pair.first(1), names),
-              personal = peft_adapter(base, "personal", pair.last(1), names);
-  (personal.head ? personal : general).head = head_of(pair);
-  if (personal.head) general.head.reset();
-  for (const auto& [name, adapter] : {std::pair("general", &general), {"personal", &personal}}) {
-    const std::string to = folder + "/" + name;
-    make_directories(to);
-    save_peft(to, base, *adapter);
-  }
-}
-
-std::string weights_of(const ExportOptions& o, const Origin& origin) {
+std::string weights_of(const ExportArguments& o, const Origin& origin) {
   if (!o.weights.empty()) return o.weights;
   if (origin.config && !origin.config->model.weights.empty()) return origin.config->model.weights;
   throw UserError("--weights: name the base model's weights; an adapter file does not hold them");
 }
 
-void check_options(const ExportOptions& o) {
+void check_options(const ExportArguments& o) {
   if (o.sources.size() > 2)
     throw UserError(o.sources[2] + ": a third one; give a run's folder, or one or two adapters");
   const bool bundle = !o.bundle.empty();
@@ -156,15 +131,15 @@ void check_options(const ExportOptions& o) {
         "--concatenate: is for --format peft; merged weights hold both adapters anyway");
 }
 
-std::string use_of(const std::string& format, const std::string& which, bool pair,
-                   const std::string& out) {
+// The card's lines of code.
+std::string use_of(ExportForm form, const std::string& which, const std::string& out) {
   const std::string here = fs::path(out).filename().string();
-  if (format != "peft")
+  if (form == ExportForm::merged)
     return fmt::format(
         "orthofed predict --weights {} --input images/ --output out.safetensors "
         "--csv out.csv",
         here);
-  if (!pair)
+  if (form == ExportForm::peft)
     return fmt::format("model = peft.PeftModel.from_pretrained(base_model, \"{}\")  # {}", here,
                        which);
   return fmt::format(
@@ -177,7 +152,7 @@ std::string use_of(const std::string& format, const std::string& which, bool pai
 
 }  // namespace
 
-int export_model(const ExportOptions& o) {
+int export_command(const ExportArguments& o) {
   check_options(o);
   const bool bundle = !o.bundle.empty();
   const std::string out = bundle ? o.bundle : o.out, format = bundle ? "merged" : o.format;
@@ -198,36 +173,20 @@ int export_model(const ExportOptions& o) {
     throw UserError(
         "--bundle: these adapters have no classifier; add the other with --adapter both");
 
-  const bool pair = format == "peft" && which == "both" && !o.concatenate;
-  const ModuleNames names =
-      o.transformers == 4 ? ModuleNames::transformers4 : ModuleNames::transformers5;
-  AtomicFolder folder(out);
-  if (format == "merged")
-    save_merged(folder.path(), base, origin.adapters);
-  else if (pair)
-    save_pair(folder.path(), base, origin.adapters, names);
-  else
-    save_peft(folder.path(), base, peft_adapter(base, which, origin.adapters, names));
+  if (format == "merged" && base.configs.config.empty())
+    throw UserError(fmt::format(
+        "{}: no config.json beside the weights; name one with --config: the merged model needs it",
+        base.path));
 
-  const std::string base_name = fs::path(checkpoint_files(weights).main).filename().string();
-  const std::string whose = o.client.empty() ? "" : " of " + o.client;
-  const std::string adapters = which == "general"    ? "general adapter"
-                               : which == "personal" ? "personal adapter" + whose
-                                                     : "general and the personal adapter" + whose;
-  ModelCard card;
-  card.title = fmt::format("{} with the {}", base_name, adapters);
-  card.hub_name = format == "peft" ? "peft" : "timm";
-  card.base_name = base_name;
-  card.what =
-      format == "merged"
-          ? fmt::format("Full weights: the base model with the {} merged into it.", adapters)
-      : pair ? "Two LoRA adapters for PEFT, `general` and `personal`, to be active together."
-             : fmt::format("A LoRA adapter for PEFT: the {}{}.", adapters,
-                           which == "both" ? ", concatenated into one" : "");
-  card.use = use_of(format, which, pair, out);
-  card.summary = origin.summary;
-  write_file(folder.path() + "/README.md", to_markdown(card, origin.adapters));
-  folder.commit();
+  ExportOptions options;
+  options.form = format == "merged"                  ? ExportForm::merged
+                 : which == "both" && !o.concatenate ? ExportForm::peft_pair
+                                                     : ExportForm::peft;
+  options.names = o.transformers == 4 ? ModuleNames::transformers4 : ModuleNames::transformers5;
+  options.client = o.client;
+  options.use = use_of(options.form, which, out);
+  options.summary = origin.summary;
+  const std::string what = export_adapters(out, base, origin.adapters, options);
   if (o.global.json)
     std::cout << json_object({{"format", json_text(format)},
                               {"adapter", json_text(which)},
@@ -235,7 +194,7 @@ int export_model(const ExportOptions& o) {
                               {"out", json_text(out)}})
               << "\n";
   else if (!o.global.quiet)
-    std::cout << fmt::format("{}: {}\n", out, card.what);
+    std::cout << fmt::format("{}: {}\n", out, what);
   return 0;
 }
 

@@ -11,7 +11,7 @@
 
 namespace orthofed::cli {
 
-int import_adapter(const ImportOptions& o) {
+int import_command(const ImportArguments& o) {
   Terminal terminal(o.global);
   const BaseFile base = BaseFile::open(o.weights, o.config);
   const PeftAdapter peft = load_peft(o.folder, base);

@@ -145,7 +145,7 @@ json inspect_weights(const std::string& path, const std::string& config) {
   return out;
 }
 
-// One line a key; lists and objects as "a, b" and "a 1, b 2".
+// One line per key; lists and objects are written "a, b" and "a 1, b 2".
 std::string as_line(const json& value) {
   if (value.is_string()) return value.get<std::string>();
   if (value.is_number_integer()) return grouped(value.get<int64_t>());
@@ -185,7 +185,7 @@ std::string as_text(const json& report) {
 
 }  // namespace
 
-int inspect(const InspectOptions& o) {
+int inspect_command(const InspectArguments& o) {
   json report;
   if (fs::exists(fs::path(o.path) / "adapter_config.json")) {
     report = inspect_peft(o.path);

@@ -6,8 +6,9 @@
 #include <iostream>
 
 #include "cli/commands.h"
-#include "cli/profiling.h"
 #include "cli/session.h"
+#include "cli/terminal/score_table.h"
+#include "cli/terminal/site_view.h"
 #include "cli/terminal/time_table.h"
 #include "engine/io/files.h"
 #include "engine/io/text.h"
@@ -15,6 +16,7 @@
 #include "federation/client/vit_site.h"
 #include "federation/report/summary.h"
 #include "models/config/keys.h"
+#include "models/training/profiling.h"
 
 namespace orthofed::cli {
 namespace {
@@ -43,25 +45,35 @@ class JoinObserver : public ClientObserver {
 };
 
 // Loads the site, joins, stays to the end, and prints the site's own result.
-void take_part(const JoinOptions& o, const RunConfig& config, const std::string& folder,
+void take_part(const JoinArguments& o, const RunConfig& config, const std::string& folder,
                Terminal& terminal) {
   const auto begin = std::chrono::steady_clock::now();
   SiteProgress progress(terminal, o.client);
   std::shared_ptr<Profile> profile;
-  if (o.profile > 0) profile = make_profile(config, ceilings_for(config, terminal), o.profile);
+  if (o.profile > 0) {
+    terminal.message("measuring what this machine can do at best");
+    const Device device = device_of(config.device);
+    profile = make_profile(
+        device, ceilings_of(device, compute_type(config.precision, device), config.threads),
+        o.profile);
+  }
   SiteTrainer::Callbacks callbacks = progress.callbacks();
   callbacks.profile = profile;
   VitSite site(config, o.client, folder, callbacks);
   progress.done();
   say_left_aside(terminal, site.trainer().tuner().model());
   JoinObserver observer(terminal, progress);
-  orthofed::JoinOptions options;
+  JoinOptions options;
   options.share = config.federation.share_metrics;
   options.join_timeout_seconds = config.federation.join_timeout_seconds;
   options.max_frame_mb = config.federation.max_frame_mb;
   options.settings = shared_settings(config);
-  const JoinResult result = orthofed::join(config.federation.address, site, options, observer);
-  print_profile(save_profile(profile.get(), folder, terminal), o.global);
+  const JoinResult result = join(config.federation.address, site, options, observer);
+  if (profile) {
+    const std::string table = save_profile(*profile, folder);
+    if (table.empty()) warn_nothing_profiled(terminal);
+    print_profile(table, o.global);
+  }
 
   const int64_t train = int64_t(site.trainer().data().train.size());
   if (o.global.json) {
@@ -86,7 +98,7 @@ void take_part(const JoinOptions& o, const RunConfig& config, const std::string&
 
 }  // namespace
 
-int join(const JoinOptions& o) {
+int join_command(const JoinArguments& o) {
   Terminal terminal(o.global);
   const RunConfig config = open_config(o.config, o.set, terminal);
   const auto& known = config.federation.clients;

@@ -1,22 +1,19 @@
-// A whole run on this machine, whatever the method: what `run` does once and `demo` several times.
+// A whole run on this machine as the terminal shows it: what `run` and `train` do once and `demo`
+// several times.
 #pragma once
 #include <string>
 
-#include "cli/terminal/federation_view.h"
+#include "cli/terminal/terminal.h"
+#include "federation/local/run_here.h"
 
 namespace orthofed::cli {
 
-struct LocalRun {
-  Agreement agreement;
-  FederationResult result;
-  std::string profile;  // of `profile_steps`, to be printed: the table of the one process that
-                        // trained, or of the client that trained longest, with a heading
-};
+// As run_here (federation/local/run_here.h). Clients are threads of this process or, where not
+// in_process, `orthofed join` started anew. label: on the progress line; empty: the method.
+LocalRun run_shown(const RunConfig& config, const std::string& folder, bool in_process,
+                   Terminal& terminal, const std::string& label = "", int64_t profile_steps = 0);
 
-// Writes config.toml, metrics.jsonl and every client's folder under `folder`, which exists. label:
-// on the progress line. profile_steps: to be measured in each process that trains (0: none), which
-// writes profile.txt and trace.json into its folder.
-LocalRun run_here(const RunConfig& config, const std::string& folder, bool in_process,
-                  Terminal& terminal, const std::string& label = "", int64_t profile_steps = 0);
+// The profile, if steps were measured, and the result.
+void print_run(const LocalRun& run, const std::string& folder, const GlobalOptions& global);
 
 }  // namespace orthofed::cli

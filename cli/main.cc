@@ -34,19 +34,19 @@ int main(int argc, char** argv) {
   std::signal(SIGTERM, on_signal);
 
   orthofed::cli::Commands commands;
-  commands.run = orthofed::cli::run;
-  commands.serve = orthofed::cli::serve;
-  commands.join = orthofed::cli::join;
-  commands.train = orthofed::cli::train;
-  commands.eval = orthofed::cli::eval;
-  commands.predict = orthofed::cli::predict;
-  commands.export_model = orthofed::cli::export_model;
-  commands.import_adapter = orthofed::cli::import_adapter;
-  commands.inspect = orthofed::cli::inspect;
-  commands.check = orthofed::cli::check;
-  commands.demo = orthofed::cli::demo;
-  commands.report = orthofed::cli::report;
-  commands.config = orthofed::cli::config;
-  commands.doctor = orthofed::cli::doctor;
+  commands.run = orthofed::cli::run_command;
+  commands.serve = orthofed::cli::serve_command;
+  commands.join = orthofed::cli::join_command;
+  commands.train = orthofed::cli::train_command;
+  commands.eval = orthofed::cli::eval_command;
+  commands.predict = orthofed::cli::predict_command;
+  commands.export_model = orthofed::cli::export_command;
+  commands.import_adapter = orthofed::cli::import_command;
+  commands.inspect = orthofed::cli::inspect_command;
+  commands.check = orthofed::cli::check_command;
+  commands.demo = orthofed::cli::demo_command;
+  commands.report = orthofed::cli::report_command;
+  commands.config = orthofed::cli::config_command;
+  commands.doctor = orthofed::cli::doctor_command;
   return orthofed::cli::run_command_line(argc, argv, commands, std::cout, std::cerr);
 }

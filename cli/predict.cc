@@ -4,9 +4,8 @@
 #include <iostream>
 
 #include "cli/commands.h"
-#include "cli/session.h"
 #include "cli/terminal/json.h"
-#include "cli/terminal/terminal.h"
+#include "cli/terminal/site_view.h"
 #include "engine/io/files.h"
 #include "engine/io/safetensors.h"
 #include "kernels/core/parallel.h"
@@ -16,7 +15,7 @@
 
 namespace orthofed::cli {
 
-int predict(const PredictOptions& o) {
+int predict_command(const PredictArguments& o) {
   Terminal terminal(o.global);
   const Device device = device_of(o.device);
   if (o.precision == Precision::automatic && device == Device::cpu && !cpu::native_bf16())
@@ -35,7 +34,7 @@ int predict(const PredictOptions& o) {
       require_directory(folder.string(), "the folder of the output");
   Progress progress(terminal, "predicting", images.size());
   int64_t shown = 0;
-  const Prediction p = orthofed::predict(predictor, images, 16, [&](int64_t done, int64_t) {
+  const Prediction p = predict(predictor, images, 16, [&](int64_t done, int64_t) {
     progress.advance(done - shown);
     shown = done;
   });

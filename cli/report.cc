@@ -7,8 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/commands.h"
-#include "cli/session.h"
-#include "cli/terminal/federation_view.h"
+#include "cli/terminal/score_table.h"
 #include "cli/terminal/table.h"
 #include "cli/terminal/time_table.h"
 #include "engine/io/files.h"
@@ -93,7 +92,7 @@ json json_of_times(const std::map<std::string, RunSummary>& runs, bool by_round)
 
 }  // namespace
 
-int report(const ReportOptions& o) {
+int report_command(const ReportArguments& o) {
   require_directory(o.folder, "the folder of runs");
   std::vector<fs::path> files;
   for (const auto& entry : fs::recursive_directory_iterator(o.folder))

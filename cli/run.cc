@@ -1,11 +1,10 @@
 #include "cli/commands.h"
 #include "cli/local_run.h"
-#include "cli/profiling.h"
-#include "cli/terminal/federation_view.h"
+#include "cli/session.h"
 
 namespace orthofed::cli {
 
-int run(const RunOptions& o) {
+int run_command(const RunArguments& o) {
   Terminal terminal(o.global);
   RunConfig config = open_config(o.config, o.set, terminal);
   if (!config.data.client.empty()) {
@@ -13,9 +12,7 @@ int run(const RunOptions& o) {
     config.data.client.clear();
   }
   const OutputFolder folder(o.out, "summary.json");
-  const LocalRun done = run_here(config, o.out, o.in_process, terminal, "", o.profile);
-  print_profile(done.profile, o.global);
-  report(config, done.agreement, done.result, o.out, o.global);
+  print_run(run_shown(config, o.out, o.in_process, terminal, "", o.profile), o.out, o.global);
   return 0;
 }
 

@@ -1,4 +1,4 @@
-// JSON as the commands print it, one object a line: {"client": "a", "scores": [0.5, null]}.
+// JSON as the commands print it, one object per line: {"client": "a", "scores": [0.5, null]}.
 #pragma once
 #include <cstdint>
 #include <string>

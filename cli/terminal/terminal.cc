@@ -11,7 +11,6 @@
 #include <cstring>
 #include <iostream>
 
-#include "cli/commands.h"
 #include "cli/terminal/units.h"
 #include "engine/io/text.h"
 #include "kernels/core/check.h"

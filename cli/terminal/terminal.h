@@ -4,8 +4,8 @@
 //   normal, on a terminal   the progress line is redrawn in place, at most ten times a second
 //   normal, elsewhere       a plain line every ten seconds and at the end
 //   quiet                   warnings only
-//   json                    one JSON object a line: {"event": "message" | "warning" | "progress",
-//   ...}
+//   json                    one JSON object per line: {"event": E, ...}, E being message, warning
+//                           or progress
 //
 // Colour only on a terminal, and never where NO_COLOR is set (https://no-color.org) or TERM=dumb.
 // All members may be called from several threads.
@@ -18,7 +18,14 @@
 
 namespace orthofed::cli {
 
-struct GlobalOptions;
+// The options that every command has.
+struct GlobalOptions {
+  // --quiet: warnings and errors only; eval, report, doctor and config still print what they were
+  // asked for.
+  bool quiet = false;
+  // --json: the result as one JSON object on stdout, events as JSON lines on stderr.
+  bool json = false;
+};
 
 class Terminal {
  public:
@@ -51,8 +58,8 @@ class Terminal {
   class Progress* progress_ = nullptr;  // the one that is under way
 };
 
-// A counted piece of work, one a terminal at a time. When it is destroyed, also by an exception,
-// the line it stands on is ended.
+// A piece of work that is counted; a terminal shows one at a time. When it is destroyed, also by an
+// exception, the line it stands on is ended.
 class Progress {
  public:
   Progress(Terminal& terminal, std::string label, int64_t total, std::string unit = "images");
@@ -75,8 +82,8 @@ class Progress {
   bool finished_ = false;
 };
 
-// Ends a progress line that stands unfinished on standard error. For signal handlers: it only
-// writes.
+// Ends a progress line that stands unfinished on standard error. It only writes, as the handler of a
+// signal may.
 void end_progress_line_in_signal_handler();
 
 }  // namespace orthofed::cli

@@ -80,4 +80,15 @@ std::string time_table(const std::vector<TimeRow>& rows, bool bars) {
   return table.text() + (bars ? joined(legend) + "\n" : "");
 }
 
+std::vector<TimeRow> time_rows(const RunSummary& summary) {
+  std::vector<TimeRow> rows;
+  bool alone = true;
+  for (const ClientSummary& c : summary.clients) {
+    if (c.time) rows.push_back({c.name, *c.time});
+    alone = alone && c.bytes_sent == 0;
+  }
+  rows.push_back({alone ? "this run" : "server", summary.time});
+  return rows;
+}
+
 }  // namespace orthofed::cli

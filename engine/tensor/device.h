@@ -4,7 +4,7 @@
 //   const Tensor x = Tensor::zeros({4, 8}, DType::f32);   // on the emulated device
 //
 // A tensor stays where it was made; an op runs on its inputs' device, which must be the thread's.
-// OF_CHECK_FINITE=1 and OF_SHADOW=cpu in the environment watch every kernel call (watch.h).
+// Every kernel call may be watched (engine/tensor/watch.h).
 #pragma once
 #include "kernels/core/device.h"
 

@@ -2,6 +2,7 @@
 
 #include <fmt/core.h>
 
+#include <atomic>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -15,6 +16,7 @@ namespace orthofed {
 namespace {
 
 thread_local std::string layer;
+std::atomic<bool> shadow_wish = false, finite_check_wish = false;
 
 bool environment_says(const char* variable, const char* value) {
   const char* wish = std::getenv(variable);
@@ -186,12 +188,20 @@ class FiniteCheck : public Blocks {
 
 }  // namespace
 
+void ask_for_shadow() {
+  shadow_wish = true;
+}
+
+void ask_for_finite_check() {
+  finite_check_wish = true;
+}
+
 bool shadow_asked() {
-  return environment_says("OF_SHADOW", "cpu");
+  return shadow_wish || environment_says("OF_SHADOW", "cpu");
 }
 
 bool finite_check_asked() {
-  return environment_says("OF_CHECK_FINITE", "1");
+  return finite_check_wish || environment_says("OF_CHECK_FINITE", "1");
 }
 
 std::unique_ptr<Watch> make_shadow(const Queue& queue) {

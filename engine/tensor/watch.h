@@ -16,7 +16,10 @@
 
 namespace orthofed {
 
-// What OF_SHADOW=cpu and OF_CHECK_FINITE=1 in the environment ask for.
+// All kernel calls of this process are checked that way, of threads that have not computed yet. The
+// environment may ask for it as well: OF_SHADOW=cpu, OF_CHECK_FINITE=1.
+void ask_for_shadow();
+void ask_for_finite_check();
 bool shadow_asked();
 bool finite_check_asked();
 

@@ -10,8 +10,7 @@
 namespace orthofed {
 
 struct ProcessOptions {
-  // The command line of a client, given its name and the server's address. The first word is a
-  // path.
+  // The command line of a client, given its name and the server's address; it begins with a path.
   std::function<std::vector<std::string>(const std::string& client, const std::string& address)>
       command;
   // Where the client's standard error goes; its last line is quoted if it fails.

@@ -527,7 +527,7 @@ int64_t Transport::connect(const std::string& address, Clock::time_point deadlin
     if (impl_->attempt->connection) return impl_->attempt->connection;
     if (after(pause) >= deadline)
       throw UserError(
-          fmt::format("no server answers at {}: {}: start `orthofed serve` there, or "
+          fmt::format("no server answers at {}: {}: start the server there, or "
                       "correct federation.address",
                       address, impl_->attempt->error));
     impl_->changed.wait_until(lock, stop, after(pause), never);

@@ -282,13 +282,13 @@ std::string to_json_line(const ClientRound& r) {
 MetricsLog::MetricsLog(const std::string& path) : path_(path), file_(path, std::ios::trunc) {
   if (!file_)
     throw UserError(
-        fmt::format("cannot write {}: {}: choose another --out", path_, std::strerror(errno)));
+        fmt::format("cannot write {}: {}: choose another folder", path_, std::strerror(errno)));
 }
 
 void MetricsLog::write(const ClientRound& round) {
   file_ << to_json_line(round) << std::flush;
   if (!file_)
-    throw UserError(fmt::format("cannot write {}: {}: free some space or choose another --out",
+    throw UserError(fmt::format("cannot write {}: {}: free some space or choose another folder",
                                 path_, std::strerror(errno)));
 }
 

@@ -16,9 +16,9 @@ namespace orthofed {
 // always after the last aggregation.
 struct ClientSummary {
   std::string name;
-  int64_t train = 0;  // training images a round (n_i)
-  std::optional<SiteMetrics> personal,
-      general;  // general: the personal adapter off; absent: not shared, or the method has none
+  int64_t train = 0;                    // training images per round (n_i)
+  std::optional<SiteMetrics> personal;  // absent: not shared
+  std::optional<SiteMetrics> general;   // the personal adapter off; absent: or the method has none
   int64_t bytes_sent = 0, bytes_received = 0;  // by the client
   double train_images_per_second = 0;          // NaN: not shared
   std::optional<TimeSplit> time = {};  // from its start to its last scores; absent: not shared
@@ -44,10 +44,9 @@ RunSummary summarize(const RunConfig& config, const Agreement& agreement,
                      const FederationResult& result, const std::string& base_name,
                      const std::string& device, const std::string& precision);
 
-// Beside the fields above, JSON has `mean`: each score averaged over the clients that define it;
-// and, where every client shared its confusion matrix, `union`: accuracy and balanced accuracy of
-// the union of sites with 95 % bootstrap intervals (models/scoring/metrics.h, drawn from the run's
-// seed).
+// Beside the fields above, JSON has `mean` and `union` (federation/report/scores.h): each score
+// averaged over the clients that define it, and accuracy and balanced accuracy of the union of sites
+// with 95 % bootstrap intervals.
 std::string to_json(const RunSummary& summary);
 
 // Complete or not at all. UserError where the file cannot be written.

@@ -24,8 +24,8 @@ void check_config(const RunConfig& config) {
   static const std::set<std::string> kMethods = {"opal", "dual", "fedavg", "fedavg_ft", "local"};
   if (config.method == "pooled")
     refuse(
-        "method = \"pooled\" trains on all images in one place, which a federation never has: use "
-        "`orthofed train`, or `orthofed run` on one machine");
+        "method = \"pooled\" trains on all images in one place, which a federation never has: run "
+        "it on the one machine that has them");
   if (!kMethods.count(config.method))
     refuse(fmt::format("method = \"{}\": set it to opal, dual, fedavg, fedavg_ft or local",
                        config.method));
@@ -179,9 +179,9 @@ class Server {
     FederationResult result;
     result.general = theta_;
     result.wall_seconds = seconds;
+    const auto bye = std::make_shared<const Bytes>(encode(Bye{}));
     for (auto& [name, member] : members_) {
-      send(member, encode(Bye{}));
-      network_.close(member.connection);
+      member.result.bytes_received += int64_t(bye->size());
       double sum = 0;
       for (double rate : member.rates) sum += rate;
       member.result.images_per_second = member.rates.empty()
@@ -193,6 +193,11 @@ class Server {
     result.time = noted_;
     result.time_by_round = time_by_round_;
     observer_.finished(result);
+    // Whoever hears that the run is over can rely on its result: what keeps it has kept it.
+    for (auto& [name, member] : members_) {
+      network_.send(member.connection, bye);
+      network_.close(member.connection);
+    }
     return result;
   }
 

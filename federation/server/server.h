@@ -71,6 +71,7 @@ class ServerObserver {
   // Once for each client and round, when all that belongs to it has arrived: one line of
   // metrics.jsonl. A run that fails reports what had arrived first.
   virtual void client_round(const ClientRound& /*complete*/) {}
+  // Before the clients are told that the run is over: what is thrown here ends it for them as well.
   virtual void finished(const FederationResult& /*result*/) {}
 };
 

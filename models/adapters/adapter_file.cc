@@ -98,9 +98,9 @@ Predictor::Predictor(std::unique_ptr<Vit> model, const std::vector<std::string>&
     if (classes_.empty()) classes_ = file.classes;
     VitConfig& images = model_->config;
     if (const int64_t size = file.preprocessing.image_size; size > 0 && size != images.image_size)
-      throw UserError(
-          fmt::format("{}: trained on images of {} pixels, the model reads {}: --image-size {}",
-                      path, size, images.image_size, size));
+      throw UserError(fmt::format(
+          "{}: trained on images of {} pixels, the model reads {}: set its image size to {}", path,
+          size, images.image_size, size));
     if (file.preprocessing.crop_pct > 0) images.crop_pct = file.preprocessing.crop_pct;
     if (!file.preprocessing.interpolation.empty())
       images.interpolation = file.preprocessing.interpolation;

@@ -146,8 +146,7 @@ void save_merged(const std::string& folder, const BaseFile& base,
                  std::span<const AdapterFile> adapters) {
   if (base.configs.config.empty())
     throw UserError(fmt::format(
-        "{}: no config.json beside the weights; name one with --config: the merged model needs it",
-        base.path));
+        "{}: no config.json beside the weights; name one: the merged model needs it", base.path));
   const json config = merged_config(base, adapters);
   const std::filesystem::path to(folder);
   save_safetensors((to / "model.safetensors").string(), merged_tensors(base, adapters),

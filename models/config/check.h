@@ -8,7 +8,7 @@
 
 namespace orthofed {
 
-// Key -> where it was set last: "run.toml:12" or "--set train.lr=1". Keys that were not set are
+// Key -> where it was set last: "run.toml:12" or "override train.lr=1". Keys that were not set are
 // absent.
 using ConfigOrigins = std::map<std::string, std::string>;
 

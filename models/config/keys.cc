@@ -74,9 +74,9 @@ std::vector<ConfigKey> keys_in(const std::string& name) {
     if (name.empty() || key.name == name || key.name.rfind(name + '.', 0) == 0) keys.push_back(key);
   if (!keys.empty()) return keys;
   const std::string near = nearest_config_key(name);
-  throw UserError(
-      fmt::format("no configuration key or section '{}'; {}", name,
-                  near.empty() ? "`orthofed config` lists all" : "did you mean '" + near + "'?"));
+  throw UserError(fmt::format(
+      "no configuration key or section '{}'; {}", name,
+      near.empty() ? "docs/configuration.md lists all" : "did you mean '" + near + "'?"));
 }
 
 std::string replaced(std::string text, const std::string& from, const std::string& to) {

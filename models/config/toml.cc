@@ -22,6 +22,8 @@ namespace {
 
 namespace fs = std::filesystem;
 using Strings = std::vector<std::string>;
+
+constexpr const char* kOverride = "override ";  // begins the origin of what the file does not say
 using Integers = std::vector<int64_t>;
 using StringMap = std::map<std::string, std::string>;
 
@@ -77,7 +79,7 @@ std::string found(const toml::value& value) {
 struct Entry {
   std::string key;
   toml::value value;
-  std::string origin;  // "run.toml:12" or "--set train.lr=fast"
+  std::string origin;  // "run.toml:12" or "override train.lr=fast"
   int line = 0;
 };
 
@@ -126,11 +128,11 @@ std::string bare_list(std::string text) {
 }
 
 std::vector<Entry> entries_of_override(const std::string& override_text) {
-  const std::string origin = "--set " + override_text;
+  const std::string origin = kOverride + override_text;
   const size_t equals = override_text.find('=');
   const std::string left = trimmed(override_text.substr(0, equals));
   if (equals == std::string::npos || left.empty())
-    throw UserError(origin + ": expected key=value, as in --set train.lr=3e-4");
+    throw UserError(origin + ": expected key=value, as in train.lr=3e-4");
   const std::string right = trimmed(override_text.substr(equals + 1));
 
   const auto attempt = [&](const std::string& value) -> std::optional<std::vector<Entry>> {
@@ -176,7 +178,7 @@ std::vector<Entry> entries_of_override(const std::string& override_text) {
   const std::string near = nearest_config_key(entry.key);
   throw UserError(fmt::format(
       "{}: unknown key '{}'; {}", entry.origin, entry.key,
-      near.empty() ? "`orthofed config` lists all keys" : "did you mean '" + near + "'?"));
+      near.empty() ? "docs/configuration.md lists all keys" : "did you mean '" + near + "'?"));
 }
 
 [[noreturn]] void fail_type(const ConfigKey& key, const Entry& entry, const std::string& expected,
@@ -282,7 +284,7 @@ void choose_epochs_or_steps(const ConfigOrigins& origins, RunConfig& config) {
   if (train.epochs == 0 || train.steps == 0) return;
   const auto rank = [&](const char* key) {
     const auto origin = origins.find(key);
-    return origin == origins.end() ? 0 : origin->second.rfind("--set ", 0) == 0 ? 2 : 1;
+    return origin == origins.end() ? 0 : origin->second.rfind(kOverride, 0) == 0 ? 2 : 1;
   };
   const int epochs = rank("train.epochs"), steps = rank("train.steps");
   if (epochs == steps)
@@ -372,8 +374,8 @@ void require_set(const RunConfig& config, const std::string& name) {
   OF_CHECK(text != nullptr || list != nullptr, name + " is never empty");
   if (text != nullptr ? (*text)->empty() : (*list)->empty())
     throw UserError(
-        fmt::format("{} is not set ({}); set it in the configuration or with --set {}=...", name,
-                    key->help, name));
+        fmt::format("{} is not set ({}); set it in the configuration or by an override {}=...",
+                    name, key->help, name));
 }
 
 }  // namespace orthofed

@@ -36,8 +36,8 @@ Device device_of(DeviceChoice choice) {
   const OnDevice at_hand(device);
   if (device == Device::cpu && shadow_asked())
     throw UserError(
-        "--shadow cpu compares a device with the CPU, but the device is cpu: choose cuda or "
-        "simt (--device, or device in the configuration)");
+        "shadow: every kernel call is to be compared with the CPU's, but the device is cpu: set "
+        "device to cuda or simt");
   return device;
 }
 

@@ -128,7 +128,7 @@ Prediction predict(const Predictor& predictor, const PredictImages& images, int6
 void write_predictions_csv(const std::string& path, const PredictImages& images,
                            const Prediction& prediction, const std::vector<std::string>& classes) {
   if (!prediction.logits.defined())
-    throw UserError("--csv: these weights have no head, so there are no classes to write");
+    throw UserError(path + ": these weights have no head, so there are no classes to write");
   const Tensor& p = prediction.probabilities;
   auto class_name = [&](int64_t c) {
     return size_t(c) < classes.size() ? classes[size_t(c)] : std::to_string(c);

@@ -189,9 +189,8 @@ SiteData open_site(const RunConfig& config, const std::string& client, const Vit
   }
   const std::string who = client.empty() ? "the data" : "client '" + client + "'";
   const auto none = [&](const char* kind) {
-    return UserError(fmt::format(
-        "{} has no {} images; check the split column or folder (`orthofed check` counts them)", who,
-        kind));
+    return UserError(
+        fmt::format("{} has no {} images; check the split column or folder", who, kind));
   };
   if (site.train.empty()) throw none("training");
   if (site.scored.empty()) throw none(validate ? "validation" : "test");

@@ -216,7 +216,7 @@ class Reading {
     if (c.heads == 0 && released) c.heads = released_heads(c.dim);
     if (c.heads <= 0 && files.config.empty())
       throw UserError(
-          "no config.json beside the weights; name one (model.config, --config): the number of "
+          "no config.json beside the weights; name one (model.config): the number of "
           "heads is not in the tensors");
     if (c.heads <= 0)
       throw UserError(files.config_path +

@@ -42,15 +42,15 @@ struct Told {
 
 Commands all_commands() {
   Commands c;
-  c.run = Told<RunOptions>::body;
-  c.serve = Told<ServeOptions>::body;
-  c.join = Told<JoinOptions>::body;
-  c.train = Told<TrainOptions>::body;
-  c.eval = Told<EvalOptions>::body;
-  c.predict = Told<PredictOptions>::body;
-  c.check = Told<CheckOptions>::body;
-  c.doctor = Told<DoctorOptions>::body;
-  c.config = Told<ConfigOptions>::body;
+  c.run = Told<RunArguments>::body;
+  c.serve = Told<ServeArguments>::body;
+  c.join = Told<JoinArguments>::body;
+  c.train = Told<TrainArguments>::body;
+  c.eval = Told<EvalArguments>::body;
+  c.predict = Told<PredictArguments>::body;
+  c.check = Told<CheckArguments>::body;
+  c.doctor = Told<DoctorArguments>::body;
+  c.config = Told<ConfigArguments>::body;
   return c;
 }
 
@@ -60,7 +60,7 @@ TEST(Arguments, OptionsReachTheirStructs) {
       call(c, {"run", "a.toml", "--set", "x=1", "--out", "o", "--set", "y=a b", "--in-process"})
           .status,
       0);
-  const RunOptions& run = Told<RunOptions>::options;
+  const RunArguments& run = Told<RunArguments>::options;
   EXPECT_EQ(run.config, "a.toml");
   EXPECT_EQ(run.set, (Strings{"x=1", "y=a b"}));
   EXPECT_EQ(run.out, "o");
@@ -70,33 +70,33 @@ TEST(Arguments, OptionsReachTheirStructs) {
 
   // One --set takes one value: what follows is the configuration.
   ASSERT_EQ(call(c, {"run", "--set", "x=1", "a.toml", "--out", "o"}).status, 0);
-  EXPECT_EQ(Told<RunOptions>::options.config, "a.toml");
-  EXPECT_FALSE(Told<RunOptions>::options.in_process);
+  EXPECT_EQ(Told<RunArguments>::options.config, "a.toml");
+  EXPECT_FALSE(Told<RunArguments>::options.in_process);
 
   ASSERT_EQ(call(c, {"serve", "a.toml", "--out=o", "-q"}).status, 0);
-  EXPECT_EQ(Told<ServeOptions>::options.out, "o");
-  EXPECT_TRUE(Told<ServeOptions>::options.global.quiet);
+  EXPECT_EQ(Told<ServeArguments>::options.out, "o");
+  EXPECT_TRUE(Told<ServeArguments>::options.global.quiet);
 
   ASSERT_EQ(call(c, {"run", "a.toml", "--out", "o", "--profile"}).status, 0);
-  EXPECT_EQ(Told<RunOptions>::options.profile, 5);
+  EXPECT_EQ(Told<RunArguments>::options.profile, 5);
   ASSERT_EQ(call(c, {"join", "a.toml", "--client", "bccd", "--profile=7"}).status, 0);
-  EXPECT_EQ(Told<JoinOptions>::options.profile, 7);
+  EXPECT_EQ(Told<JoinArguments>::options.profile, 7);
   EXPECT_EQ(call(c, {"join", "a.toml", "--client", "bccd", "--profile=0"}).status, 2);
   EXPECT_EQ(call(c, {"join", "a.toml", "--client", "bccd", "--profile=1001"}).status, 2);
 
   ASSERT_EQ(call(c, {"--json", "join", "a.toml", "--client", "bccd"}).status, 0);
-  EXPECT_EQ(Told<JoinOptions>::options.client, "bccd");
-  EXPECT_EQ(Told<JoinOptions>::options.out, "");
-  EXPECT_TRUE(Told<JoinOptions>::options.global.json);
+  EXPECT_EQ(Told<JoinArguments>::options.client, "bccd");
+  EXPECT_EQ(Told<JoinArguments>::options.out, "");
+  EXPECT_TRUE(Told<JoinArguments>::options.global.json);
 
   ASSERT_EQ(call(c, {"train", "a.toml", "--out", "o"}).status, 0);
-  EXPECT_EQ(Told<TrainOptions>::options.config, "a.toml");
+  EXPECT_EQ(Told<TrainArguments>::options.config, "a.toml");
 
   ASSERT_EQ(
       call(c, {"eval", "a.toml", "--adapter", "g", "p", "--adapter", "q", "--client", "x"}).status,
       0);
-  EXPECT_EQ(Told<EvalOptions>::options.adapters, (Strings{"g", "p", "q"}));
-  EXPECT_EQ(Told<EvalOptions>::options.client, "x");
+  EXPECT_EQ(Told<EvalArguments>::options.adapters, (Strings{"g", "p", "q"}));
+  EXPECT_EQ(Told<EvalArguments>::options.client, "x");
 
   ASSERT_EQ(call(c, {"predict",
                      "--weights",
@@ -120,7 +120,7 @@ TEST(Arguments, OptionsReachTheirStructs) {
                      "cpu"})
                 .status,
             0);
-  const PredictOptions& predict = Told<PredictOptions>::options;
+  const PredictArguments& predict = Told<PredictArguments>::options;
   EXPECT_EQ(predict.weights, "w");
   EXPECT_EQ(predict.input, (Strings{"a.png", "b.png"}));
   EXPECT_EQ(predict.output, "y");
@@ -132,11 +132,11 @@ TEST(Arguments, OptionsReachTheirStructs) {
   EXPECT_EQ(predict.device, DeviceChoice::cpu);
 
   ASSERT_EQ(call(c, {"check", "a.toml"}).status, 0);
-  EXPECT_EQ(Told<CheckOptions>::options.client, "");
+  EXPECT_EQ(Told<CheckArguments>::options.client, "");
 
   ASSERT_EQ(call(c, {"config", "train", "--markdown"}).status, 0);
-  EXPECT_EQ(Told<ConfigOptions>::options.section, "train");
-  EXPECT_TRUE(Told<ConfigOptions>::options.markdown);
+  EXPECT_EQ(Told<ConfigArguments>::options.section, "train");
+  EXPECT_TRUE(Told<ConfigArguments>::options.markdown);
 }
 
 TEST(Arguments, EveryCommandHasHelpWithAnExample) {
@@ -156,7 +156,7 @@ TEST(Arguments, EveryCommandHasHelpWithAnExample) {
 
 TEST(Arguments, WhatHasNoBodyIsNotOffered) {
   Commands c;
-  c.doctor = Told<DoctorOptions>::body;
+  c.doctor = Told<DoctorArguments>::body;
   EXPECT_EQ(call(c, {"run", "a.toml", "--out", "o"}).status, 2);
   EXPECT_EQ(call(c, {"--help"}).out.find("federation"), std::string::npos);
 }
@@ -193,17 +193,17 @@ TEST(Arguments, BadWordsNameTheNearest) {
 
 TEST(Arguments, ExceptionsBecomeExitStatuses) {
   Commands c;
-  c.doctor = [](const DoctorOptions&) -> int { throw UserError("a.toml: no"); };
+  c.doctor = [](const DoctorArguments&) -> int { throw UserError("a.toml: no"); };
   EXPECT_EQ(call(c, {"doctor"}).status, 2);
   EXPECT_EQ(call(c, {"doctor"}).err, "orthofed: a.toml: no\n");
   EXPECT_EQ(call(c, {"doctor", "--json"}).err,
             "{\"event\": \"error\", \"text\": \"a.toml: no\", \"exit_status\": 2}\n");
-  c.doctor = [](const DoctorOptions&) -> int { throw Error("two\nlines"); };
+  c.doctor = [](const DoctorArguments&) -> int { throw Error("two\nlines"); };
   EXPECT_EQ(call(c, {"doctor"}).status, 1);
   EXPECT_EQ(call(c, {"doctor"}).err, "orthofed: two lines\n");
-  c.doctor = [](const DoctorOptions&) -> int { throw std::bad_alloc(); };
+  c.doctor = [](const DoctorArguments&) -> int { throw std::bad_alloc(); };
   EXPECT_EQ(call(c, {"doctor"}).err, "orthofed: out of memory\n");
-  c.doctor = [](const DoctorOptions&) { return 7; };
+  c.doctor = [](const DoctorArguments&) { return 7; };
   EXPECT_EQ(call(c, {"doctor"}).status, 7);
   // Errors of parsing are JSON too.
   EXPECT_EQ(call(c, {"dctor", "--json"}).err.rfind("{\"event\": \"error\"", 0), 0u);

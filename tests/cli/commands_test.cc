@@ -269,8 +269,7 @@ TEST_F(Commands, TheEmulatedDevicePredictsAndScores) {
                                          "a", "--adapter", at("simt/general_adapter.safetensors")});
   EXPECT_TRUE(scores.contains("balanced_accuracy")) << scores;
   unsetenv("OF_SIMT_GUARD");
-  refuse(with(predict(world().headed), {"--shadow", "cpu", "--device", "cpu"}),
-         {"--shadow", "simt"});
+  refuse(with(predict(world().headed), {"--shadow", "cpu", "--device", "cpu"}), {"shadow", "simt"});
 }
 
 // --profile looks and touches nothing; its trace holds slices that lie within each other.
@@ -642,7 +641,7 @@ TEST_F(Commands, Addresses) {
   refuse_without_traces(
       {"join", world().config, "--client", "a", "--quiet", "--set",
        "federation.address=" + silent.address(), "--set", "federation.join_timeout_seconds=0.3"},
-      {silent.address(), "orthofed serve"});
+      {silent.address(), "start the server"});
   refuse_without_traces({"serve", world().config, "--set", "method=pooled"},
                         {"pooled", "orthofed run"});
 }

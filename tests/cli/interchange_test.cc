@@ -287,7 +287,7 @@ TEST_F(Interchange, ExportRefusesWhatItCannotDo) {
   fs::copy(w.base, at("alone.safetensors"));
   refuse({"export", w.general(), "--weights", at("alone.safetensors"), "--format", "merged",
           "--out", at("out")},
-         {"alone.safetensors", "config.json", "--config"});
+         {"alone.safetensors", "no config.json", "name one (model.config)"});
   refuse({"export", w.run, "--format", "peft", "--out", at("other")},
          {"other", "is there already"});
 }

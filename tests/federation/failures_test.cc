@@ -150,7 +150,7 @@ TEST_F(Joining, AServerThatIsNotThere) {
   const std::string address = fmt::format("127.0.0.1:{}", port);
   const std::string what = message_of<UserError>([&] { join(address, a, options, silent); });
   EXPECT_SAYS(what, "no server answers at " + address);
-  EXPECT_SAYS(what, "orthofed serve");
+  EXPECT_SAYS(what, "start the server");
   EXPECT_SAYS(message_of<UserError>([&] { join("nowhere", a, options, silent); }), "HOST:PORT");
   EXPECT_SAYS(message_of<UserError>([&] { join("h:99999", a, options, silent); }), "HOST:PORT");
 }

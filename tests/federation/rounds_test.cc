@@ -152,7 +152,7 @@ TEST_F(Rounds, ServeRefusesItsOwnBadConfiguration) {
     spoil(config);
     return message_of<UserError>([&] { serve(config, agreement_for(), theta0(), events); });
   };
-  EXPECT_SAYS(refusal([](auto& c) { c.method = "pooled"; }), "orthofed train");
+  EXPECT_SAYS(refusal([](auto& c) { c.method = "pooled"; }), "on the one machine that has them");
   EXPECT_SAYS(refusal([](auto& c) { c.method = "magic"; }), "\"magic\"");
   EXPECT_SAYS(refusal([](auto& c) { c.rounds = 0; }), "rounds");
   EXPECT_SAYS(refusal([](auto& c) { c.federation.clients = {}; }), "federation.clients");

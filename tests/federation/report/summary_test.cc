@@ -171,6 +171,7 @@ TEST_F(SummaryTest, OneLineForEachClientAndRoundOfARealRun) {
     MetricsLog log;
   } observer(path("metrics.jsonl"));
   ArithmeticSite a("a", 1, 1), b("b", 5, 3);
+  b.delay = 0.02;  // the times that clients share are in milliseconds
   ServerOptions options;
   options.transport = quick_transport();
   run_in_process(config_for({"a", "b"}), agreement_for(), theta0(), {&a, &b}, observer, options);
@@ -196,7 +197,8 @@ TEST_F(SummaryTest, OneLineForEachClientAndRoundOfARealRun) {
   EXPECT_EQ(count, 6);
   const auto times = read_client_times(path("metrics.jsonl"), 3);
   ASSERT_EQ(times.size(), 3u);
-  EXPECT_GT(times[2].at("b").total(), 0);
+  EXPECT_EQ(times[1].size(), 2u);
+  EXPECT_GT(times[2].at("b").total(), 0.01);
   EXPECT_SAYS(message_of<UserError>([&] { read_client_times(path("metrics.jsonl"), 2); }),
               "not a round of a run: round is none of the run's rounds");
 }

@@ -147,8 +147,9 @@ TEST(Config, UnknownKeysNameTheNearest) {
   EXPECT_EQ(refusal("[model]\nlr = 2"),
             "run.toml:3: unknown key 'model.lr'; did you mean 'train.lr'?");
   EXPECT_EQ(refusal("xyzzy_plugh = 2"),
-            "run.toml:2: unknown key 'xyzzy_plugh'; `orthofed config` lists all keys");
-  EXPECT_EQ(refusal("", {"rouns=3"}), "--set rouns=3: unknown key 'rouns'; did you mean 'rounds'?");
+            "run.toml:2: unknown key 'xyzzy_plugh'; docs/configuration.md lists all keys");
+  EXPECT_EQ(refusal("", {"rouns=3"}),
+            "override rouns=3: unknown key 'rouns'; did you mean 'rounds'?");
   EXPECT_EQ(refusal("[penalties]"), "run.toml:2: unknown key 'penalties'; did you mean 'penalty'?");
   // The first in the file is reported, whatever the order in memory.
   EXPECT_EQ(refusal("b1 = 1\na1 = 1\n[zz]\nc1 = 1").substr(0, 25), "run.toml:2: unknown key '");
@@ -177,10 +178,10 @@ TEST(Config, TypeErrorsNameKeyExpectedAndFound) {
   EXPECT_EQ(refusal("rounds = 1979-05-27"),
             "run.toml:2: rounds: expected an integer, found a date or time");
   EXPECT_EQ(refusal("", {"rounds=many"}),
-            "--set rounds=many: rounds: expected an integer, found the string \"many\"");
-  EXPECT_EQ(refusal("", {"rounds"}), "--set rounds: expected key=value, as in --set train.lr=3e-4");
-  EXPECT_EQ(refusal("", {"=3"}), "--set =3: expected key=value, as in --set train.lr=3e-4");
-  EXPECT_EQ(refusal("", {"a b=3"}), "--set a b=3: expected a dotted key before the =");
+            "override rounds=many: rounds: expected an integer, found the string \"many\"");
+  EXPECT_EQ(refusal("", {"rounds"}), "override rounds: expected key=value, as in train.lr=3e-4");
+  EXPECT_EQ(refusal("", {"=3"}), "override =3: expected key=value, as in train.lr=3e-4");
+  EXPECT_EQ(refusal("", {"a b=3"}), "override a b=3: expected a dotted key before the =");
 }
 
 TEST(Config, SyntaxErrorsTakeOneLineWithFileAndLine) {

@@ -132,7 +132,7 @@ TEST(Predictor, AdaptersFromFiles) {
   file.preprocessing.image_size = 2 * plain.model().config.image_size;
   save_adapter(dir / "larger.safetensors", file);
   EXPECT_TRUE(user_error([&] { Predictor(model(), {dir / "larger.safetensors"}); },
-                         {"trained on images of", "--image-size"}));
+                         {"trained on images of", "set its image size to"}));
   file.preprocessing.image_size = 0;
   const Tensor patches = to_patches({some_image(1), some_image(2)}, plain.model());
   const auto a = plain.predict(patches, 2), b = adapted.predict(patches, 2);

@@ -1,4 +1,4 @@
-#include "cli/terminal/federation_view.h"
+#include "cli/terminal/score_table.h"
 
 #include <gtest/gtest.h>
 
