@@ -9,6 +9,7 @@
 #include "kernels/core/parallel.h"
 #include "kernels/lora/lora.h"
 #include "kernels/residual/residual.h"
+#include "tests/kernels/matmul_reference.h"
 #ifdef OF_HAVE_CUBLASLT
 #include "kernels/matmul/matmul_cublaslt.h"
 #endif
@@ -20,13 +21,12 @@ namespace {
 template <class T>
 Expected element(const Array<T>& a, const Array<T>& b, const Array<Accum<T>>* bias,
                  const MatmulShape& s, int64_t i, int64_t j) {
-  double sum = bias != nullptr ? (*bias)[j] : 0, size = std::abs(sum);
-  for (int64_t p = 0; p < s.k; ++p) {
-    const double term = a[i * s.lda + p] * b[s.op_b == Op::none ? p * s.ldb + j : j * s.ldb + p];
-    sum += term;
-    size += std::abs(term);
-  }
-  return {sum, epsilon<Accum<T>> * double(s.k) * size};
+  const auto product = reference::product_element(
+      s.k, [&](int64_t p) { return a[i * s.lda + p]; },
+      [&](int64_t p) { return b[s.op_b == Op::none ? p * s.ldb + j : j * s.ldb + p]; });
+  const double shift = bias != nullptr ? (*bias)[j] : 0;
+  return {product.value + shift,
+          epsilon<Accum<T>> * double(s.k) * (product.size + std::abs(shift))};
 }
 
 template <class T>
@@ -36,18 +36,22 @@ void product(Bench& b, const Vit& v, Linear l) {
   const MatmulShape s{m, n, k, k, k, n, Op::none, Op::transpose};
   Array<T> x(b, m * k), w(b, n * k), y(b, m * n, Fill::nan);
   Array<A> bias(b, n);
-  const auto call = [&](const auto& f) { f(x.data(), w.data(), y.data(), bias.data(), false, s); };
+  const auto arguments = [&] {
+    return Matmul<T, T>{
+        .a = x.data(), .b = w.data(), .c = y.data(), .bias = bias.data(), .shape = s};
+  };
   b.shape({{"m", m}, {"n", n}, {"k", k}});
-  of_time(b, matmul, T, T)(call);
-  of_time_versions(b, matmul_versions, T, T)(call);
+  OF_TIME(b, matmul, arguments);
+#ifdef OF_HAVE_CUDA
+  if (b.on_gpu()) b.ladder(gpu::matmul_versions<T, T, cuda::Stream>(), arguments);
+#endif
 #ifdef OF_HAVE_CUBLASLT
   if (b.on_gpu()) {
     if (cuda::open_library("libcublasLt.so.13", "OF_CUBLASLT").handle == nullptr)
       b.missing("cuBLASLt", "OF_CUBLASLT");
     else
       b.provider("cuBLASLt", [&] {
-        OF_CHECK((cuda::matmul_cublaslt<T, T>(x.data(), w.data(), y.data(), bias.data(), false, s,
-                                              b.queue().cuda)),
+        OF_CHECK(cuda::matmul_cublaslt(arguments(), b.queue().cuda),
                  "cuBLASLt refuses this product");
       });
   }
@@ -58,7 +62,7 @@ void product(Bench& b, const Vit& v, Linear l) {
     b.provider("packed weights",
                [&] { packed.multiply(x.data(), k, y.data(), n, bias.data(), false, m); });
     if (sizeof(T) == 4 || cpu::native_bf16())  // elsewhere that is what the default does
-      b.provider("blocked loop", [&] { call(cpu::matmul_blocked<T, T, T>); });
+      b.provider("blocked loop", [&] { cpu::matmul_blocked(arguments()); });
   }
   b.expect(y, m * n, [&](int64_t at) -> Expected {
     const Expected e = element(x, w, &bias, s, at / n, at % n);
@@ -99,12 +103,22 @@ void bias_gelu(Bench& b, const Vit& v) {
   Array<T> x(b, m * k), w(b, n * k), h(b, m * n, Fill::nan), y(b, m * n, Fill::nan);
   Array<A> bias(b, n);
   b.shape({{"m", m}, {"n", n}, {"k", k}});
-  of_time(b, matmul_gelu, T)([&](const auto& f) {
-    f(x.data(), w.data(), MatmulTail<T>(), bias.data(), h.data(), n, y.data(), kKind, s);
+  OF_TIME(b, matmul_gelu, [&] {
+    return MatmulGelu<T>{.a = x.data(),
+                         .b = w.data(),
+                         .tail = {},
+                         .bias = bias.data(),
+                         .h = h.data(),
+                         .ldh = n,
+                         .y = y.data(),
+                         .kind = kKind,
+                         .shape = s};
   });
   if (b.on_gpu())
     b.provider("two calls", [&] {
-      of_on(b.queue(), matmul, T, T)(x.data(), w.data(), h.data(), bias.data(), false, s);
+      OF_RUN(b.queue(), matmul,
+             Matmul<T, T>{
+                 .a = x.data(), .b = w.data(), .c = h.data(), .bias = bias.data(), .shape = s});
       OF_RUN(b.queue(), gelu_forward,
              GeluForward<T>{.x = h.data(),
                             .ldx = n,
@@ -137,13 +151,20 @@ void gelu_backward(Bench& b, const Vit& v) {
   const MatmulShape s{m, n, k, k, n, n, Op::none, Op::none};
   Array<T> dy(b, m * k), w(b, k * n), h(b, m * n), dx(b, m * n, Fill::nan);
   b.shape({{"m", m}, {"n", n}, {"k", k}});
-  of_time(b, matmul_gelu_backward, T)([&](const auto& f) {
-    f(dy.data(), w.data(), MatmulTail<T>(), h.data(), n, dx.data(), kKind, s);
+  OF_TIME(b, matmul_gelu_backward, [&] {
+    return MatmulGeluBackward<T>{.a = dy.data(),
+                                 .b = w.data(),
+                                 .tail = {},
+                                 .h = h.data(),
+                                 .ldh = n,
+                                 .dx = dx.data(),
+                                 .kind = kKind,
+                                 .shape = s};
   });
   if (b.on_gpu())
     b.provider("two calls", [&] {
-      of_on(b.queue(), matmul, T, T)(dy.data(), w.data(), dx.data(), static_cast<const A*>(nullptr),
-                                     false, s);
+      OF_RUN(b.queue(), matmul,
+             Matmul<T, T>{.a = dy.data(), .b = w.data(), .c = dx.data(), .shape = s});
       OF_RUN(b.queue(), gelu_backward,
              GeluBackward<T>{.dy = dx.data(),
                              .lddy = n,
@@ -176,13 +197,22 @@ void residual(Bench& b, const Vit& v) {
   Array<T> x(b, m * k), w(b, n * k), z(b, b.on_gpu() ? m * n : 0, Fill::nan);
   Array<A> bias(b, n), gamma(b, n), stream(b, m * n), y(b, m * n, Fill::nan);
   b.shape({{"m", m}, {"n", n}, {"k", k}});
-  of_time(b, matmul_residual, T)([&](const auto& f) {
-    f(x.data(), w.data(), MatmulTail<T>(), bias.data(), gamma.data(), stream.data(), n, y.data(),
-      s);
+  OF_TIME(b, matmul_residual, [&] {
+    return MatmulResidual<T>{.a = x.data(),
+                             .b = w.data(),
+                             .tail = {},
+                             .bias = bias.data(),
+                             .gamma = gamma.data(),
+                             .x = stream.data(),
+                             .ldx = n,
+                             .y = y.data(),
+                             .shape = s};
   });
   if (b.on_gpu())
     b.provider("two calls", [&] {
-      of_on(b.queue(), matmul, T, T)(x.data(), w.data(), z.data(), bias.data(), false, s);
+      OF_RUN(b.queue(), matmul,
+             Matmul<T, T>{
+                 .a = x.data(), .b = w.data(), .c = z.data(), .bias = bias.data(), .shape = s});
       OF_RUN(b.queue(), residual_forward,
              ResidualForward<T>{.x = stream.data(),
                                 .ldx = n,
@@ -229,7 +259,9 @@ struct Adapted {
   }
   MatmulTail<T> tail() { return {u.data(), kRank, v.data(), kRank, kRank}; }
   void product_and_up(Bench& bench) {
-    of_on(bench.queue(), matmul, T, T)(x.data(), w.data(), h.data(), bias.data(), false, s);
+    OF_RUN(
+        bench.queue(), matmul,
+        Matmul<T, T>{.a = x.data(), .b = w.data(), .c = h.data(), .bias = bias.data(), .shape = s});
     OF_RUN(bench.queue(), lora_up,
            LoraUp<T>{.u = u.data(),
                      .ldu = kRank,
@@ -255,8 +287,14 @@ struct Adapted {
 template <class T>
 void qkv_extended(Bench& b, const Vit& v) {
   Adapted<T> a(b, v, {v.dim, 3 * v.dim});
-  of_time(b, matmul_extended, T)(
-      [&](const auto& f) { f(a.x.data(), a.w.data(), a.tail(), a.h.data(), a.bias.data(), a.s); });
+  OF_TIME(b, matmul_extended, [&] {
+    return MatmulExtended<T>{.a = a.x.data(),
+                             .b = a.w.data(),
+                             .tail = a.tail(),
+                             .c = a.h.data(),
+                             .bias = a.bias.data(),
+                             .shape = a.s};
+  });
   b.provider("two calls", [&] { a.product_and_up(b); });
   b.expect(a.h, a.m * a.n, [&](int64_t at) { return a.sum(at / a.n, at % a.n); });
   b.measure();
@@ -267,8 +305,16 @@ void bias_gelu_extended(Bench& b, const Vit& v) {
   using A = Accum<T>;
   Adapted<T> a(b, v, {v.dim, v.mlp()});
   Array<T> y(b, a.m * a.n, Fill::nan);
-  of_time(b, matmul_gelu, T)([&](const auto& f) {
-    f(a.x.data(), a.w.data(), a.tail(), a.bias.data(), a.h.data(), a.n, y.data(), kKind, a.s);
+  OF_TIME(b, matmul_gelu, [&] {
+    return MatmulGelu<T>{.a = a.x.data(),
+                         .b = a.w.data(),
+                         .tail = a.tail(),
+                         .bias = a.bias.data(),
+                         .h = a.h.data(),
+                         .ldh = a.n,
+                         .y = y.data(),
+                         .kind = kKind,
+                         .shape = a.s};
   });
   b.provider("three calls", [&] {
     a.product_and_up(b);

@@ -57,8 +57,12 @@ void product(Bench& b, const Vit& v, Linear l) {
   OF_TIME(b, matmul_fp8, arguments);
   OF_TIME_VERSIONS(b, matmul_fp8_versions, arguments);
   b.provider("bf16", [&] {
-    of_on(b.queue(), matmul, bf16, bf16)(x_bf16.data(), w_bf16.data(), y.data(), bias.data(), false,
-                                         s);
+    OF_RUN(b.queue(), matmul,
+           Matmul<bf16, bf16>{.a = x_bf16.data(),
+                              .b = w_bf16.data(),
+                              .c = y.data(),
+                              .bias = bias.data(),
+                              .shape = s});
   });
   b.expect(y, m * n, [&](int64_t at) -> Expected {
     const int64_t i = at / n, j = at % n;

@@ -35,18 +35,20 @@ MatmulShape shape_of_backward(const Tensor& dy, const Tensor& w, const Tensor& d
 template <class T>
 void packed_matmul(const cpu::PackedMatrix<T>& w, const Tensor& x, const Tensor& y,
                    const Accum<T>* bias) {
-  const T* from = x.data<T>();
-  on_device<T>(
+  run_kernel(
       queue_of(x), "packed_matmul",
-      [&w](const T* a, int64_t lda, T* c, int64_t ldc, const Accum<T>* b, const MatmulShape& s) {
-        w.multiply(a, lda, c, ldc, b, false, s.m);
+      [&w](const Matmul<T, T>& p) {
+        w.multiply(p.a, p.shape.lda, p.c, p.shape.ldc, p.bias, p.accumulate, p.shape.m);
       },
       [](const auto&...) { OF_CHECK(false, "a packed product on a device"); },
-      [](const T* a, int64_t, T* c, int64_t, const Accum<T>* b, const MatmulShape& s) {
-        return cost::packed_matmul<T, T>(a, c, b, false, s);
-      },
-      from, x.pitch(), y.data<T>(), y.pitch(), bias,
-      MatmulShape{.m = x.rows(), .n = y.cols(), .k = x.cols()});
+      [](const auto& p) { return cost::packed_matmul(p); },
+      Matmul<T, T>{
+          .a = x.data<T>(),
+          .b = nullptr,
+          .c = y.data<T>(),
+          .bias = bias,
+          .shape = {
+              .m = x.rows(), .n = y.cols(), .k = x.cols(), .lda = x.pitch(), .ldc = y.pitch()}});
 }
 
 // On w's device; made on the host, which is once for each frozen layer.
@@ -100,11 +102,20 @@ void Linear::product(const Tensor& x, const AdapterTail& tail, const Tensor& y) 
     }
     const Tensor& w = computed_weight();
     if (tail.u.defined())
-      of_on(queue_of(x), matmul_extended, T)(x.data<T>(), w.data<T>(), tail.of<T>(), y.data<T>(), b,
-                                             shape_of_forward(x, w, y));
+      OF_RUN(queue_of(x), matmul_extended,
+             MatmulExtended<T>{.a = x.data<T>(),
+                               .b = w.data<T>(),
+                               .tail = tail.of<T>(),
+                               .c = y.data<T>(),
+                               .bias = b,
+                               .shape = shape_of_forward(x, w, y)});
     else
-      of_on(queue_of(x), matmul, T, T)(x.data<T>(), w.data<T>(), y.data<T>(), b, false,
-                                       shape_of_forward(x, w, y));
+      OF_RUN(queue_of(x), matmul,
+             Matmul<T, T>{.a = x.data<T>(),
+                          .b = w.data<T>(),
+                          .c = y.data<T>(),
+                          .bias = b,
+                          .shape = shape_of_forward(x, w, y)});
   });
 }
 
@@ -123,11 +134,18 @@ void Linear::product_transposed(const Tensor& dy, const AdapterTail& tail, const
     }
     const Tensor& w = computed_weight();
     if (tail.u.defined())
-      of_on(queue_of(dy), matmul_extended, T)(dy.data<T>(), w.data<T>(), tail.of<T>(), dx.data<T>(),
-                                              nullptr, shape_of_backward(dy, w, dx));
+      OF_RUN(queue_of(dy), matmul_extended,
+             MatmulExtended<T>{.a = dy.data<T>(),
+                               .b = w.data<T>(),
+                               .tail = tail.of<T>(),
+                               .c = dx.data<T>(),
+                               .shape = shape_of_backward(dy, w, dx)});
     else
-      of_on(queue_of(dy), matmul, T, T)(dy.data<T>(), w.data<T>(), dx.data<T>(), nullptr, false,
-                                        shape_of_backward(dy, w, dx));
+      OF_RUN(queue_of(dy), matmul,
+             Matmul<T, T>{.a = dy.data<T>(),
+                          .b = w.data<T>(),
+                          .c = dx.data<T>(),
+                          .shape = shape_of_backward(dy, w, dx)});
   });
 }
 
@@ -174,9 +192,16 @@ Tensor Linear::forward_gelu(const Tensor& x, GeluKind kind, Saved* saved, Tensor
   const Tensor y = Tensor::empty({x.rows(), out()}, compute_);
   dispatch(compute_, [&]<class T>(Tag<T>) {
     const Tensor& w = computed_weight();
-    of_on(queue_of(x), matmul_gelu, T)(x.data<T>(), w.data<T>(), tail.of<T>(),
-                                       data_or_null<Accum<T>>(bias), f->data<T>(), f->pitch(),
-                                       y.data<T>(), kind, shape_of_forward(x, w, y));
+    OF_RUN(queue_of(x), matmul_gelu,
+           MatmulGelu<T>{.a = x.data<T>(),
+                         .b = w.data<T>(),
+                         .tail = tail.of<T>(),
+                         .bias = data_or_null<Accum<T>>(bias),
+                         .h = f->data<T>(),
+                         .ldh = f->pitch(),
+                         .y = y.data<T>(),
+                         .kind = kind,
+                         .shape = shape_of_forward(x, w, y)});
   });
   if (saved != nullptr) *saved = s;
   return y;
@@ -197,9 +222,16 @@ Tensor Linear::forward_residual(const Tensor& x, const Tensor& r, const Var& gam
   dispatch(compute_, [&]<class T>(Tag<T>) {
     using R = Accum<T>;
     const Tensor& w = computed_weight();
-    of_on(queue_of(x), matmul_residual, T)(
-        x.data<T>(), w.data<T>(), tail.of<T>(), data_or_null<R>(bias), data_or_null<R>(gamma),
-        r.data<R>(), r.pitch(), y.data<R>(), shape_of_forward(x, w, y));
+    OF_RUN(queue_of(x), matmul_residual,
+           MatmulResidual<T>{.a = x.data<T>(),
+                             .b = w.data<T>(),
+                             .tail = tail.of<T>(),
+                             .bias = data_or_null<R>(bias),
+                             .gamma = data_or_null<R>(gamma),
+                             .x = r.data<R>(),
+                             .ldx = r.pitch(),
+                             .y = y.data<R>(),
+                             .shape = shape_of_forward(x, w, y)});
   });
   if (saved != nullptr) *saved = s;
   return y;
@@ -240,9 +272,15 @@ Tensor Linear::backward_gelu(const Tensor& dy, const Saved& saved, const Tensor&
   const Tensor df = Tensor::empty({dy.rows(), in()}, compute_);
   dispatch(compute_, [&]<class T>(Tag<T>) {
     const Tensor& w = computed_weight();
-    of_on(queue_of(dy), matmul_gelu_backward, T)(dy.data<T>(), w.data<T>(), tail.of<T>(),
-                                                 f.data<T>(), f.pitch(), df.data<T>(), kind,
-                                                 shape_of_backward(dy, w, df));
+    OF_RUN(queue_of(dy), matmul_gelu_backward,
+           MatmulGeluBackward<T>{.a = dy.data<T>(),
+                                 .b = w.data<T>(),
+                                 .tail = tail.of<T>(),
+                                 .h = f.data<T>(),
+                                 .ldh = f.pitch(),
+                                 .dx = df.data<T>(),
+                                 .kind = kind,
+                                 .shape = shape_of_backward(dy, w, df)});
   });
   if (du.defined()) adapters.down_backward(du, saved.x, Tensor());
   return df;
@@ -261,15 +299,18 @@ void Linear::base_gradients(const Tensor& dy, const Tensor& x) const {
     using R = Accum<T>;
     if (weight.requires_grad()) {  // dW [out, in] = dy^T x
       const GradTarget dw = weight.grad_target();
-      of_on(queue_of(dy), matmul, T, R)(dy.data<T>(), x.data<T>(), dw.buffer.data<R>(), nullptr,
-                                        dw.accumulate,
-                                        MatmulShape{.m = out(),
-                                                    .n = in(),
-                                                    .k = x.rows(),
-                                                    .lda = dy.pitch(),
-                                                    .ldb = x.pitch(),
-                                                    .ldc = dw.buffer.pitch(),
-                                                    .op_a = Op::transpose});
+      OF_RUN(queue_of(dy), matmul,
+             Matmul<T, R>{.a = dy.data<T>(),
+                          .b = x.data<T>(),
+                          .c = dw.buffer.data<R>(),
+                          .accumulate = dw.accumulate,
+                          .shape = {.m = out(),
+                                    .n = in(),
+                                    .k = x.rows(),
+                                    .lda = dy.pitch(),
+                                    .ldb = x.pitch(),
+                                    .ldc = dw.buffer.pitch(),
+                                    .op_a = Op::transpose}});
     }
     if (bias.requires_grad()) {
       const GradTarget db = bias.grad_target();

@@ -61,14 +61,17 @@ Ceilings measure_ceilings(DType compute) {
         }
       }
       return shortest_seconds(q, [&] {
-        of_on(q, matmul, T, T)(a.data<T>(), a.data<T>(), c.data<T>(), nullptr, false,
-                               MatmulShape{.m = n,
-                                           .n = n,
-                                           .k = n,
-                                           .lda = a.pitch(),
-                                           .ldb = a.pitch(),
-                                           .ldc = c.pitch(),
-                                           .op_b = Op::transpose});
+        OF_RUN(q, matmul,
+               Matmul<T, T>{.a = a.data<T>(),
+                            .b = a.data<T>(),
+                            .c = c.data<T>(),
+                            .shape = {.m = n,
+                                      .n = n,
+                                      .k = n,
+                                      .lda = a.pitch(),
+                                      .ldb = a.pitch(),
+                                      .ldc = c.pitch(),
+                                      .op_b = Op::transpose}});
       });
     };
     ceilings.flops = 2.0 * double(n) * double(n) * double(n) / product();

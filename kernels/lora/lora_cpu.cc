@@ -18,12 +18,11 @@ constexpr int64_t rows_per_chunk = 8, cols_per_chunk = 256;
 // A product of activations (T) and an adapter (Accum<T>): matmul where the two are one type.
 template <class T, class B, class C>
 void product(const T* a, const B* b, C* c, bool accumulate, const MatmulShape& shape) {
-  const Accum<T>* no_bias = nullptr;
-  if constexpr (std::is_same_v<T, B>) {
-    matmul(a, b, c, no_bias, accumulate, shape);
-  } else {
-    matmul_blocked(a, b, c, no_bias, accumulate, shape);
-  }
+  const Matmul<T, C, B> p{.a = a, .b = b, .c = c, .accumulate = accumulate, .shape = shape};
+  if constexpr (std::is_same_v<T, B>)
+    matmul(p);
+  else
+    matmul_blocked(p);
 }
 
 // to [rows, cols] dense = scale [cols] * b [rows, cols]

@@ -27,13 +27,12 @@ namespace orthofed::gpu {
 namespace {
 
 template <class Rung, class T, class C, class Stream>
-void run_rung(const T* a, const T* b, C* c, const float* bias, bool accumulate,
-              const MatmulShape& shape, const Stream& stream) {
-  const Store<C> store{c, shape.ldc, bias, accumulate};
+void run_rung(const Matmul<T, C>& p, const Stream& stream) {
+  const Store<C> store{p.c, p.shape.ldc, p.bias, p.accumulate};
   if constexpr (std::is_same_v<Rung, Mma> || std::is_same_v<Rung, Wgmma>)
-    Rung::run(product(a, b, shape), NoTail(), store, stream);
+    Rung::run(product(p.a, p.b, p.shape), NoTail(), store, stream);
   else
-    Rung::run(product(a, b, shape), store, stream);
+    Rung::run(product(p.a, p.b, p.shape), store, stream);
 }
 
 // The rung that production takes.
@@ -54,20 +53,18 @@ void run_fastest(const Product<T, T>& x, const Epilogue& epilogue, const Stream&
 }
 
 template <class C, class Stream>
-bool wgmma_applies(const bf16* a, const bf16* b, C*, const float*, bool, const MatmulShape& shape,
-                   const Stream& stream) {
-  return Wgmma::applies(product(a, b, shape), NoTail(), stream);
+bool wgmma_applies(const Matmul<bf16, C>& p, const Stream& stream) {
+  return Wgmma::applies(product(p.a, p.b, p.shape), NoTail(), stream);
 }
 
-// A layer's product, with a tail or without.
-template <class T, class Epilogue, class Stream>
-void run_layer(const T* a, const T* b, const MatmulTail<T>& tail, const MatmulShape& shape,
-               const Epilogue& epilogue, const Stream& stream) {
-  OF_CHECK(shape.op_a == Op::none, "a product with a tail or a fused step: A is transposed");
-  const Product<T, T> x = product(a, b, shape);
-  if (tail.rank == 0) return run_fastest(x, epilogue, stream);
+// A layer's product, with a tail or without: Args is one of those with a tail.
+template <class T, template <class> class Args, class Epilogue, class Stream>
+void run_layer(const Args<T>& p, const Epilogue& epilogue, const Stream& stream) {
+  OF_CHECK(p.shape.op_a == Op::none, "a product with a tail or a fused step: A is transposed");
+  const Product<T, T> x = product(p.a, p.b, p.shape);
+  if (p.tail.rank == 0) return run_fastest(x, epilogue, stream);
   if constexpr (std::is_same_v<T, bf16>)
-    run_tensor_cores(x, tail_of(x, tail), epilogue, stream);
+    run_tensor_cores(x, tail_of(x, p.tail), epilogue, stream);
   else
     OF_CHECK(false, "on a GPU only bf16 products take a tail");
 }
@@ -75,8 +72,8 @@ void run_layer(const T* a, const T* b, const MatmulTail<T>& tail, const MatmulSh
 }  // namespace
 
 template <class T, class C, class Stream>
-std::span<const Version<MatmulRun<T, C, Stream>>> matmul_versions() {
-  using V = Version<MatmulRun<T, C, Stream>>;
+Ladder<Matmul<T, C>, Stream> matmul_versions() {
+  using V = Version<Matmul<T, C>, Stream>;
   static const auto versions = [] {
     std::vector<V> list = {{1, "naive", run_rung<Naive, T, C, Stream>},
                            {2, "tiled", run_rung<Tiled, T, C, Stream>},
@@ -92,72 +89,54 @@ std::span<const Version<MatmulRun<T, C, Stream>>> matmul_versions() {
 }
 
 template <class T, class C, class Stream>
-void matmul(const T* a, const T* b, C* c, const Accum<T>* bias, bool accumulate,
-            const MatmulShape& shape, const Stream& stream) {
+void matmul(const Matmul<T, C>& p, const Stream& stream) {
 #ifdef OF_HAVE_CUBLASLT
-  if constexpr (std::is_same_v<Stream, cuda::Stream>) {
-    if (cuda::cublaslt_asked() && cuda::matmul_cublaslt(a, b, c, bias, accumulate, shape, stream))
-      return;
-  }
+  if constexpr (std::is_same_v<Stream, cuda::Stream>)
+    if (cuda::cublaslt_asked() && cuda::matmul_cublaslt(p, stream)) return;
 #endif
-  run_fastest(product(a, b, shape), Store<C>{c, shape.ldc, bias, accumulate}, stream);
+  run_fastest(product(p.a, p.b, p.shape), Store<C>{p.c, p.shape.ldc, p.bias, p.accumulate}, stream);
 }
 
 template <class T, class Stream>
-void matmul_by_adapter(const T* a, const Accum<T>* b, T* c, const Accum<T>* bias, bool accumulate,
-                       const MatmulShape& shape, const Stream& stream) {
-  Vectorised::run(product(a, b, shape), Store<T>{c, shape.ldc, bias, accumulate}, stream);
+void matmul_by_adapter(const Matmul<T, T, Accum<T>>& p, const Stream& stream) {
+  Vectorised::run(product(p.a, p.b, p.shape), Store<T>{p.c, p.shape.ldc, p.bias, p.accumulate},
+                  stream);
 }
 
 template <class T, class Stream>
-void matmul_extended(const T* a, const T* b, const MatmulTail<T>& tail, T* c, const Accum<T>* bias,
-                     const MatmulShape& shape, const Stream& stream) {
-  run_layer(a, b, tail, shape, Store<T>{c, shape.ldc, bias, /*accumulate=*/false}, stream);
+void matmul_extended(const MatmulExtended<T>& p, const Stream& stream) {
+  run_layer(p, Store<T>{p.c, p.shape.ldc, p.bias, /*accumulate=*/false}, stream);
 }
 
 template <class T, class Stream>
-void matmul_gelu(const T* a, const T* b, const MatmulTail<T>& tail, const Accum<T>* bias, T* h,
-                 int64_t ldh, T* y, GeluKind kind, const MatmulShape& shape, const Stream& stream) {
-  run_layer(a, b, tail, shape, Gelu<T>{h, ldh, y, shape.ldc, bias, kind}, stream);
+void matmul_gelu(const MatmulGelu<T>& p, const Stream& stream) {
+  run_layer(p, Gelu<T>{p.h, p.ldh, p.y, p.shape.ldc, p.bias, p.kind}, stream);
 }
 
 template <class T, class Stream>
-void matmul_gelu_backward(const T* a, const T* b, const MatmulTail<T>& tail, const T* h,
-                          int64_t ldh, T* dx, GeluKind kind, const MatmulShape& shape,
-                          const Stream& stream) {
-  run_layer(a, b, tail, shape, GeluBackward<T>{h, ldh, dx, shape.ldc, kind}, stream);
+void matmul_gelu_backward(const MatmulGeluBackward<T>& p, const Stream& stream) {
+  run_layer(p, GeluBackward<T>{p.h, p.ldh, p.dx, p.shape.ldc, p.kind}, stream);
 }
 
 template <class T, class Stream>
-void matmul_residual(const T* a, const T* b, const MatmulTail<T>& tail, const Accum<T>* bias,
-                     const Accum<T>* gamma, const Accum<T>* x, int64_t ldx, Accum<T>* y,
-                     const MatmulShape& shape, const Stream& stream) {
-  run_layer(a, b, tail, shape, Residual{x, ldx, gamma, y, shape.ldc, bias}, stream);
+void matmul_residual(const MatmulResidual<T>& p, const Stream& stream) {
+  run_layer(p, Residual{p.x, p.ldx, p.gamma, p.y, p.shape.ldc, p.bias}, stream);
 }
 
-#define OF_INSTANTIATE(T, C)                                                                 \
-  template std::span<const Version<MatmulRun<T, C, OF_STREAM>>>                              \
-  matmul_versions<T, C, OF_STREAM>();                                                        \
-  template void matmul<T, C>(const T*, const T*, C*, const float*, bool, const MatmulShape&, \
-                             const OF_STREAM&);
+#define OF_INSTANTIATE(T, C)                                                   \
+  template Ladder<Matmul<T, C>, OF_STREAM> matmul_versions<T, C, OF_STREAM>(); \
+  template void matmul(const Matmul<T, C>&, const OF_STREAM&);
 OF_INSTANTIATE(float, float)
 OF_INSTANTIATE(bf16, bf16)
 OF_INSTANTIATE(bf16, float)
 #undef OF_INSTANTIATE
 
-#define OF_INSTANTIATE(T)                                                                      \
-  template void matmul_by_adapter<T>(const T*, const float*, T*, const float*, bool,           \
-                                     const MatmulShape&, const OF_STREAM&);                    \
-  template void matmul_extended<T>(const T*, const T*, const MatmulTail<T>&, T*, const float*, \
-                                   const MatmulShape&, const OF_STREAM&);                      \
-  template void matmul_gelu<T>(const T*, const T*, const MatmulTail<T>&, const float*, T*,     \
-                               int64_t, T*, GeluKind, const MatmulShape&, const OF_STREAM&);   \
-  template void matmul_gelu_backward<T>(const T*, const T*, const MatmulTail<T>&, const T*,    \
-                                        int64_t, T*, GeluKind, const MatmulShape&,             \
-                                        const OF_STREAM&);                                     \
-  template void matmul_residual<T>(const T*, const T*, const MatmulTail<T>&, const float*,     \
-                                   const float*, const float*, int64_t, float*,                \
-                                   const MatmulShape&, const OF_STREAM&);
+#define OF_INSTANTIATE(T)                                                             \
+  template void matmul_by_adapter(const Matmul<T, T, Accum<T>>&, const OF_STREAM&);   \
+  template void matmul_extended(const MatmulExtended<T>&, const OF_STREAM&);          \
+  template void matmul_gelu(const MatmulGelu<T>&, const OF_STREAM&);                  \
+  template void matmul_gelu_backward(const MatmulGeluBackward<T>&, const OF_STREAM&); \
+  template void matmul_residual(const MatmulResidual<T>&, const OF_STREAM&);
 OF_INSTANTIATE(float)
 OF_INSTANTIATE(bf16)
 #undef OF_INSTANTIATE

@@ -25,7 +25,6 @@
 #include <array>
 #include <cstdint>
 #include <memory>
-#include <span>
 
 #include "kernels/core/cost.h"
 #include "kernels/core/types.h"
@@ -40,8 +39,19 @@ struct MatmulShape {
   int64_t m = 0, n = 0, k = 0;
   int64_t lda = 0, ldb = 0, ldc = 0;
   Op op_a = Op::none, op_b = Op::none;
+};
 
-  std::array<int64_t, 6> numbers() const { return {m, n, k, lda, ldb, ldc}; }
+// C = op(A) op(B) [+ bias] [+ C], with T, C in {double, double}, {float, float}, {bf16, bf16},
+// {bf16, float}. B is of another type where it is an adapter, which stays in fp32 beside bf16: its
+// products are exact in fp32, as those of two bf16 are.
+template <class T, class C, class B = T>
+struct Matmul {
+  const T* a;
+  const B* b;
+  C* c;
+  const Accum<T>* bias = nullptr;  // [n]; null: none
+  bool accumulate = false;         // add to what C holds (rounded once, after the sum)
+  MatmulShape shape;
 };
 
 // Columns [begin, end) of C take ranks [first, last) of a tail.
@@ -68,38 +78,17 @@ struct MatmulTail {
       if (p.begin < p.end) return false;
     return true;
   }
-  template <class F>
-  void each_pointer(const F& f) {
-    f(u);
-    f(v);
-  }
 };
-
-}  // namespace orthofed
-
-namespace orthofed::cpu {
-
-// T, C in {double, double}, {float, float}, {bf16, bf16}, {bf16, float}.
-// bias [n] or null. accumulate: add to what C holds (rounded once, after the sum).
-template <class T, class C>
-void matmul(const T* a, const T* b, C* c, const Accum<T>* bias, bool accumulate,
-            const MatmulShape& shape);
-
-// The readable blocked loop, whatever is built in. Also {bf16, float, bf16}.
-template <class T, class B, class C>
-void matmul_blocked(const T* a, const B* b, C* c, const Accum<T>* bias, bool accumulate,
-                    const MatmulShape& shape);
 
 // C = AB + UV [+ bias], rounded once; op_a is Op::none.
 template <class T>
-void matmul_extended(const T* a, const T* b, const MatmulTail<T>& tail, T* c, const Accum<T>* bias,
-                     const MatmulShape& shape);
-
-// Activations times an adapter, which stays in fp32 beside bf16: A and C of T, B of Accum<T>. Its
-// products are exact in fp32, as those of two bf16 are.
-template <class T>
-void matmul_by_adapter(const T* a, const Accum<T>* b, T* c, const Accum<T>* bias, bool accumulate,
-                       const MatmulShape& shape);
+struct MatmulExtended {
+  const T *a, *b;
+  MatmulTail<T> tail;
+  T* c;
+  const Accum<T>* bias = nullptr;  // [n]; null: none
+  MatmulShape shape;
+};
 
 // The products of a transformer's MLP and projections, with a tail or without, together with the
 // elementwise step behind them, which saves the GPU a pass over memory (on the CPU they are two
@@ -107,21 +96,63 @@ void matmul_by_adapter(const T* a, const Accum<T>* b, T* c, const Accum<T>* bias
 // else in memory. On the GPU the step reads the sum before it is rounded to T. Error: that of the
 // product, times |GELU'| <= 1.13 or |gamma|, and that of the step (gelu.h, residual.h).
 
-// h = T(AB + UV + bias) [m, n] pitch ldh, which backward needs, and y = GELU(h) [m, n].
+// h = T(AB + UV + bias) and y = GELU(h).
 template <class T>
-void matmul_gelu(const T* a, const T* b, const MatmulTail<T>& tail, const Accum<T>* bias, T* h,
-                 int64_t ldh, T* y, GeluKind kind, const MatmulShape& shape);
+struct MatmulGelu {
+  const T *a, *b;
+  MatmulTail<T> tail;
+  const Accum<T>* bias = nullptr;  // [n]; null: none
+  T* h;                            // [m, n] pitch ldh, which backward needs
+  int64_t ldh;
+  T* y;  // [m, n]
+  GeluKind kind;
+  MatmulShape shape;
+};
 
 // dx = (AB + UV) * GELU'(h): the gradient through the next layer's weights B and the GELU.
 template <class T>
-void matmul_gelu_backward(const T* a, const T* b, const MatmulTail<T>& tail, const T* h,
-                          int64_t ldh, T* dx, GeluKind kind, const MatmulShape& shape);
+struct MatmulGeluBackward {
+  const T *a, *b;
+  MatmulTail<T> tail;
+  const T* h;  // [m, n] pitch ldh
+  int64_t ldh;
+  T* dx;  // [m, n]
+  GeluKind kind;
+  MatmulShape shape;
+};
 
-// y = x + gamma * (AB + UV + bias), x and y [m, n] in the residual stream; gamma [n] or null (1).
+// y = x + gamma * (AB + UV + bias), x and y in the residual stream.
 template <class T>
-void matmul_residual(const T* a, const T* b, const MatmulTail<T>& tail, const Accum<T>* bias,
-                     const Accum<T>* gamma, const Accum<T>* x, int64_t ldx, Accum<T>* y,
-                     const MatmulShape& shape);
+struct MatmulResidual {
+  const T *a, *b;
+  MatmulTail<T> tail;
+  const Accum<T>* bias = nullptr;   // [n]; null: none
+  const Accum<T>* gamma = nullptr;  // [n]; null: 1
+  const Accum<T>* x;                // [m, n] pitch ldx
+  int64_t ldx;
+  Accum<T>* y;  // [m, n]
+  MatmulShape shape;
+};
+
+}  // namespace orthofed
+
+namespace orthofed::cpu {
+
+template <class T, class C>
+void matmul(const Matmul<T, C>& p);
+// The readable blocked loop, whatever is built in. Also an adapter as B.
+template <class T, class C, class B>
+void matmul_blocked(const Matmul<T, C, B>& p);
+template <class T>
+void matmul_extended(const MatmulExtended<T>& p);
+template <class T>
+void matmul_by_adapter(const Matmul<T, T, Accum<T>>& p);
+template <class T>
+void matmul_gelu(const MatmulGelu<T>& p);
+template <class T>
+void matmul_gelu_backward(const MatmulGeluBackward<T>& p);
+template <class T>
+void matmul_residual(const MatmulResidual<T>& p);
 
 // A frozen B, rearranged once into the order that the product reads. It keeps its own copy; the
 // source may be freed. Copying shares the packed storage.
@@ -154,11 +185,12 @@ const char* matmul_backend();  // "oneDNN 3.7.1" or "blocked loop", for doctor
 
 namespace orthofed::cost {
 
-template <class T, class C>
-Cost matmul(const T* a, const T* b, C* c, const Accum<T>* bias, bool accumulate,
-            const MatmulShape& s) {
-  return {2.0 * s.m * s.n * s.k, moved(a, double(s.m) * s.k) + moved(b, double(s.k) * s.n) +
-                                     moved(bias, s.n) + written(c, double(s.m) * s.n, accumulate)};
+template <class T, class C, class B>
+Cost matmul(const Matmul<T, C, B>& p) {
+  const MatmulShape& s = p.shape;
+  return {2.0 * s.m * s.n * s.k, moved(p.a, double(s.m) * s.k) + moved(p.b, double(s.k) * s.n) +
+                                     moved(p.bias, s.n) +
+                                     written(p.c, double(s.m) * s.n, p.accumulate)};
 }
 // Of a tail: the blocks of V, or all of it.
 template <class T>
@@ -168,51 +200,54 @@ Cost matmul_tail(const MatmulTail<T>& t, const MatmulShape& s) {
   return {2.0 * s.m * elements, moved(t.u, double(s.m) * t.rank) + moved(t.v, elements)};
 }
 template <class T>
-Cost matmul_extended(const T* a, const T* b, const MatmulTail<T>& tail, T* c, const Accum<T>* bias,
-                     const MatmulShape& s) {
-  return matmul<T, T>(a, b, c, bias, false, s) + matmul_tail(tail, s);
+Cost matmul_extended(const MatmulExtended<T>& p) {
+  return matmul(Matmul<T, T>{.a = p.a, .b = p.b, .c = p.c, .bias = p.bias, .shape = p.shape}) +
+         matmul_tail(p.tail, p.shape);
 }
 // B is a PackedMatrix<T>.
 template <class T, class C>
-Cost packed_matmul(const T* a, C* c, const Accum<T>* bias, bool accumulate, const MatmulShape& s) {
-  return matmul<T, C>(a, a, c, bias, accumulate, s);
+Cost packed_matmul(Matmul<T, C> p) {
+  p.b = p.a;  // not null
+  return matmul(p);
 }
 template <class T>
-Cost matmul_by_adapter(const T* a, const Accum<T>* b, T* c, const Accum<T>* bias, bool accumulate,
-                       const MatmulShape& s) {
-  return matmul<T, T>(a, nullptr, c, bias, accumulate, s) + Cost{0, moved(b, double(s.k) * s.n)};
+Cost matmul_by_adapter(const Matmul<T, T, Accum<T>>& p) {
+  return matmul(p);
 }
 // The elementwise steps with the product's sum in registers: GELU's and the residual's flops, and
 // the bytes of what they read and write besides.
 template <class T>
-Cost matmul_gelu(const T* a, const T* b, const MatmulTail<T>& tail, const Accum<T>* bias, T* h,
-                 int64_t, T* y, GeluKind kind, const MatmulShape& s) {
-  return matmul_extended(a, b, tail, h, bias, s) +
-         gelu_forward(GeluForward<T>{
-             .x = nullptr, .ldx = 0, .y = y, .ldy = 0, .rows = s.m, .cols = s.n, .kind = kind});
+Cost matmul_gelu(const MatmulGelu<T>& p) {
+  return matmul_extended(MatmulExtended<T>{
+             .a = p.a, .b = p.b, .tail = p.tail, .c = p.h, .bias = p.bias, .shape = p.shape}) +
+         gelu_forward(GeluForward<T>{.x = nullptr,
+                                     .ldx = 0,
+                                     .y = p.y,
+                                     .ldy = 0,
+                                     .rows = p.shape.m,
+                                     .cols = p.shape.n,
+                                     .kind = p.kind});
 }
 template <class T>
-Cost matmul_gelu_backward(const T* a, const T* b, const MatmulTail<T>& tail, const T* h, int64_t,
-                          T* dx, GeluKind kind, const MatmulShape& s) {
-  T* const in_registers = nullptr;
-  return matmul_extended<T>(a, b, tail, in_registers, nullptr, s) +
-         gelu_backward(GeluBackward<T>{.dy = in_registers,
+Cost matmul_gelu_backward(const MatmulGeluBackward<T>& p) {
+  return matmul_extended(MatmulExtended<T>{
+             .a = p.a, .b = p.b, .tail = p.tail, .c = nullptr, .shape = p.shape}) +
+         gelu_backward(GeluBackward<T>{.dy = nullptr,
                                        .lddy = 0,
-                                       .x = h,
+                                       .x = p.h,
                                        .ldx = 0,
-                                       .dx = dx,
+                                       .dx = p.dx,
                                        .lddx = 0,
-                                       .rows = s.m,
-                                       .cols = s.n,
-                                       .kind = kind});
+                                       .rows = p.shape.m,
+                                       .cols = p.shape.n,
+                                       .kind = p.kind});
 }
 template <class T>
-Cost matmul_residual(const T* a, const T* b, const MatmulTail<T>& tail, const Accum<T>* bias,
-                     const Accum<T>* gamma, const Accum<T>* x, int64_t, Accum<T>* y,
-                     const MatmulShape& s) {
+Cost matmul_residual(const MatmulResidual<T>& p) {
+  const MatmulShape& s = p.shape;
   const double n = double(s.m) * s.n;
-  return matmul<T, Accum<T>>(a, b, y, bias, false, s) + matmul_tail(tail, s) +
-         Cost{2 * n, moved(x, n) + moved(gamma, s.n)};
+  return matmul(Matmul<T, Accum<T>>{.a = p.a, .b = p.b, .c = p.y, .bias = p.bias, .shape = s}) +
+         matmul_tail(p.tail, s) + Cost{2 * n, moved(p.x, n) + moved(p.gamma, s.n)};
 }
 
 }  // namespace orthofed::cost
@@ -221,36 +256,20 @@ namespace orthofed::gpu {
 
 // T, C in {float, float}, {bf16, bf16}, {bf16, float}.
 template <class T, class C, class Stream>
-void matmul(const T* a, const T* b, C* c, const Accum<T>* bias, bool accumulate,
-            const MatmulShape& shape, const Stream& stream);
-
+void matmul(const Matmul<T, C>& p, const Stream& stream);
 // Every version of it, the naive one first.
 template <class T, class C, class Stream>
-using MatmulRun = void(const T* a, const T* b, C* c, const Accum<T>* bias, bool accumulate,
-                       const MatmulShape& shape, const Stream& stream);
-template <class T, class C, class Stream>
-std::span<const Version<MatmulRun<T, C, Stream>>> matmul_versions();
+Ladder<Matmul<T, C>, Stream> matmul_versions();
 
 template <class T, class Stream>
-void matmul_extended(const T* a, const T* b, const MatmulTail<T>& tail, T* c, const Accum<T>* bias,
-                     const MatmulShape& shape, const Stream& stream);
-
+void matmul_extended(const MatmulExtended<T>& p, const Stream& stream);
 template <class T, class Stream>
-void matmul_by_adapter(const T* a, const Accum<T>* b, T* c, const Accum<T>* bias, bool accumulate,
-                       const MatmulShape& shape, const Stream& stream);
-
+void matmul_by_adapter(const Matmul<T, T, Accum<T>>& p, const Stream& stream);
 template <class T, class Stream>
-void matmul_gelu(const T* a, const T* b, const MatmulTail<T>& tail, const Accum<T>* bias, T* h,
-                 int64_t ldh, T* y, GeluKind kind, const MatmulShape& shape, const Stream& stream);
-
+void matmul_gelu(const MatmulGelu<T>& p, const Stream& stream);
 template <class T, class Stream>
-void matmul_gelu_backward(const T* a, const T* b, const MatmulTail<T>& tail, const T* h,
-                          int64_t ldh, T* dx, GeluKind kind, const MatmulShape& shape,
-                          const Stream& stream);
-
+void matmul_gelu_backward(const MatmulGeluBackward<T>& p, const Stream& stream);
 template <class T, class Stream>
-void matmul_residual(const T* a, const T* b, const MatmulTail<T>& tail, const Accum<T>* bias,
-                     const Accum<T>* gamma, const Accum<T>* x, int64_t ldx, Accum<T>* y,
-                     const MatmulShape& shape, const Stream& stream);
+void matmul_residual(const MatmulResidual<T>& p, const Stream& stream);
 
 }  // namespace orthofed::gpu

@@ -53,13 +53,13 @@ void pack(const View<T>& x, int64_t rows, int64_t k, A* to) {
   }
 }
 
-template <class T, class B, class C>
-void blocked(const T* a, const B* b, const MatmulTail<T>& tail, C* c, const Accum<T>* bias,
-             bool accumulate, const MatmulShape& s) {
+template <class T, class C, class B>
+void blocked(const Matmul<T, C, B>& p, const MatmulTail<T>& tail) {
   using A = Accum<T>;
+  const MatmulShape& s = p.shape;
   const bool ta = s.op_a == Op::transpose, tb = s.op_b == Op::transpose;
-  const View<T> va{a, ta ? 1 : s.lda, ta ? s.lda : 1};                 // op(A)[i, p]
-  const View<B> vb{b, tb ? s.ldb : 1, tb ? 1 : s.ldb};                 // op(B)^T[j, p]
+  const View<T> va{p.a, ta ? 1 : s.lda, ta ? s.lda : 1};               // op(A)[i, p]
+  const View<B> vb{p.b, tb ? s.ldb : 1, tb ? 1 : s.ldb};               // op(B)^T[j, p]
   const View<T> tail_u{tail.u, tail.ldu, 1};                           // U[i, p]
   const View<T> tail_v{tail.v, tb ? tail.ldv : 1, tb ? 1 : tail.ldv};  // V^T[j, p]
   const int64_t blocks_m = (s.m + block_m - 1) / block_m, blocks_n = (s.n + block_n - 1) / block_n;
@@ -87,8 +87,10 @@ void blocked(const T* a, const B* b, const MatmulTail<T>& tail, C* c, const Accu
     };
     add(va, vb, s.k);
     add(tail_u, tail_v, tail.rank);
+    const A* bias = p.bias;
+    const bool accumulate = p.accumulate;
     for (int64_t i = 0; i < m; ++i) {
-      C* row = c + (i0 + i) * s.ldc + j0;
+      C* row = p.c + (i0 + i) * s.ldc + j0;
       const A* from = sum + i * block_n;
       for (int64_t j = 0; j < n; ++j) {
         A v = from[j];
@@ -126,98 +128,91 @@ bool onednn_is_faster(int64_t m, int64_t n, int64_t k) {
 
 }  // namespace
 
-template <class T, class B, class C>
-void matmul_blocked(const T* a, const B* b, C* c, const Accum<T>* bias, bool accumulate,
-                    const MatmulShape& s) {
-  blocked<T, B, C>(a, b, {}, c, bias, accumulate, s);
+template <class T, class C, class B>
+void matmul_blocked(const Matmul<T, C, B>& p) {
+  blocked(p, {});
 }
 
 template <class T, class C>
-void matmul(const T* a, const T* b, C* c, const Accum<T>* bias, bool accumulate,
-            const MatmulShape& s) {
+void matmul(const Matmul<T, C>& p) {
+  const MatmulShape& s = p.shape;
   check(s);
   if constexpr (onednn_type<T>) {
     // oneDNN 3.7 on AVX-512 takes a vector for dense, whatever its stride.
     const bool vector = s.m == 1 || s.n == 1;
-    if (!vector && onednn_is_faster<T>(s.m, s.n, s.k)) {
-      onednn::matmul(a, b, c, bias, accumulate, s);
-      return;
-    }
+    if (!vector && onednn_is_faster<T>(s.m, s.n, s.k)) return onednn::matmul(p);
   }
-  matmul_blocked(a, b, c, bias, accumulate, s);
+  matmul_blocked(p);
 }
 
 namespace {
 
 // C = AB + UV [+ bias]: a tail goes through the blocked loop.
 template <class T, class C>
-void product(const T* a, const T* b, const MatmulTail<T>& tail, C* c, const Accum<T>* bias,
-             const MatmulShape& s) {
-  OF_CHECK(s.op_a == Op::none, "a product with a tail or a fused step: A is transposed");
-  check(tail, s);
-  if (tail.rank == 0) return matmul(a, b, c, bias, /*accumulate=*/false, s);
-  check(s);
-  blocked(a, b, tail, c, bias, /*accumulate=*/false, s);
+void product(const Matmul<T, C>& p, const MatmulTail<T>& tail) {
+  OF_CHECK(p.shape.op_a == Op::none, "a product with a tail or a fused step: A is transposed");
+  check(tail, p.shape);
+  if (tail.rank == 0) return matmul(p);
+  check(p.shape);
+  blocked(p, tail);
 }
 
 }  // namespace
 
 template <class T>
-void matmul_extended(const T* a, const T* b, const MatmulTail<T>& tail, T* c, const Accum<T>* bias,
-                     const MatmulShape& s) {
-  product(a, b, tail, c, bias, s);
+void matmul_extended(const MatmulExtended<T>& p) {
+  product(Matmul<T, T>{.a = p.a, .b = p.b, .c = p.c, .bias = p.bias, .shape = p.shape}, p.tail);
 }
 
 template <class T>
-void matmul_by_adapter(const T* a, const Accum<T>* b, T* c, const Accum<T>* bias, bool accumulate,
-                       const MatmulShape& s) {
+void matmul_by_adapter(const Matmul<T, T, Accum<T>>& p) {
   if constexpr (std::is_same_v<T, Accum<T>>) {
-    matmul(a, b, c, bias, accumulate, s);
+    matmul(p);
   } else {
-    check(s);
-    matmul_blocked(a, b, c, bias, accumulate, s);
+    check(p.shape);
+    matmul_blocked(p);
   }
 }
 
 template <class T>
-void matmul_gelu(const T* a, const T* b, const MatmulTail<T>& tail, const Accum<T>* bias, T* h,
-                 int64_t ldh, T* y, GeluKind kind, const MatmulShape& s) {
+void matmul_gelu(const MatmulGelu<T>& p) {
+  const MatmulShape& s = p.shape;
   MatmulShape of_h = s;
-  of_h.ldc = ldh;
-  product(a, b, tail, h, bias, of_h);
+  of_h.ldc = p.ldh;
+  product(Matmul<T, T>{.a = p.a, .b = p.b, .c = p.h, .bias = p.bias, .shape = of_h}, p.tail);
   gelu_forward(GeluForward<T>{
-      .x = h, .ldx = ldh, .y = y, .ldy = s.ldc, .rows = s.m, .cols = s.n, .kind = kind});
+      .x = p.h, .ldx = p.ldh, .y = p.y, .ldy = s.ldc, .rows = s.m, .cols = s.n, .kind = p.kind});
 }
 
 template <class T>
-void matmul_gelu_backward(const T* a, const T* b, const MatmulTail<T>& tail, const T* h,
-                          int64_t ldh, T* dx, GeluKind kind, const MatmulShape& s) {
-  product<T, T>(a, b, tail, dx, nullptr, s);
-  gelu_backward(GeluBackward<T>{.dy = dx,
+void matmul_gelu_backward(const MatmulGeluBackward<T>& p) {
+  const MatmulShape& s = p.shape;
+  product(Matmul<T, T>{.a = p.a, .b = p.b, .c = p.dx, .shape = s}, p.tail);
+  gelu_backward(GeluBackward<T>{.dy = p.dx,
                                 .lddy = s.ldc,
-                                .x = h,
-                                .ldx = ldh,
-                                .dx = dx,
+                                .x = p.h,
+                                .ldx = p.ldh,
+                                .dx = p.dx,
                                 .lddx = s.ldc,
                                 .rows = s.m,
                                 .cols = s.n,
-                                .kind = kind});
+                                .kind = p.kind});
 }
 
 template <class T>
-void matmul_residual(const T* a, const T* b, const MatmulTail<T>& tail, const Accum<T>* bias,
-                     const Accum<T>* gamma, const Accum<T>* x, int64_t ldx, Accum<T>* y,
-                     const MatmulShape& s) {
-  product(a, b, tail, y, bias, s);
-  residual_forward(ResidualForward<Accum<T>>{.x = x,
-                                             .ldx = ldx,
-                                             .z = y,
-                                             .ldz = s.ldc,
-                                             .gamma = gamma,
-                                             .y = y,
-                                             .ldy = s.ldc,
-                                             .rows = s.m,
-                                             .cols = s.n});
+void matmul_residual(const MatmulResidual<T>& p) {
+  using A = Accum<T>;
+  const MatmulShape& s = p.shape;
+  product(Matmul<T, A>{.a = p.a, .b = p.b, .c = p.y, .bias = p.bias, .shape = s}, p.tail);
+  residual_forward(ResidualForward<A>{.x = p.x,
+                                      .ldx = p.ldx,
+                                      .z = p.y,
+                                      .ldz = s.ldc,
+                                      .gamma = p.gamma,
+                                      .y = p.y,
+                                      .ldy = s.ldc,
+                                      .rows = s.m,
+                                      .cols = s.n});
 }
 
 // Packed by oneDNN, or a dense copy [k, n], whose rows the loop above copies fastest.
@@ -268,7 +263,12 @@ void PackedMatrix<T>::multiply(const T* a, int64_t lda, C* c, int64_t ldc, const
       return;
     }
   }
-  matmul_blocked(a, impl_->dense.data(), c, bias, accumulate, shape);
+  matmul_blocked(Matmul<T, C>{.a = a,
+                              .b = impl_->dense.data(),
+                              .c = c,
+                              .bias = bias,
+                              .accumulate = accumulate,
+                              .shape = shape});
 }
 
 const char* matmul_backend() {
@@ -276,45 +276,25 @@ const char* matmul_backend() {
   return "blocked loop";
 }
 
-template class PackedMatrix<double>;
-template class PackedMatrix<float>;
-template class PackedMatrix<bf16>;
-template void matmul(const double*, const double*, double*, const double*, bool,
-                     const MatmulShape&);
-template void matmul_blocked(const double*, const double*, double*, const double*, bool,
-                             const MatmulShape&);
-template void PackedMatrix<double>::multiply(const double*, int64_t, double*, int64_t,
-                                             const double*, bool, int64_t) const;
-template void matmul(const float*, const float*, float*, const float*, bool, const MatmulShape&);
-template void matmul_blocked(const float*, const float*, float*, const float*, bool,
-                             const MatmulShape&);
-template void PackedMatrix<float>::multiply(const float*, int64_t, float*, int64_t, const float*,
-                                            bool, int64_t) const;
-template void matmul(const bf16*, const bf16*, bf16*, const float*, bool, const MatmulShape&);
-template void matmul_blocked(const bf16*, const bf16*, bf16*, const float*, bool,
-                             const MatmulShape&);
-template void PackedMatrix<bf16>::multiply(const bf16*, int64_t, bf16*, int64_t, const float*, bool,
-                                           int64_t) const;
-template void matmul(const bf16*, const bf16*, float*, const float*, bool, const MatmulShape&);
-template void matmul_blocked(const bf16*, const bf16*, float*, const float*, bool,
-                             const MatmulShape&);
-template void PackedMatrix<bf16>::multiply(const bf16*, int64_t, float*, int64_t, const float*,
-                                           bool, int64_t) const;
-template void matmul_blocked(const bf16*, const float*, bf16*, const float*, bool,
-                             const MatmulShape&);
+#define OF_INSTANTIATE(T, C)                                                                     \
+  template void matmul(const Matmul<T, C>&);                                                     \
+  template void matmul_blocked(const Matmul<T, C>&);                                             \
+  template void PackedMatrix<T>::multiply(const T*, int64_t, C*, int64_t, const Accum<T>*, bool, \
+                                          int64_t) const;
+OF_INSTANTIATE(double, double)
+OF_INSTANTIATE(float, float)
+OF_INSTANTIATE(bf16, bf16)
+OF_INSTANTIATE(bf16, float)
+#undef OF_INSTANTIATE
+template void matmul_blocked(const Matmul<bf16, bf16, float>&);
 
-#define OF_INSTANTIATE(T)                                                                         \
-  template void matmul_by_adapter<T>(const T*, const Accum<T>*, T*, const Accum<T>*, bool,        \
-                                     const MatmulShape&);                                         \
-  template void matmul_extended<T>(const T*, const T*, const MatmulTail<T>&, T*, const Accum<T>*, \
-                                   const MatmulShape&);                                           \
-  template void matmul_gelu<T>(const T*, const T*, const MatmulTail<T>&, const Accum<T>*, T*,     \
-                               int64_t, T*, GeluKind, const MatmulShape&);                        \
-  template void matmul_gelu_backward<T>(const T*, const T*, const MatmulTail<T>&, const T*,       \
-                                        int64_t, T*, GeluKind, const MatmulShape&);               \
-  template void matmul_residual<T>(const T*, const T*, const MatmulTail<T>&, const Accum<T>*,     \
-                                   const Accum<T>*, const Accum<T>*, int64_t, Accum<T>*,          \
-                                   const MatmulShape&);
+#define OF_INSTANTIATE(T)                                           \
+  template class PackedMatrix<T>;                                   \
+  template void matmul_extended(const MatmulExtended<T>&);          \
+  template void matmul_by_adapter(const Matmul<T, T, Accum<T>>&);   \
+  template void matmul_gelu(const MatmulGelu<T>&);                  \
+  template void matmul_gelu_backward(const MatmulGeluBackward<T>&); \
+  template void matmul_residual(const MatmulResidual<T>&);
 OF_INSTANTIATE(double)
 OF_INSTANTIATE(float)
 OF_INSTANTIATE(bf16)

@@ -172,11 +172,11 @@ bool cublaslt_asked() {
 }
 
 template <class T, class C>
-bool matmul_cublaslt(const T* a, const T* b, C* c, const float* bias, bool accumulate,
-                     const MatmulShape& s, const Stream& stream) {
+bool matmul_cublaslt(const Matmul<T, C>& p, const Stream& stream) {
+  const MatmulShape& s = p.shape;
   if (api() == nullptr || s.m == 0 || s.n == 0 || s.k == 0) return false;
   thread_local Context context;
-  const uint32_t align_a = alignment(a), align_b = alignment(b), align_c = alignment(c);
+  const uint32_t align_a = alignment(p.a), align_b = alignment(p.b), align_c = alignment(p.c);
   const Key key = {sizeof(T),
                    sizeof(C),
                    s.m,
@@ -187,30 +187,28 @@ bool matmul_cublaslt(const T* a, const T* b, C* c, const float* bias, bool accum
                    s.ldc,
                    s.op_a == Op::none,
                    s.op_b == Op::none,
-                   bias != nullptr,
+                   p.bias != nullptr,
                    align_a,
                    align_b,
                    align_c};
   auto it = context.plans.find(key);
   if (it == context.plans.end())
-    it = context.plans
-             .emplace(key, make_plan<T, C>(context, s, bias != nullptr, align_a, align_b, align_c))
-             .first;
+    it =
+        context.plans
+            .emplace(key, make_plan<T, C>(context, s, p.bias != nullptr, align_a, align_b, align_c))
+            .first;
   const Plan& plan = it->second;
   if (!plan.usable) return false;
-  if (bias != nullptr) set(plan, CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
-  const float alpha = 1, beta = accumulate ? 1 : 0;
-  OF_LT(Matmul, context.handle.get(), plan.desc.get(), &alpha, b, plan.first.get(), a,
-        plan.second.get(), &beta, c, plan.result.get(), c, plan.result.get(), &plan.algorithm,
+  if (p.bias != nullptr) set(plan, CUBLASLT_MATMUL_DESC_BIAS_POINTER, p.bias);
+  const float alpha = 1, beta = p.accumulate ? 1 : 0;
+  OF_LT(Matmul, context.handle.get(), plan.desc.get(), &alpha, p.b, plan.first.get(), p.a,
+        plan.second.get(), &beta, p.c, plan.result.get(), p.c, plan.result.get(), &plan.algorithm,
         context.workspace.get(), kWorkspaceBytes, static_cast<cudaStream_t>(stream.handle));
   return true;
 }
 
-template bool matmul_cublaslt<float, float>(const float*, const float*, float*, const float*, bool,
-                                            const MatmulShape&, const Stream&);
-template bool matmul_cublaslt<bf16, bf16>(const bf16*, const bf16*, bf16*, const float*, bool,
-                                          const MatmulShape&, const Stream&);
-template bool matmul_cublaslt<bf16, float>(const bf16*, const bf16*, float*, const float*, bool,
-                                           const MatmulShape&, const Stream&);
+template bool matmul_cublaslt(const Matmul<float, float>&, const Stream&);
+template bool matmul_cublaslt(const Matmul<bf16, bf16>&, const Stream&);
+template bool matmul_cublaslt(const Matmul<bf16, float>&, const Stream&);
 
 }  // namespace orthofed::cuda

@@ -20,7 +20,6 @@ bool cublaslt_asked();
 // done, where the library is absent, a pitch or address is not one that it takes, or it has no such
 // algorithm. Errors of a product that it accepted throw.
 template <class T, class C>
-bool matmul_cublaslt(const T* a, const T* b, C* c, const float* bias, bool accumulate,
-                     const MatmulShape& shape, const Stream& stream);
+bool matmul_cublaslt(const Matmul<T, C>& p, const Stream& stream);
 
 }  // namespace orthofed::cuda

@@ -153,21 +153,21 @@ bool available() {
 }
 
 template <class T, class C>
-void matmul(const T* a, const T* b, C* c, const float* bias, bool accumulate,
-            const MatmulShape& s) {
+void matmul(const Matmul<T, C>& p) {
   translate_errors([&] {
+    const MatmulShape& s = p.shape;
     const Key key{s.m,
                   s.n,
                   s.k,
                   s.lda,
                   s.ldb,
                   s.ldc,
-                  options<T, C>(s.op_a, s.op_b, bias != nullptr, accumulate),
+                  options<T, C>(s.op_a, s.op_b, p.bias != nullptr, p.accumulate),
                   threads()};
     find_or_make(key, [&] {
       return describe(matrix<T>(s.m, s.k, s.lda, s.op_a), matrix<T>(s.k, s.n, s.ldb, s.op_b),
-                      matrix<C>(s.m, s.n, s.ldc, Op::none), bias != nullptr, accumulate);
-    }).run(a, b, c, bias);
+                      matrix<C>(s.m, s.n, s.ldc, Op::none), p.bias != nullptr, p.accumulate);
+    }).run(p.a, p.b, p.c, p.bias);
   });
 }
 
@@ -222,9 +222,9 @@ const char* version() {
   return text.c_str();
 }
 
-template void matmul(const float*, const float*, float*, const float*, bool, const MatmulShape&);
-template void matmul(const bf16*, const bf16*, bf16*, const float*, bool, const MatmulShape&);
-template void matmul(const bf16*, const bf16*, float*, const float*, bool, const MatmulShape&);
+template void matmul(const Matmul<float, float>&);
+template void matmul(const Matmul<bf16, bf16>&);
+template void matmul(const Matmul<bf16, float>&);
 template void matmul(const float*, int64_t, const Packed&, float*, int64_t, const float*, bool,
                      int64_t);
 template void matmul(const bf16*, int64_t, const Packed&, bf16*, int64_t, const float*, bool,

@@ -23,8 +23,7 @@ bool available();
 
 // As cpu::matmul, with m, n, k > 0. T, C in {float, float}, {bf16, bf16}, {bf16, float}.
 template <class T, class C>
-void matmul(const T* a, const T* b, C* c, const float* bias, bool accumulate,
-            const MatmulShape& shape);
+void matmul(const Matmul<T, C>& p);
 
 // B in the layout that oneDNN likes best for a large m.
 struct Packed;

@@ -66,8 +66,10 @@ void matmul_fp8(const MatmulFp8<C>& p) {
   for (int64_t first = 0; first < s.m; first += kRows) {
     const int64_t m = std::min(kRows, s.m - first);
     widen(p.a + first * s.lda, s.lda, a_wide.get(), m, s.k);
-    matmul<bf16, float>(a_wide.get(), b_wide.get(), sums.get(), nullptr, /*accumulate=*/false,
-                        {m, s.n, s.k, s.k, s.k, s.n, Op::none, Op::transpose});
+    matmul(Matmul<bf16, float>{.a = a_wide.get(),
+                               .b = b_wide.get(),
+                               .c = sums.get(),
+                               .shape = {m, s.n, s.k, s.k, s.k, s.n, Op::none, Op::transpose}});
     parallel_for(m, row_grain(s.n),
                  [&, n = s.n, scales_b = p.scales_b, bias = p.bias](int64_t begin, int64_t end) {
                    for (int64_t i = begin; i < end; ++i) {

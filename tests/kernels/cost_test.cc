@@ -253,24 +253,46 @@ TEST(Cost, Lora) {  // 3 rows, 5 columns, rank 2
 
 TEST(Cost, Matmul) {  // [2, 5] [5, 3]
   const MatmulShape s{.m = 2, .n = 3, .k = 5};
-  const MatmulTail<bf16> none;
-  EXPECT_TRUE((is(cost::matmul<bf16, bf16>(h, h, h, f, false, s), 60, 20 + 30 + 12 + 12)));
-  EXPECT_TRUE((is(cost::matmul<bf16, float>(h, h, f, nullptr, true, s), 60, 20 + 30 + 48)));
-  EXPECT_TRUE((is(cost::packed_matmul<bf16, float>(h, f, f, false, s), 60, 20 + 30 + 12 + 24)));
-  EXPECT_TRUE(is(cost::matmul_by_adapter<bf16>(h, f, h, nullptr, false, s), 60, 20 + 60 + 12));
-  EXPECT_TRUE(is(cost::matmul_gelu<bf16>(h, h, none, f, h, 3, h, GeluKind::erf, s), 60 + 45 * 6,
-                 20 + 30 + 12 + 12 + 12));
-  EXPECT_TRUE(is(cost::matmul_gelu_backward<bf16>(h, h, none, h, 3, h, GeluKind::erf, s),
+  const auto product = [&]<class T, class C>(const T* a, C* c, const float* bias, bool accumulate) {
+    return Matmul<T, C>{.a = a, .b = a, .c = c, .bias = bias, .accumulate = accumulate, .shape = s};
+  };
+  EXPECT_TRUE(is(cost::matmul(product(h, h, f, false)), 60, 20 + 30 + 12 + 12));
+  EXPECT_TRUE(is(cost::matmul(product(h, f, nullptr, true)), 60, 20 + 30 + 48));
+  EXPECT_TRUE(is(cost::packed_matmul(product(h, f, f, false)), 60, 20 + 30 + 12 + 24));
+  EXPECT_TRUE(
+      is(cost::matmul_by_adapter(Matmul<bf16, bf16, float>{.a = h, .b = f, .c = h, .shape = s}), 60,
+         20 + 60 + 12));
+  EXPECT_TRUE(is(cost::matmul_gelu(MatmulGelu<bf16>{.a = h,
+                                                    .b = h,
+                                                    .tail = {},
+                                                    .bias = f,
+                                                    .h = h,
+                                                    .ldh = 3,
+                                                    .y = h,
+                                                    .kind = GeluKind::erf,
+                                                    .shape = s}),
+                 60 + 45 * 6, 20 + 30 + 12 + 12 + 12));
+  EXPECT_TRUE(is(cost::matmul_gelu_backward(MatmulGeluBackward<bf16>{.a = h,
+                                                                     .b = h,
+                                                                     .tail = {},
+                                                                     .h = h,
+                                                                     .ldh = 3,
+                                                                     .dx = h,
+                                                                     .kind = GeluKind::erf,
+                                                                     .shape = s}),
                  60 + 50 * 6, 20 + 30 + 12 + 12));
-  EXPECT_TRUE(is(cost::matmul_residual<bf16>(h, h, none, f, f, f, 3, f, s), 60 + 12,
-                 20 + 30 + 12 + 12 + 24 + 24));
+  MatmulResidual<bf16> residual{
+      .a = h, .b = h, .tail = {}, .bias = f, .gamma = f, .x = f, .ldx = 3, .y = f, .shape = s};
+  EXPECT_TRUE(is(cost::matmul_residual(residual), 60 + 12, 20 + 30 + 12 + 12 + 24 + 24));
   // A tail of rank 4: 16 flops a column, U [2, 4] and V [4, 3]; or 4 and 2 ranks of it for 1 and 2
   // columns.
-  MatmulTail<bf16> tail{h, 4, h, 3, 4};
-  EXPECT_TRUE(is(cost::matmul_extended<bf16>(h, h, tail, h, f, s), 60 + 48, 74 + 16 + 24));
-  tail.parts = {MatmulTailPart{0, 1, 0, 4}, MatmulTailPart{1, 3, 2, 4}};
-  EXPECT_TRUE(is(cost::matmul_extended<bf16>(h, h, tail, h, f, s), 60 + 32, 74 + 16 + 16));
-  EXPECT_TRUE(is(cost::matmul_residual<bf16>(h, h, tail, f, f, f, 3, f, s), 72 + 32, 122 + 32));
+  MatmulExtended<bf16> extended{
+      .a = h, .b = h, .tail = {h, 4, h, 3, 4}, .c = h, .bias = f, .shape = s};
+  EXPECT_TRUE(is(cost::matmul_extended(extended), 60 + 48, 74 + 16 + 24));
+  extended.tail.parts = {MatmulTailPart{0, 1, 0, 4}, MatmulTailPart{1, 3, 2, 4}};
+  EXPECT_TRUE(is(cost::matmul_extended(extended), 60 + 32, 74 + 16 + 16));
+  residual.tail = extended.tail;
+  EXPECT_TRUE(is(cost::matmul_residual(residual), 72 + 32, 122 + 32));
 }
 
 TEST(Cost, MatmulFp8) {  // [2, 5] [3, 5]^T

@@ -19,6 +19,7 @@
 #ifdef OF_HAVE_CUBLASLT
 #include "kernels/matmul/matmul_cublaslt.h"
 #endif
+#include "tests/kernels/matmul_reference.h"
 #include "tests/support/buffer.h"
 #include "tests/support/compare.h"
 #include "tests/support/device.h"
@@ -143,6 +144,15 @@ struct Operands {
         if (!counts) (t.op_b == Op::none ? v(r, j) : v(j, r)) = T(0.0f);
       }
   }
+  Matmul<T, C, B> arguments(const Case& t, Buffer<C>& out) const {
+    return {.a = a.data(),
+            .b = b.data(),
+            .c = out.data(),
+            .bias = bias_of(t),
+            .accumulate = t.accumulate,
+            .shape = shape};
+  }
+  const Accum<T>* bias_of(const Case& t) const { return t.bias ? bias.data() : nullptr; }
 };
 
 // The product in double, and the error that one in T may have: a sum of k products (and a tail's)
@@ -155,22 +165,16 @@ struct Reference {
   Reference(const Operands<T, C, B>& in, const Case& t) {
     for (int64_t i = 0; i < t.m; ++i) {
       for (int64_t j = 0; j < t.n; ++j) {
-        double sum = 0, magnitude = 0;
-        const auto add = [&](double v) {
-          sum += v;
-          magnitude += std::abs(v);
-        };
-        for (int64_t p = 0; p < t.k; ++p) {
-          const double x = t.op_a == Op::none ? in.a(i, p) : in.a(p, i);
-          const double y = t.op_b == Op::none ? in.b(p, j) : in.b(j, p);
-          add(x * y);
-        }
-        for (int64_t r = 0; r < t.rank; ++r)
-          add(double(in.u(i, r)) * double(t.op_b == Op::none ? in.v(r, j) : in.v(j, r)));
-        if (t.bias) add(in.bias(0, j));
-        if (t.accumulate) add(in.c(i, j));
-        want.push_back(sum);
-        size.push_back(magnitude);
+        const auto product = reference::product_element(
+            t.k, [&](int64_t p) -> double { return t.op_a == Op::none ? in.a(i, p) : in.a(p, i); },
+            [&](int64_t p) -> double { return t.op_b == Op::none ? in.b(p, j) : in.b(j, p); });
+        const auto tail = reference::product_element(
+            t.rank, [&](int64_t r) -> double { return in.u(i, r); },
+            [&](int64_t r) -> double { return t.op_b == Op::none ? in.v(r, j) : in.v(j, r); });
+        const double bias = t.bias ? double(in.bias(0, j)) : 0;
+        const double before = t.accumulate ? double(in.c(i, j)) : 0;
+        want.push_back(product.value + tail.value + bias + before);
+        size.push_back(product.size + tail.size + std::abs(bias) + std::abs(before));
       }
     }
   }
@@ -201,14 +205,10 @@ void run_cases(bool blocked) {
     SCOPED_TRACE(t.name());
     const Operands<T, C> in(t);
     const Reference reference(in, t);
-    const Accum<T>* bias = t.bias ? in.bias.data() : nullptr;
     const auto run = [&] {
       Buffer<C> out = in.c;
-      if (blocked) {
-        cpu::matmul_blocked(in.a.data(), in.b.data(), out.data(), bias, t.accumulate, in.shape);
-      } else {
-        cpu::matmul(in.a.data(), in.b.data(), out.data(), bias, t.accumulate, in.shape);
-      }
+      const auto arguments = in.arguments(t, out);
+      blocked ? cpu::matmul_blocked(arguments) : cpu::matmul(arguments);
       return out;
     };
     const auto check_twice = [&] {
@@ -223,7 +223,7 @@ void run_cases(bool blocked) {
       if (t.op_a == Op::transpose) continue;
       cpu::PackedMatrix<T> packed(in.b.data(), in.b.ld(), t.op_b, t.k, t.n);
       Buffer<C> from_packed = in.c;
-      packed.multiply(in.a.data(), in.a.ld(), from_packed.data(), from_packed.ld(), bias,
+      packed.multiply(in.a.data(), in.a.ld(), from_packed.data(), from_packed.ld(), in.bias_of(t),
                       t.accumulate, t.m);
       ASSERT_TRUE(check<T>(reference, t, from_packed));
     }
@@ -232,18 +232,18 @@ void run_cases(bool blocked) {
 }
 
 template <class Pair>
-class Matmul : public testing::Test {};
+class MatmulProduct : public testing::Test {};
 using Pairs = testing::Types<std::pair<double, double>, std::pair<float, float>,
                              std::pair<bf16, bf16>, std::pair<bf16, float>>;
-TYPED_TEST_SUITE(Matmul, Pairs);
+TYPED_TEST_SUITE(MatmulProduct, Pairs);
 
-TYPED_TEST(Matmul, BlockedLoop) {
+TYPED_TEST(MatmulProduct, BlockedLoop) {
   using T = typename TypeParam::first_type;
   using C = typename TypeParam::second_type;
   run_cases<T, C>(/*blocked=*/true);
 }
 
-TYPED_TEST(Matmul, Dispatch) {
+TYPED_TEST(MatmulProduct, Dispatch) {
   using T = typename TypeParam::first_type;
   using C = typename TypeParam::second_type;
   run_cases<T, C>(/*blocked=*/false);
@@ -271,7 +271,7 @@ int runs(const Queue& queue) {
 
 #ifdef OF_HAVE_CUBLASLT
 // The peer keeps the contract wherever it takes the product.
-TYPED_TEST(Matmul, CublasLt) {
+TYPED_TEST(MatmulProduct, CublasLt) {
   using T = typename TypeParam::first_type;
   using C = typename TypeParam::second_type;
   if constexpr (gpu_computes<T>) {
@@ -282,14 +282,11 @@ TYPED_TEST(Matmul, CublasLt) {
       for (const Case& t : gpu_cases()) {
         SCOPED_TRACE(t.name());
         const Operands<T, C> in(t);
-        const Accum<T>* bias = t.bias ? in.bias.data() : nullptr;
         const Reference reference(in, t);
         SameBits<C> same;
         for (int repeat = 0; repeat < runs(queue); ++repeat) {
           Buffer<C> out = in.c;
-          if (!cuda::matmul_cublaslt(in.a.data(), in.b.data(), out.data(), bias, t.accumulate,
-                                     in.shape, queue.cuda))
-            break;
+          if (!cuda::matmul_cublaslt(in.arguments(t, out), queue.cuda)) break;
           finish(queue);
           ASSERT_TRUE(check<T>(reference, t, out));
           ASSERT_TRUE(same.check(queue, 0, out));
@@ -301,7 +298,7 @@ TYPED_TEST(Matmul, CublasLt) {
 }
 #endif
 
-TYPED_TEST(Matmul, EveryVersion) {
+TYPED_TEST(MatmulProduct, EveryVersion) {
   using T = typename TypeParam::first_type;
   using C = typename TypeParam::second_type;
   if constexpr (gpu_computes<T>) {
@@ -309,14 +306,13 @@ TYPED_TEST(Matmul, EveryVersion) {
     for (const Case& t : gpu_cases()) {
       SCOPED_TRACE(t.name());
       const Operands<T, C> in(t);
-      const Accum<T>* bias = t.bias ? in.bias.data() : nullptr;
       const Reference reference(in, t);
       SameBits<C> same;
       const auto check_version = [&](const Queue& queue, int number, const auto& multiply) {
         SCOPED_TRACE(number);
         for (int repeat = 0; repeat < runs(queue); ++repeat) {
           Buffer<C> out = in.c;
-          multiply(in.a.data(), in.b.data(), out.data(), bias, t.accumulate, in.shape);
+          multiply(in.arguments(t, out));
           finish(queue);
           ASSERT_TRUE(check<T>(reference, t, out));
           ASSERT_TRUE(same.check(queue, number, out));
@@ -324,28 +320,24 @@ TYPED_TEST(Matmul, EveryVersion) {
       };
       for_each_gpu([&](Queue queue) {
         queue.simt.capability = 90;  // where all of them run
-        const auto walk = [&]<class Stream>(const Stream& stream) {
+        on_stream(queue, [&]<class Stream>(const Stream& stream) {
           for (const auto& version : gpu::matmul_versions<T, C, Stream>()) {
             // The largest case is there for the largest tiles; the others would take long for it.
             if (t.n > 256 && version.number < 5 && queue.device == Device::simt) continue;
-            if (version.applies != nullptr &&
-                !version.applies(in.a.data(), in.b.data(), nullptr, bias, t.accumulate, in.shape,
-                                 stream))
+            Buffer<C> unused = in.c;
+            if (version.applies != nullptr && !version.applies(in.arguments(t, unused), stream))
               continue;
             ++run[version.number];
             check_version(queue, version.number,
-                          [&](auto... arguments) { version.run(arguments..., stream); });
+                          [&](const auto& arguments) { version.run(arguments, stream); });
           }
-        };
-        on_device<T>(
-            queue, "matmul", [] {}, walk, [] { return Cost(); });
+        });
       });
       for_each_gpu([&](Queue queue) {
         queue.simt.capability = 90;
         // Takes one of the versions above, so a few cases are enough where they are slow.
         if (t.m > 7 && queue.device == Device::simt) return;
-        check_version(queue, 0,
-                      [&](auto... arguments) { of_on(queue, matmul, T, C)(arguments...); });
+        check_version(queue, 0, [&](const auto& arguments) { OF_RUN(queue, matmul, arguments); });
       });
       if (this->HasFatalFailure()) return;
     }
@@ -366,14 +358,12 @@ TYPED_TEST(MatmulLayer, ByAdapter) {
   for (const Case& t : gpu_cases()) {
     SCOPED_TRACE(t.name());
     const Operands<T, T, Accum<T>> in(t);
-    const Accum<T>* bias = t.bias ? in.bias.data() : nullptr;
     const Reference reference(in, t);
     SameBits<T> same;
     for_each_device<T>([&](const Queue& queue) {
       for (int repeat = 0; repeat < runs(queue); ++repeat) {
         Buffer<T> out = in.c;
-        of_on(queue, matmul_by_adapter, T)(in.a.data(), in.b.data(), out.data(), bias, t.accumulate,
-                                           in.shape);
+        OF_RUN(queue, matmul_by_adapter, in.arguments(t, out));
         finish(queue);
         ASSERT_TRUE(check<T>(reference, t, out));
         if (queue.device != Device::cpu) {
@@ -439,15 +429,19 @@ TYPED_TEST(MatmulLayer, Extended) {
   for (const Case& t : layer_cases()) {
     SCOPED_TRACE(t.name());
     const Operands<T, T> in(t);
-    const Accum<T>* bias = t.bias ? in.bias.data() : nullptr;
     const Reference reference(in, t);
     SameBits<T> same;
     for_each_layer_device<T>([&](const Queue& queue) {
       for (int repeat = 0; repeat < runs(queue); ++repeat) {
         Buffer<T> out = in.c;
         const auto run = [&] {
-          of_on(queue, matmul_extended, T)(in.a.data(), in.b.data(), in.tail, out.data(), bias,
-                                           in.shape);
+          OF_RUN(queue, matmul_extended,
+                 MatmulExtended<T>{.a = in.a.data(),
+                                   .b = in.b.data(),
+                                   .tail = in.tail,
+                                   .c = out.data(),
+                                   .bias = in.bias_of(t),
+                                   .shape = in.shape});
         };
         if (refuses<T>(queue, t)) {
           EXPECT_THROW(run(), Error);
@@ -491,7 +485,6 @@ TYPED_TEST(MatmulLayer, Gelu) {
     SCOPED_TRACE(t.name());
     const GeluKind kind = kGelus[t.k % 3];
     const Operands<T, T> in(t);
-    const Accum<T>* bias = t.bias ? in.bias.data() : nullptr;
     const Reference reference(in, t);
     std::vector<double> want;
     for (double x : reference.want) want.push_back(gelu(x, kind));
@@ -500,8 +493,16 @@ TYPED_TEST(MatmulLayer, Gelu) {
       for (int repeat = 0; repeat < runs(queue); ++repeat) {
         Buffer<T> h(t.m, t.n, t.padding + 1), y = in.c;
         if (refuses<T>(queue, t)) continue;
-        of_on(queue, matmul_gelu, T)(in.a.data(), in.b.data(), in.tail, bias, h.data(), h.ld(),
-                                     y.data(), kind, in.shape);
+        OF_RUN(queue, matmul_gelu,
+               MatmulGelu<T>{.a = in.a.data(),
+                             .b = in.b.data(),
+                             .tail = in.tail,
+                             .bias = in.bias_of(t),
+                             .h = h.data(),
+                             .ldh = h.ld(),
+                             .y = y.data(),
+                             .kind = kind,
+                             .shape = in.shape});
         finish(queue);
         ASSERT_TRUE(check<T>(reference, t, h));
         ASSERT_TRUE(close(y, want, [&](int64_t i, int64_t j) -> double {
@@ -541,8 +542,15 @@ TYPED_TEST(MatmulLayer, GeluBackward) {
       for (int repeat = 0; repeat < runs(queue); ++repeat) {
         Buffer<T> dx = in.c;
         if (refuses<T>(queue, t)) continue;
-        of_on(queue, matmul_gelu_backward, T)(in.a.data(), in.b.data(), in.tail, h.data(), h.ld(),
-                                              dx.data(), kind, in.shape);
+        OF_RUN(queue, matmul_gelu_backward,
+               MatmulGeluBackward<T>{.a = in.a.data(),
+                                     .b = in.b.data(),
+                                     .tail = in.tail,
+                                     .h = h.data(),
+                                     .ldh = h.ld(),
+                                     .dx = dx.data(),
+                                     .kind = kind,
+                                     .shape = in.shape});
         finish(queue);
         ASSERT_TRUE(close(dx, want, [&](int64_t i, int64_t j) -> double {
           const auto at = size_t(i * t.n + j);
@@ -567,7 +575,6 @@ TYPED_TEST(MatmulLayer, Residual) {
   for (const Case& t : layer_cases()) {
     SCOPED_TRACE(t.name());
     const Operands<T, A> in(t);
-    const A* bias = t.bias ? in.bias.data() : nullptr;
     const Reference reference(in, t);
     Buffer<A> x(t.m, t.n, t.padding + 2), gamma(1, t.n);
     fill_normal(x, 7, 0, 20);
@@ -583,9 +590,16 @@ TYPED_TEST(MatmulLayer, Residual) {
         for (int repeat = 0; repeat < runs(queue); ++repeat) {
           Buffer<A> y = in.c;
           if (refuses<T>(queue, t)) continue;
-          of_on(queue, matmul_residual, T)(in.a.data(), in.b.data(), in.tail, bias,
-                                           scaled ? gamma.data() : nullptr, x.data(), x.ld(),
-                                           y.data(), in.shape);
+          OF_RUN(queue, matmul_residual,
+                 MatmulResidual<T>{.a = in.a.data(),
+                                   .b = in.b.data(),
+                                   .tail = in.tail,
+                                   .bias = in.bias_of(t),
+                                   .gamma = scaled ? gamma.data() : nullptr,
+                                   .x = x.data(),
+                                   .ldx = x.ld(),
+                                   .y = y.data(),
+                                   .shape = in.shape});
           finish(queue);
           ASSERT_TRUE(close(y, want, [&](int64_t i, int64_t j) -> double {
             const auto at = size_t(i * t.n + j);
@@ -606,12 +620,17 @@ TYPED_TEST(MatmulLayer, Residual) {
 TEST(MatmulLayerContract, RefusesATransposedA) {
   float values[16] = {};
   float* const x = values;
-  const MatmulShape shape{
-      .m = 2, .n = 2, .k = 4, .lda = 2, .ldb = 2, .ldc = 2, .op_a = Op::transpose};
+  const MatmulGeluBackward<float> arguments{
+      .a = x,
+      .b = x,
+      .tail = {},
+      .h = x,
+      .ldh = 2,
+      .dx = x,
+      .kind = GeluKind::erf,
+      .shape = {.m = 2, .n = 2, .k = 4, .lda = 2, .ldb = 2, .ldc = 2, .op_a = Op::transpose}};
   for_each_device<float>([&](const Queue& queue) {
-    EXPECT_THROW(of_on(queue, matmul_gelu_backward, float)(x, x, MatmulTail<float>(), x, 2, x,
-                                                           GeluKind::erf, shape),
-                 Error);
+    EXPECT_THROW(OF_RUN(queue, matmul_gelu_backward, arguments), Error);
   });
 }
 
@@ -711,23 +730,24 @@ TEST(MatmulTiles, AccumulatorsMeetNoBankTwice) {
 // The blocked loop's sums do not depend on the number of threads; oneDNN's may, but must repeat at
 // every number.
 TEST(MatmulThreads, SameBitsEveryRun) {
+  using Product = void(const Matmul<float, float>&);
   const Case t{397, 203, 769, Op::none, Op::transpose, true, false, 1};
   const Operands<float, float> in(t);
-  const auto run = [&](auto product) {
+  const auto run = [&](Product* product) {
     Buffer<float> out = in.c;
-    product(in.a.data(), in.b.data(), out.data(), in.bias.data(), false, in.shape);
+    product(in.arguments(t, out));
     return out;
   };
   const int before = cpu::threads();
-  const Buffer<float> blocked = run(cpu::matmul_blocked<float, float, float>);
+  const Buffer<float> blocked = run(cpu::matmul_blocked);
   for (int threads : {1, 2, 3}) {
     SCOPED_TRACE(threads);
     cpu::set_threads(threads);
-    EXPECT_TRUE(identical(blocked, run(cpu::matmul_blocked<float, float, float>)));
-    const Buffer<float> first = run(cpu::matmul<float, float>);
+    EXPECT_TRUE(identical(blocked, run(cpu::matmul_blocked)));
+    const Buffer<float> first = run(cpu::matmul);
     EXPECT_TRUE(check(in, t, first));
     for (int repeat = 0; repeat < 5; ++repeat) {
-      EXPECT_TRUE(identical(first, run(cpu::matmul<float, float>)));
+      EXPECT_TRUE(identical(first, run(cpu::matmul)));
     }
   }
   cpu::set_threads(before);
@@ -757,9 +777,10 @@ TEST(PackedMatrix, OutlivesItsSource) {
 
 TEST(MatmulContract, RefusesAPitchSmallerThanARow) {
   float x[16] = {};
-  EXPECT_THROW(cpu::matmul(x, x, x, static_cast<const float*>(nullptr), false,
-                           {.m = 2, .n = 2, .k = 4, .lda = 3, .ldb = 2, .ldc = 2}),
-               Error);
+  EXPECT_THROW(
+      cpu::matmul(Matmul<float, float>{
+          .a = x, .b = x, .c = x, .shape = {.m = 2, .n = 2, .k = 4, .lda = 3, .ldb = 2, .ldc = 2}}),
+      Error);
   EXPECT_THROW(cpu::PackedMatrix<float>().multiply(x, 1, x, 1, nullptr, false, 1), Error);
 }
 
@@ -768,8 +789,7 @@ TEST(MatmulChecker, NoticesAMissingTerm) {
   const Case t{7, 17, 128};
   const Operands<float, float> in(t);
   Buffer<float> out = in.c;
-  cpu::matmul_blocked(in.a.data(), in.b.data(), out.data(), static_cast<const float*>(nullptr),
-                      false, in.shape);
+  cpu::matmul_blocked(in.arguments(t, out));
   ASSERT_TRUE(check(in, t, out));
   out(3, 4) -= in.a(3, 100) * in.b(100, 4);
   EXPECT_FALSE(check(in, t, out));
