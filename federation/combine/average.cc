@@ -43,7 +43,7 @@ double ExactSum::value() const {
 }
 
 void Average::add(const TensorMap& tensors, int64_t samples) {
-  OF_CHECK(samples >= 0 && samples < int64_t{1} << 39, "samples out of range");
+  OF_CHECK(samples >= 0 && samples <= kMaxSamples, "samples out of range");
   OF_CHECK(clients_ == 0 || tensors.size() == sums_.size(),
            "contributions differ in their tensors");
   const int64_t weight = weighting_ == Weighting::samples ? samples : 1;

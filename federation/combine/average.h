@@ -20,12 +20,15 @@
 
 namespace orthofed {
 
+// The most training images that one contribution may have.
+constexpr int64_t kMaxSamples = (int64_t{1} << 39) - 1;
+
 // A sum of products of integers and floats, without any rounding. Digit i counts in 2^(32 i - 149):
 // 2^-149 is the smallest float. Carries stay in the digits' upper halves until value() moves them,
 // so 2^31 products fit.
 class ExactSum {
  public:
-  // weight in [0, 2^39), x finite
+  // weight in [0, kMaxSamples], x finite
   void add(int64_t weight, float x);
   double value() const;  // within 2^-52 of the sum, relative; the sum itself where a double can be
 
@@ -38,7 +41,7 @@ class Average {
  public:
   explicit Average(Weighting weighting) : weighting_(weighting) {}
 
-  // tensors: f32, finite, the same names and shapes at every call. samples in [0, 2^39).
+  // tensors: f32, finite, the same names and shapes at every call. samples in [0, kMaxSamples].
   void add(const TensorMap& tensors, int64_t samples);
   // New tensors, f32. At least one call of add, and at least one sample where they are the weights.
   TensorMap result() const;

@@ -174,6 +174,8 @@ class Server {
     await_answers();
   }
 
+  // Everybody is told that the run is complete when `finished` has returned, which may have put the
+  // result on disk, and not before.
   FederationResult finish(double seconds) {
     phase_ = Phase::over;
     FederationResult result;
@@ -225,11 +227,10 @@ class Server {
     const Spending communication(&time_, Activity::communication);
     const auto frame = std::make_shared<const Bytes>(encode(message));
     if (frame->size() > max_frame_bytes())
-      throw UserError(
-          fmt::format("a broadcast takes {} MiB, federation.max_frame_mb = {}: raise it on the "
-                      "server and at the "
-                      "clients",
-                      (frame->size() >> 20) + 1, config_.federation.max_frame_mb));
+      throw UserError(fmt::format(
+          "a broadcast takes {} MiB, federation.max_frame_mb = {}: raise it on the server "
+          "and at the clients",
+          (frame->size() >> 20) + 1, config_.federation.max_frame_mb));
     asked_at_ = Clock::now();
     broadcast_bytes_ = int64_t(frame->size());
     for (auto& [name, member] : members_) {
@@ -289,17 +290,18 @@ class Server {
       peers_[event->connection] = event->detail;
       return true;
     }
-    const auto member = std::find_if(members_.begin(), members_.end(), [&](const auto& m) {
-      return m.second.connection == event->connection;
-    });
-    if (member == members_.end())
+    const auto known = by_connection_.find(event->connection);
+    if (known == by_connection_.end()) {
       handle_stranger(*event);
-    else if (event->kind == Event::Kind::frame)
-      handle_frame(member->first, member->second, event->frame);
+      return true;
+    }
+    const std::string client = known->second;  // a copy: the entry goes with its member
+    if (event->kind == Event::Kind::frame)
+      handle_frame(client, members_.at(client), event->frame);
     else if (phase_ == Phase::joining)
-      remove(member->first, event->detail);
+      remove(client, event->detail);
     else
-      fail(member->first, event->detail);
+      fail(client, event->detail);
     return true;
   }
 
@@ -335,6 +337,7 @@ class Server {
     network_.admit(event.connection, max_frame_bytes());
     Member& member = members_[hello.client];
     member.connection = event.connection;
+    by_connection_[event.connection] = hello.client;
     member.result.client = hello.client;
     member.result.bytes_sent = int64_t(event.frame.size());
     const double left = std::chrono::duration<double>(join_deadline_ - Clock::now()).count();
@@ -353,17 +356,18 @@ class Server {
 
   // Before the first round a client may go, and come again.
   void remove(const std::string& client, const std::string& why) {
-    const std::string name = client;  // the argument lives in the entry that goes
-    network_.close(members_[name].connection);
-    members_.erase(name);
-    observer_.client_left(name, why);
+    const int64_t connection = members_.at(client).connection;
+    network_.close(connection);
+    by_connection_.erase(connection);
+    members_.erase(client);
+    observer_.client_left(client, why);
   }
 
   void handle_frame(const std::string& client, Member& member, const Frame& frame) {
     member.result.bytes_sent += int64_t(frame.size());
     try {
-      const Message message = decode(frame, {fmt::format("client '{}'", client), agreement_.schema,
-                                             agreement_.classes.size()});
+      // What goes wrong is told by remove() and fail(), which name the client.
+      const Message message = decode(frame, {"", agreement_.schema, agreement_.classes.size()});
       if (const auto* abort = std::get_if<Abort>(&message)) {
         if (phase_ == Phase::joining) return remove(client, abort->reason);
         fail(client, abort->reason);
@@ -459,10 +463,11 @@ class Server {
 
   Phase phase_ = Phase::joining;
   int64_t round_ = 0;
-  TensorMap theta_;                        // theta^round
-  Average sum_{weighting_};                // of this round's updates so far
-  std::map<std::string, Member> members_;  // by client
-  std::map<int64_t, std::string> peers_;   // connection -> address
+  TensorMap theta_;                               // theta^round
+  Average sum_{weighting_};                       // of this round's updates so far
+  std::map<std::string, Member> members_;         // by client
+  std::map<int64_t, std::string> by_connection_;  // connection -> member
+  std::map<int64_t, std::string> peers_;          // connection -> address
   Clock::time_point join_deadline_, asked_at_;
   int64_t broadcast_bytes_ = 0;
   Transport network_;  // last: it is closed before the rest goes

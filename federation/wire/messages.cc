@@ -11,6 +11,7 @@
 
 #include "engine/io/safetensors.h"
 #include "engine/io/sha256.h"
+#include "federation/combine/average.h"
 #include "models/config/names.h"
 
 namespace orthofed {
@@ -265,7 +266,7 @@ constexpr double kAny = std::numeric_limits<double>::max();
 
 void read(Fields& f, Update& m, const std::string& where) {
   m.round = f.integer("round", 0, kMaxCount);
-  m.samples = f.integer("samples", 1, kMaxCount);
+  m.samples = f.integer("samples", 1, kMaxSamples);
   if (!f.has("report")) return;
   Fields report(f.at("report"), where, "report");
   m.report.emplace();
@@ -492,7 +493,8 @@ Bytes encode(const Message& message) {
 }
 
 Message decode(const Frame& frame, const Expected& expected) {
-  const std::string where = fmt::format("{}: {} frame", expected.peer, name_of(frame.type));
+  const std::string where = fmt::format("{}{}{} frame", expected.peer,
+                                        expected.peer.empty() ? "" : ": ", name_of(frame.type));
   const json manifest = parse_manifest(frame.manifest, where);
   Fields fields(manifest, where);
   const auto finish = [&](auto m) -> Message {

@@ -133,7 +133,7 @@ struct Update {
     TimeSplit time = {};  // this client's, since it last told or since its start
   };
   int64_t round = 0;
-  int64_t samples = 0;  // n_i >= 1
+  int64_t samples = 0;  // n_i: 1 .. kMaxSamples (federation/combine/average.h)
   std::optional<Report> report;
   TensorMap tensors;
 };
@@ -165,7 +165,7 @@ using Message = std::variant<Hello, Welcome, Refuse, Round, Update, Final, Metri
 
 // What the decoder holds a frame against.
 struct Expected {
-  std::string peer;    // names the sender in errors: "client 'north'"
+  std::string peer;    // names the sender in errors: "client 'north'"; empty: the caller does
   Schema schema;       // of Round, Update and Final
   size_t classes = 0;  // extent of a confusion matrix
 };

@@ -2,6 +2,7 @@
 // with a message that names who, when and what; none hangs.
 #include <limits>
 
+#include "federation/combine/average.h"
 #include "tests/federation/support.h"
 
 namespace orthofed::test {
@@ -218,6 +219,7 @@ TEST_F(Failing, HostileUpdatesNameClientRoundAndField) {
     pair.b.send(bytes);
     const std::string what = pair.error();
     EXPECT_SAYS(what, "round 1 of 3 failed: client 'b': ");
+    EXPECT_EQ(what.find("client 'b'"), what.rfind("client 'b'")) << "named twice: " << what;
     EXPECT_SAYS(pair.b.reason(), what);  // it is told, too
     return what;
   };
@@ -242,6 +244,9 @@ TEST_F(Failing, HostileUpdatesNameClientRoundAndField) {
               "Update frame: samples = -1");
   EXPECT_SAYS(error(encode_frame(FrameType::update, R"({"round":0,"samples":1})", {})),
               "Update frame");
+  for (const int64_t samples : {kMaxSamples + 1, int64_t{1} << 40})
+    EXPECT_SAYS(error(encode(Update{0, samples, std::nullopt, theta0()})),
+                fmt::format("Update frame: samples = {} is outside 1 .. {}", samples, kMaxSamples));
   EXPECT_SAYS(error(update([](TensorMap& t) { t.erase("head.weight"); })),
               "tensor 'head.weight' is missing");
   EXPECT_SAYS(error(update([](TensorMap& t) { t["x"] = Tensor::zeros({1}, DType::f32); })),
@@ -258,6 +263,20 @@ TEST_F(Failing, HostileUpdatesNameClientRoundAndField) {
               "a Metrics frame where none was asked for");
   EXPECT_SAYS(error(encode(hello_of("b"))), "a Hello frame where none was asked for");
   EXPECT_SAYS(error(encode(Abort{"its disk is full\x1b[2J"})), "its disk is full?[2J");
+}
+
+// The result goes to disk before anybody hears that the run is complete.
+TEST_F(Failing, AResultThatCannotBeWrittenIsNoGoodBye) {
+  ServerThread server(config_for({"a", "b"}));
+  server.events.at_the_end([](const FederationResult& result) {
+    for (const ClientResult& client : result.clients) EXPECT_GT(client.bytes_received, 0);
+    throw UserError("general_adapter.safetensors: no space left");
+  });
+  ArithmeticSite a("a", 1, 1), b("b", 1, 1);
+  auto join_a = join_async(server.address(), a), join_b = join_async(server.address(), b);
+  EXPECT_SAYS(message_of<UserError>([&] { server.result(); }), "no space left");
+  for (auto* joined : {&join_a, &join_b})
+    EXPECT_SAYS(message_of<FederationError>([&] { joined->get(); }), "the server ended the run");
 }
 
 TEST_F(Failing, AnUpdateSentTwice) {

@@ -208,6 +208,19 @@ class Events : public ServerObserver {
     const std::lock_guard lock(mutex_);
     aggregates_.push_back(general);
   }
+  void finished(const FederationResult& result) override {
+    std::function<void(const FederationResult&)> f;
+    {
+      const std::lock_guard lock(mutex_);
+      f = at_the_end_;
+    }
+    if (f) f(result);
+  }
+  // Called when the server has all answers.
+  void at_the_end(std::function<void(const FederationResult&)> f) {
+    const std::lock_guard lock(mutex_);
+    at_the_end_ = std::move(f);
+  }
   bool wait_for(const std::string& part, double seconds = 10) {
     std::unique_lock lock(mutex_);
     return changed_.wait_for(lock, std::chrono::duration<double>(seconds),
@@ -237,6 +250,7 @@ class Events : public ServerObserver {
   std::mutex mutex_;
   std::condition_variable changed_;
   std::string log_;
+  std::function<void(const FederationResult&)> at_the_end_;
   std::vector<ClientRound> rounds_;
   std::vector<TensorMap> aggregates_;
 };

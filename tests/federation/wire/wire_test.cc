@@ -106,7 +106,7 @@ std::set<std::string> report_fields() {
 TEST_F(Wire, OnlyTheAllowedFieldsLeave) {
   for (const ShareMetrics share :
        {ShareMetrics::none, ShareMetrics::scalars, ShareMetrics::confusion}) {
-    SCOPED_TRACE(name_of(share));
+    SCOPED_TRACE(word(share));
     const Sent sent = record(share);
     EXPECT_EQ(sent.types,
               (std::vector<FrameType>{FrameType::hello, FrameType::update, FrameType::metrics,
