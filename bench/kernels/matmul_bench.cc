@@ -9,6 +9,7 @@
 #include "kernels/core/parallel.h"
 #include "kernels/lora/lora.h"
 #include "kernels/residual/residual.h"
+#include "tests/kernels/gelu_reference.h"
 #include "tests/kernels/matmul_reference.h"
 #ifdef OF_HAVE_CUBLASLT
 #include "kernels/matmul/matmul_cublaslt.h"
@@ -90,10 +91,6 @@ void fc2(Bench& b, const Vit& v) {
 
 constexpr GeluKind kKind = GeluKind::erf;
 
-double gelu(double x) {
-  return x * 0.5 * (1 + std::erf(x / std::sqrt(2.0)));
-}
-
 // fc1, its bias and GELU. The hidden activations before GELU are kept for backward.
 template <class T>
 void bias_gelu(Bench& b, const Vit& v) {
@@ -136,7 +133,7 @@ void bias_gelu(Bench& b, const Vit& v) {
   b.expect(h, m * n, sum);
   b.expect(y, m * n, [&](int64_t at) -> Expected {
     const Expected e = sum(at);
-    const double want = gelu(e.value);
+    const double want = reference::gelu(e.value, kKind);
     return {want,
             1.13 * e.budget + 4 * epsilon<A> * std::abs(e.value) + epsilon<T> * std::abs(want)};
   });
@@ -178,9 +175,7 @@ void gelu_backward(Bench& b, const Vit& v) {
     });
   b.expect(dx, m * n, [&](int64_t at) -> Expected {
     const Expected e = element<T>(dy, w, nullptr, s, at / n, at % n);
-    const double density = std::exp(-h[at] * h[at] / 2) / std::sqrt(2 * M_PI);
-    const double slope = 0.5 * (1 + std::erf(h[at] / std::sqrt(2.0))) + h[at] * density;
-    const double want = e.value * slope;
+    const double want = e.value * reference::gelu_derivative(h[at], kKind);
     return {want, 1.13 * (e.budget + epsilon<T> * std::abs(e.value)) +
                       4 * epsilon<A> * std::abs(e.value) * (1 + std::abs(h[at])) +
                       epsilon<T> * std::abs(want)};
@@ -329,7 +324,7 @@ void bias_gelu_extended(Bench& b, const Vit& v) {
   });
   b.expect(y, a.m * a.n, [&](int64_t at) -> Expected {
     const Expected e = a.sum(at / a.n, at % a.n);
-    const double want = gelu(e.value);
+    const double want = reference::gelu(e.value, kKind);
     return {want,
             1.13 * e.budget + 4 * epsilon<A> * std::abs(e.value) + epsilon<T> * std::abs(want)};
   });

@@ -2,13 +2,10 @@
 #include "kernels/swiglu/swiglu.h"
 
 #include "bench/support/bench.h"
+#include "tests/kernels/gelu_reference.h"
 
 namespace orthofed::bench {
 namespace {
-
-double sigmoid(double x) {
-  return 1 / (1 + std::exp(-x));
-}
 
 template <class T>
 void forward(Bench& b, const Vit& v) {
@@ -22,7 +19,7 @@ void forward(Bench& b, const Vit& v) {
   b.memcpy_peer();
   b.expect(y, rows * n, [&](int64_t i) -> Expected {
     const double g = x[i / n * 2 * n + i % n], u = x[i / n * 2 * n + n + i % n];
-    const double want = g * sigmoid(g) * u;
+    const double want = g * reference::sigmoid(g) * u;
     return {want, 4 * epsilon<Accum<T>> * std::abs(g * u) + epsilon<T> * std::abs(want)};
   });
   b.measure();
@@ -47,7 +44,7 @@ void backward(Bench& b, const Vit& v) {
   b.expect(dx, rows * 2 * n, [&](int64_t at) -> Expected {
     const int64_t i = at / (2 * n), j = at % n;
     const double g = x[i * 2 * n + j], u = x[i * 2 * n + n + j], d = dy[i * n + j];
-    const double s = sigmoid(g);
+    const double s = reference::sigmoid(g);
     const double want = at % (2 * n) < n ? d * u * s * (1 + g * (1 - s)) : d * g * s;
     return {want,
             4 * epsilon<Accum<T>> * std::abs(d) * (1 + std::abs(g)) + epsilon<T> * std::abs(want)};

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "tests/kernels/gelu_reference.h"
 #include "tests/support/compare.h"
 #include "tests/support/device.h"
 #include "tests/support/gradcheck.h"
@@ -10,25 +11,6 @@
 
 namespace orthofed::test {
 namespace {
-
-constexpr double kPi = 3.14159265358979323846;
-
-double gelu(double x, GeluKind kind) {
-  if (kind == GeluKind::quick) return x / (1 + std::exp(-1.702 * x));
-  return kind == GeluKind::erf
-             ? 0.5 * x * std::erfc(-x / std::sqrt(2.0))
-             : 0.5 * x * (1 + std::tanh(std::sqrt(2 / kPi) * (x + 0.044715 * x * x * x)));
-}
-double gelu_derivative(double x, GeluKind kind) {
-  if (kind == GeluKind::erf)
-    return 0.5 * std::erfc(-x / std::sqrt(2.0)) + x * std::exp(-0.5 * x * x) / std::sqrt(2 * kPi);
-  if (kind == GeluKind::quick) {
-    const double p = 1 / (1 + std::exp(-1.702 * x));
-    return p + 1.702 * x * p * (1 - p);
-  }
-  const double t = std::tanh(std::sqrt(2 / kPi) * (x + 0.044715 * x * x * x));
-  return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * std::sqrt(2 / kPi) * (1 + 3 * 0.044715 * x * x);
-}
 
 constexpr GeluKind kKinds[] = {GeluKind::erf, GeluKind::tanh, GeluKind::quick};
 
@@ -59,7 +41,7 @@ TYPED_TEST(Gelu, ForwardAndInPlace) {
         Buffer<TypeParam> x(s.rows, s.cols, s.padding), y(s.rows, s.cols, s.padding + 1);
         fill_normal(x, 1, 0, 3);
         std::vector<double> want = x.to_double();
-        for (double& v : want) v = gelu(v, kind);
+        for (double& v : want) v = reference::gelu(v, kind);
         OF_RUN(queue, gelu_forward,
                GeluForward<TypeParam>{.x = x.data(),
                                       .ldx = x.ld(),
@@ -99,7 +81,8 @@ TYPED_TEST(Gelu, BackwardAndInPlace) {
         std::vector<double> want = x.to_double();
         for (int64_t i = 0; i < s.rows; ++i)
           for (int64_t j = 0; j < s.cols; ++j)
-            want[size_t(i * s.cols + j)] = double(dy(i, j)) * gelu_derivative(x(i, j), kind);
+            want[size_t(i * s.cols + j)] =
+                double(dy(i, j)) * reference::gelu_derivative(x(i, j), kind);
         OF_RUN(queue, gelu_backward,
                GeluBackward<TypeParam>{.dy = dy.data(),
                                        .lddy = dy.ld(),

@@ -19,6 +19,7 @@
 #ifdef OF_HAVE_CUBLASLT
 #include "kernels/matmul/matmul_cublaslt.h"
 #endif
+#include "tests/kernels/gelu_reference.h"
 #include "tests/kernels/matmul_reference.h"
 #include "tests/support/buffer.h"
 #include "tests/support/compare.h"
@@ -461,23 +462,6 @@ TYPED_TEST(MatmulLayer, Extended) {
 
 constexpr GeluKind kGelus[] = {GeluKind::erf, GeluKind::tanh, GeluKind::quick};
 
-// gelu.h's formulas in double.
-double gelu(double x, GeluKind kind) {
-  if (kind == GeluKind::quick) return x / (1 + std::exp(-1.702 * x));
-  const double cubic = std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x);
-  return x / 2 * (1 + (kind == GeluKind::erf ? std::erf(x / std::sqrt(2)) : std::tanh(cubic)));
-}
-double gelu_slope(double x, GeluKind kind) {
-  if (kind == GeluKind::erf)
-    return (1 + std::erf(x / std::sqrt(2))) / 2 + x * std::exp(-x * x / 2) / std::sqrt(2 * M_PI);
-  if (kind == GeluKind::quick) {
-    const double p = 1 / (1 + std::exp(-1.702 * x));
-    return p + 1.702 * x * p * (1 - p);
-  }
-  const double t = std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x));
-  return (1 + t) / 2 + x / 2 * (1 - t * t) * std::sqrt(2 / M_PI) * (1 + 3 * 0.044715 * x * x);
-}
-
 TYPED_TEST(MatmulLayer, Gelu) {
   using T = TypeParam;
   constexpr double e = 2 * epsilon<Accum<T>>;
@@ -487,7 +471,7 @@ TYPED_TEST(MatmulLayer, Gelu) {
     const Operands<T, T> in(t);
     const Reference reference(in, t);
     std::vector<double> want;
-    for (double x : reference.want) want.push_back(gelu(x, kind));
+    for (double x : reference.want) want.push_back(reference::gelu(x, kind));
     SameBits<T> same;
     for_each_layer_device<T>([&](const Queue& queue) {
       for (int repeat = 0; repeat < runs(queue); ++repeat) {
@@ -534,7 +518,7 @@ TYPED_TEST(MatmulLayer, GeluBackward) {
     std::vector<double> want, slope;
     for (int64_t i = 0; i < t.m; ++i)
       for (int64_t j = 0; j < t.n; ++j) {
-        slope.push_back(gelu_slope(double(h(i, j)), kind));
+        slope.push_back(reference::gelu_derivative(double(h(i, j)), kind));
         want.push_back(reference.want[size_t(i * t.n + j)] * slope.back());
       }
     SameBits<T> same;

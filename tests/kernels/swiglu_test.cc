@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "tests/kernels/gelu_reference.h"
 #include "tests/support/compare.h"
 #include "tests/support/device.h"
 #include "tests/support/gradcheck.h"
@@ -10,10 +11,6 @@
 
 namespace orthofed::test {
 namespace {
-
-double sigmoid(double g) {
-  return 1 / (1 + std::exp(-g));
-}
 
 struct Shape {
   int64_t rows, cols, padding;
@@ -45,7 +42,8 @@ TYPED_TEST(Swiglu, Forward) {
       std::vector<double> want;
       for (int64_t i = 0; i < s.rows; ++i)
         for (int64_t j = 0; j < s.cols; ++j)
-          want.push_back(double(x(i, j)) * sigmoid(double(x(i, j))) * double(x(i, s.cols + j)));
+          want.push_back(double(x(i, j)) * reference::sigmoid(double(x(i, j))) *
+                         double(x(i, s.cols + j)));
       for (Buffer<T>* to : {&y, &again}) {
         OF_RUN(queue, swiglu_forward,
                SwigluForward<T>{.x = x.data(),
@@ -79,7 +77,7 @@ TYPED_TEST(Swiglu, BackwardAndInPlace) {
       for (int64_t i = 0; i < s.rows; ++i)
         for (int64_t j = 0; j < 2 * s.cols; ++j) {
           const int64_t k = j % s.cols;
-          const double g = x(i, k), u = x(i, s.cols + k), d = dy(i, k), p = sigmoid(g);
+          const double g = x(i, k), u = x(i, s.cols + k), d = dy(i, k), p = reference::sigmoid(g);
           want.push_back(j < s.cols ? d * u * p * (1 + g * (1 - p)) : d * g * p);
           size.push_back(j < s.cols ? d * u * (1 + std::abs(g)) : d * g);
         }
