@@ -646,6 +646,28 @@ TEST_F(Commands, Addresses) {
                         {"pooled", "orthofed run"});
 }
 
+// What checks every kernel call is asked for in this process and handed on to those it starts.
+TEST_F(Commands, ClientsThatAreProcessesCheckTheirCallsToo) {
+  const std::string huge = spoilt_weights("huge", [](TensorMap& t) {
+    Tensor& weight = t.at("blocks.0.mlp.fc1.weight");
+    weight = Tensor::full(weight.shape(), DType::f32, 3e38);
+  });
+  make_directories(at("run"));  // a folder that was there stays, and the clients' logs in it
+  const auto run = ended({"run", world().config, "--set", "model.weights=" + huge, "--out",
+                          at("run"), "--check-finite", "--quiet"});
+  EXPECT_EQ(run->status(), 1) << run->err();
+  const std::string said =
+      contents(at("run/clients/a/log.txt")) + contents(at("run/clients/b/log.txt"));
+  EXPECT_NE(said.find("of an output became"), std::string::npos) << said << run->err();
+}
+
+TEST_F(Commands, AResultThatCannotBeWritten) {
+  make_directories(at("taken/general_adapter.safetensors/by a folder"));
+  refuse({"run", world().config, "--out", at("taken"), "--quiet"},
+         {at("taken/general_adapter.safetensors")});
+  EXPECT_FALSE(fs::exists(at("taken/summary.json")));
+}
+
 TEST_F(Commands, AClientWithAnotherBaseModelOrOtherSettings) {
   auto server = start({"serve", world().config, "--set", "federation.address=127.0.0.1:0", "--out",
                        at("served"), "--set", "federation.join_timeout_seconds=100"});
