@@ -2,6 +2,7 @@
 #include "kernels/optimizer/optimizer.h"
 
 #include "bench/support/bench.h"
+#include "tests/kernels/optimizer_reference.h"
 
 namespace orthofed::bench {
 namespace {
@@ -69,12 +70,12 @@ void adamw(Bench& b, const Vit& v) {
                                  .step = o.step.data()}};
   });
   b.memcpy_peer();
+  const int64_t step = o.step.host()[0];
+  const AdamWStep on_host{.learning_rate = &kRate, .gradient_scale = &kScale, .step = &step};
   b.expect(o.p, o.n, [&](int64_t i) -> Expected {
-    const double g = kScale * o.g[i], t = o.step[0];
-    const double m = 0.9 * o.m[i] + 0.1 * g, second = 0.999 * o.second[i] + 0.001 * g * g;
-    const double root = std::sqrt(second / (1 - std::pow(0.999, t)));
-    const double move = kRate * m / (1 - std::pow(0.9, t)) / (root + 1e-8);
-    return {o.p[i] * (1 - kRate * kDecay) - move, epsilon<float> * (2 + 8 * kRate)};
+    double p = o.p[i], m = o.m[i], second = o.second[i];
+    reference::adamw(p, o.g[i], m, second, kDecay, on_host);
+    return {p, epsilon<float> * (2 + 8 * kRate)};
   });
   b.measure();
 }
@@ -89,9 +90,11 @@ void sgd(Bench& b, const Vit& v) {
         .step = {.learning_rate = o.numbers.data(), .gradient_scale = o.numbers.data() + 1}};
   });
   b.memcpy_peer();
+  const SgdStep on_host{.learning_rate = &kRate, .gradient_scale = &kScale};
   b.expect(o.p, o.n, [&](int64_t i) -> Expected {
-    const double m = 0.9 * o.m[i] + kScale * o.g[i] + kDecay * o.p[i];
-    return {o.p[i] - kRate * m, epsilon<float> * (2 + 8 * kRate)};
+    double p = o.p[i], m = o.m[i];
+    reference::sgd(p, o.g[i], m, kDecay, on_host);
+    return {p, epsilon<float> * (2 + 8 * kRate)};
   });
   b.measure();
 }

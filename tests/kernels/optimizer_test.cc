@@ -4,6 +4,7 @@
 #include <cmath>
 #include <vector>
 
+#include "tests/kernels/optimizer_reference.h"
 #include "tests/support/compare.h"
 #include "tests/support/device.h"
 #include "tests/support/random.h"
@@ -81,21 +82,6 @@ void sgd(const Queue& queue, Buffer<OptimizedTensor<T>> tensors, const SgdStep& 
   finish(queue);
 }
 
-// The equations of optimizer.h, in the order they are written there.
-void reference_adamw(double& p, double g, double& m, double& v, double decay, const AdamWStep& s) {
-  const double lr = *s.learning_rate, t = double(*s.step);
-  g *= *s.gradient_scale;
-  p -= lr * decay * p;
-  m = s.beta1 * m + (1 - s.beta1) * g;
-  v = s.beta2 * v + (1 - s.beta2) * g * g;
-  p -= lr * (m / (1 - std::pow(s.beta1, t))) / (std::sqrt(v / (1 - std::pow(s.beta2, t))) + s.eps);
-}
-void reference_sgd(double& p, double g, double& m, double decay, const SgdStep& s) {
-  g = g * *s.gradient_scale + decay * p;
-  m = s.momentum * m + g;
-  p -= *s.learning_rate * m;
-}
-
 template <class T>
 class Optimizer : public testing::Test {
  protected:
@@ -125,8 +111,8 @@ TYPED_TEST(Optimizer, AdamWFollowsItsEquations) {
       }
       for (size_t k = 0; k < size_t(kTensors); ++k)
         for (size_t i = 0; i < p[k].size(); ++i)
-          reference_adamw(p[k][i], double(group.g[k](0, int64_t(i))), m[k][i], v[k][i], kDecays[k],
-                          numbers.adamw());
+          reference::adamw(p[k][i], double(group.g[k](0, int64_t(i))), m[k][i], v[k][i], kDecays[k],
+                           numbers.adamw());
     }
     for (size_t k = 0; k < size_t(kTensors); ++k) {
       SCOPED_TRACE(testing::Message() << "tensor " << k);
@@ -159,8 +145,8 @@ TYPED_TEST(Optimizer, SgdFollowsItsEquations) {
       sgd(queue, tensors, numbers.sgd());
       for (size_t k = 0; k < size_t(kTensors); ++k)
         for (size_t i = 0; i < p[k].size(); ++i)
-          reference_sgd(p[k][i], double(group.g[k](0, int64_t(i))), m[k][i], kDecays[k],
-                        numbers.sgd());
+          reference::sgd(p[k][i], double(group.g[k](0, int64_t(i))), m[k][i], kDecays[k],
+                         numbers.sgd());
     }
     for (size_t k = 0; k < size_t(kTensors); ++k) {
       SCOPED_TRACE(testing::Message() << "tensor " << k);
