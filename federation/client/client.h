@@ -9,6 +9,7 @@
 #include <string>
 
 #include "federation/net/transport.h"
+#include "federation/wire/messages.h"
 
 namespace orthofed {
 

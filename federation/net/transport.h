@@ -17,7 +17,7 @@
 #include <string>
 
 #include "engine/time/stopwatch.h"
-#include "federation/wire/messages.h"
+#include "federation/wire/frame.h"
 
 namespace orthofed {
 

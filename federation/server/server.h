@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "federation/net/transport.h"
+#include "federation/wire/messages.h"
 #include "models/config/config.h"
 
 namespace orthofed {

@@ -2,16 +2,11 @@
 
 #include <fmt/core.h>
 
-#include <algorithm>
-#include <cmath>
-#include <cstring>
 #include <limits>
-#include <nlohmann/json.hpp>
-#include <set>
 
 #include "engine/io/safetensors.h"
-#include "engine/io/sha256.h"
 #include "federation/combine/average.h"
+#include "federation/wire/manifest.h"
 #include "models/config/names.h"
 
 namespace orthofed {
@@ -19,161 +14,10 @@ namespace {
 
 using nlohmann::json;
 
-constexpr char kMagic[4] = {'O', 'F', 'E', 'D'};
-constexpr size_t kDigestOffset = 24;  // the header's fields before its digest
-constexpr size_t kDigestBytes = 64;
-static_assert(kDigestOffset + kDigestBytes == kHeaderBytes);
-
 constexpr int64_t kMaxCount = int64_t{1} << 53;  // exact in JSON everywhere
 constexpr size_t kMaxSchema = 65536;
 constexpr size_t kMaxPenalties = 64;
 constexpr size_t kMaxSettings = 256;
-constexpr size_t kMaxText = 500;
-
-template <class T>
-void store(std::byte* to, T value) {
-  for (size_t i = 0; i < sizeof(T); ++i) to[i] = std::byte(uint8_t(value >> (8 * i)));
-}
-
-template <class T>
-T load(const std::byte* from) {
-  T value = 0;
-  for (size_t i = 0; i < sizeof(T); ++i) value = T(value | T(T(from[i]) << (8 * i)));
-  return value;
-}
-
-std::string digest(std::span<const std::byte> fields, std::string_view manifest,
-                   std::span<const std::byte> tensors) {
-  Sha256 sha;
-  sha.update(fields.data(), fields.size());
-  sha.update(manifest.data(), manifest.size());
-  sha.update(tensors.data(), tensors.size());
-  return sha.hex();
-}
-
-bool is_digest(std::string_view text) {
-  return text.size() == kDigestBytes &&
-         text.find_first_not_of("0123456789abcdef") == std::string_view::npos;
-}
-
-// ---- Reading a manifest -------------------------------------------------------------------------
-
-// A JSON object whose keys are taken one by one; done() refuses what is left over.
-class Fields {
- public:
-  Fields(const json& object, std::string where, std::string path = {})
-      : object_(object), where_(std::move(where)), path_(std::move(path)) {
-    if (!object.is_object()) fail(path_.empty() ? "manifest" : path_, "is not an object");
-  }
-
-  [[noreturn]] void fail(std::string_view field, std::string_view what) const {
-    throw ProtocolError(fmt::format("{}: {} {}", where_, printable(field), what));
-  }
-  bool has(const char* key) const { return object_.contains(key); }
-  std::string path(std::string_view key) const {
-    return path_.empty() ? std::string(key) : fmt::format("{}.{}", path_, key);
-  }
-
-  const json& at(const char* key) {
-    const auto it = object_.find(key);
-    if (it == object_.end()) fail(path(key), "is missing");
-    taken_.insert(key);
-    return *it;
-  }
-  int64_t integer(const char* key, int64_t low, int64_t high) {
-    return integer_of(at(key), path(key), low, high);
-  }
-  int64_t integer_of(const json& value, const std::string& field, int64_t low, int64_t high) const {
-    if (!value.is_number_integer()) fail(field, "is not an integer");
-    const bool too_large = value.is_number_unsigned() && value.get<uint64_t>() > uint64_t(high);
-    if (too_large || value.get<int64_t>() < low)
-      fail(field, fmt::format("= {} is outside {} .. {}", value.dump(), low, high));
-    return value.get<int64_t>();
-  }
-  double number(const char* key, double low, double high) {
-    const json& value = at(key);
-    if (!value.is_number()) fail(path(key), "is not a number");
-    const double x = value.get<double>();
-    if (!(x >= low && x <= high))
-      fail(path(key), fmt::format("= {} is outside {} .. {}", x, low, high));
-    return x;
-  }
-  double number_or_nan(const char* key, double low, double high) {
-    const json& value = at(key);
-    return value.is_null() ? std::numeric_limits<double>::quiet_NaN() : number(key, low, high);
-  }
-  bool flag(const char* key) {
-    const json& value = at(key);
-    if (!value.is_boolean()) fail(path(key), "is not true or false");
-    return value.get<bool>();
-  }
-  std::string text(const char* key) {
-    const json& value = at(key);
-    if (!value.is_string()) fail(path(key), "is not a string");
-    const auto& s = value.get_ref<const std::string&>();
-    if (s.size() > kMaxText) fail(path(key), fmt::format("is longer than {} bytes", kMaxText));
-    return s;
-  }
-  std::string sha256(const char* key) {
-    std::string s = text(key);
-    if (!is_digest(s)) fail(path(key), "is not a SHA-256 in lower-case hexadecimal");
-    return s;
-  }
-  const json& object(const char* key, size_t max_entries) {
-    const json& value = at(key);
-    if (!value.is_object()) fail(path(key), "is not an object");
-    if (value.size() > max_entries)
-      fail(path(key), fmt::format("has more than {} entries", max_entries));
-    return value;
-  }
-  std::map<std::string, std::string> texts(const char* key, size_t max_entries) {
-    std::map<std::string, std::string> texts;
-    for (const auto& [name, value] : object(key, max_entries).items()) {
-      if (!value.is_string()) fail(path(key), "holds what is not a string");
-      texts[name] = value.get<std::string>();
-    }
-    return texts;
-  }
-  const json& array(const char* key, size_t max_entries) {
-    const json& value = at(key);
-    if (!value.is_array()) fail(path(key), "is not an array");
-    if (value.size() > max_entries)
-      fail(path(key), fmt::format("has more than {} entries", max_entries));
-    return value;
-  }
-  void done() const {
-    for (const auto& [key, value] : object_.items())
-      if (!taken_.count(key)) fail(path(key), "is not a key of this frame");
-  }
-
- private:
-  const json& object_;
-  std::string where_, path_;
-  std::set<std::string> taken_;
-};
-
-// JSON leaves duplicate keys open; two readers that pick differently would see two messages.
-json parse_manifest(const std::string& text, const std::string& where) {
-  std::vector<std::set<std::string>> keys;
-  std::string duplicate;
-  const auto watch = [&](int, json::parse_event_t event, json& value) {
-    if (event == json::parse_event_t::object_start) keys.emplace_back();
-    if (event == json::parse_event_t::object_end) keys.pop_back();
-    if (event == json::parse_event_t::key && !keys.back().insert(value.get<std::string>()).second)
-      duplicate = value.get<std::string>();
-    return true;
-  };
-  json manifest;
-  try {
-    manifest = json::parse(text, watch);
-  } catch (const json::exception& e) {
-    throw ProtocolError(fmt::format("{}: manifest is not JSON: {}", where, printable(e.what())));
-  }
-  if (!duplicate.empty())
-    throw ProtocolError(
-        fmt::format("{}: manifest has the key '{}' twice", where, printable(duplicate)));
-  return manifest;
-}
 
 TensorMap read_tensors(const Frame& frame, const Expected& expected, const std::string& where) {
   TensorMap tensors;
@@ -371,116 +215,6 @@ void read(Fields& f, Abort& m) {
 
 }  // namespace
 
-// ---- Frames -------------------------------------------------------------------------------------
-
-const char* name_of(FrameType type) {
-  switch (type) {
-    case FrameType::hello:
-      return "Hello";
-    case FrameType::welcome:
-      return "Welcome";
-    case FrameType::refuse:
-      return "Refuse";
-    case FrameType::round:
-      return "Round";
-    case FrameType::update:
-      return "Update";
-    case FrameType::final:
-      return "Final";
-    case FrameType::metrics:
-      return "Metrics";
-    case FrameType::bye:
-      return "Bye";
-    case FrameType::abort:
-      return "Abort";
-  }
-  return "?";
-}
-
-FrameHeader decode_header(std::span<const std::byte, kHeaderBytes> bytes, size_t max_tensor_bytes,
-                          std::string_view peer) {
-  const auto fail = [&](const std::string& what) -> void {
-    throw ProtocolError(fmt::format("{}: frame header: {}", peer, what));
-  };
-  if (std::memcmp(bytes.data(), kMagic, sizeof kMagic) != 0)
-    fail("magic is not OFED: the peer does not speak this protocol");
-  const auto version = load<uint16_t>(bytes.data() + 4);
-  if (version != kProtocolVersion)
-    fail(fmt::format("version {} where this program speaks {}: both sides need the same release",
-                     version, kProtocolVersion));
-  const auto type = load<uint16_t>(bytes.data() + 6);
-  if (type < uint16_t(FrameType::hello) || type > uint16_t(FrameType::abort))
-    fail(fmt::format("type {} is unknown", type));
-  if (const auto flags = load<uint32_t>(bytes.data() + 8); flags != 0)
-    fail(fmt::format("flags {:#x} are not 0", flags));
-
-  FrameHeader header;
-  header.type = FrameType(type);
-  const auto manifest = load<uint32_t>(bytes.data() + 12);
-  if (manifest > kMaxManifestBytes)
-    fail(fmt::format("manifest length {} is above the limit of {}", manifest, kMaxManifestBytes));
-  const auto tensors = load<uint64_t>(bytes.data() + 16);
-  if (!carries_tensors(header.type) && tensors != 0)
-    fail(fmt::format("tensor length {} in a {} frame, which carries none", tensors,
-                     name_of(header.type)));
-  if (tensors > max_tensor_bytes)
-    fail(fmt::format("tensor length {} is above the limit of {}{}", tensors, max_tensor_bytes,
-                     max_tensor_bytes ? " (federation.max_frame_mb)" : ""));
-  header.manifest_bytes = manifest;
-  header.tensor_bytes = size_t(tensors);
-  header.sha256.assign(reinterpret_cast<const char*>(bytes.data()) + kDigestOffset, kDigestBytes);
-  if (!is_digest(header.sha256)) fail("sha256 is not lower-case hexadecimal");
-  return header;
-}
-
-void verify_digest(std::span<const std::byte, kHeaderBytes> bytes, const Frame& frame,
-                   std::string_view peer) {
-  const std::string computed = digest(bytes.first(kDigestOffset), frame.manifest, frame.tensors);
-  if (std::memcmp(bytes.data() + kDigestOffset, computed.data(), kDigestBytes) != 0)
-    throw ProtocolError(fmt::format("{}: {} frame: sha256 does not match: damaged on the way", peer,
-                                    name_of(frame.type)));
-}
-
-Bytes encode_frame(FrameType type, std::string_view manifest, std::span<const std::byte> tensors) {
-  OF_CHECK(manifest.size() <= kMaxManifestBytes, "manifest above the limit");
-  Bytes bytes(kHeaderBytes + manifest.size() + tensors.size());
-  std::memcpy(bytes.data(), kMagic, sizeof kMagic);
-  store<uint16_t>(bytes.data() + 4, kProtocolVersion);
-  store<uint16_t>(bytes.data() + 6, uint16_t(type));
-  store<uint32_t>(bytes.data() + 8, 0);
-  store<uint32_t>(bytes.data() + 12, uint32_t(manifest.size()));
-  store<uint64_t>(bytes.data() + 16, tensors.size());
-  const std::string sha =
-      digest(std::span<const std::byte>(bytes).first(kDigestOffset), manifest, tensors);
-  std::memcpy(bytes.data() + kDigestOffset, sha.data(), kDigestBytes);
-  std::memcpy(bytes.data() + kHeaderBytes, manifest.data(), manifest.size());
-  std::copy(tensors.begin(), tensors.end(),
-            bytes.begin() + std::ptrdiff_t(kHeaderBytes + manifest.size()));
-  return bytes;
-}
-
-std::optional<Frame> FrameReader::next() {
-  if (rest_.empty()) return std::nullopt;
-  if (rest_.size() < kHeaderBytes)
-    throw ProtocolError(fmt::format("{}: stream ends inside a frame header", peer_));
-  const auto header_bytes = rest_.first<kHeaderBytes>();
-  const FrameHeader header = decode_header(header_bytes, max_tensor_bytes_, peer_);
-  rest_ = rest_.subspan(kHeaderBytes);
-  if (rest_.size() < header.manifest_bytes + header.tensor_bytes)
-    throw ProtocolError(
-        fmt::format("{}: stream ends inside a {} frame", peer_, name_of(header.type)));
-  Frame frame;
-  frame.type = header.type;
-  frame.manifest.assign(reinterpret_cast<const char*>(rest_.data()), header.manifest_bytes);
-  rest_ = rest_.subspan(header.manifest_bytes);
-  frame.tensors.assign(rest_.begin(), rest_.begin() + std::ptrdiff_t(header.tensor_bytes));
-  rest_ = rest_.subspan(header.tensor_bytes);
-  verify_digest(header_bytes, frame, peer_);
-  return frame;
-}
-
-// ---- Messages -----------------------------------------------------------------------------------
-
 Bytes encode(const Message& message) {
   return std::visit(
       [](const auto& m) {
@@ -530,40 +264,6 @@ Message decode(const Frame& frame, const Expected& expected) {
       return finish(Abort{});
   }
   throw ProtocolError(where + ": type is unknown");
-}
-
-Schema schema_of(const TensorMap& tensors) {
-  Schema schema;
-  for (const auto& [name, tensor] : tensors)
-    schema[name] = name_of(tensor.dtype()) + tensor.shape().str();
-  return schema;
-}
-
-std::string classes_digest(const std::vector<std::string>& classes) {
-  return sha256(json(classes).dump());
-}
-
-void check_tensors(const TensorMap& tensors, const Schema& schema, std::string_view where) {
-  const auto fail = [&](const std::string& name, const std::string& what) -> void {
-    throw ProtocolError(fmt::format("{}: tensor '{}' {}", where, printable(name), what));
-  };
-  for (const auto& [name, type] : schema)
-    if (!tensors.count(name)) fail(name, "is missing");
-  for (const auto& [name, type] : schema_of(tensors)) {
-    const auto agreed = schema.find(name);
-    if (agreed == schema.end()) fail(name, "is not in the agreed schema");
-    if (agreed->second != type)
-      fail(name, fmt::format("is {}, agreed was {}", type, agreed->second));
-  }
-  for (const auto& [name, tensor] : tensors)
-    if (!tensor.all_finite()) fail(name, "holds NaN or infinity: training diverged");
-}
-
-std::string printable(std::string_view text) {
-  std::string s(text.substr(0, kMaxText));
-  for (char& c : s)
-    if (static_cast<unsigned char>(c) < 0x20 || static_cast<unsigned char>(c) > 0x7e) c = '?';
-  return s;
 }
 
 }  // namespace orthofed
