@@ -83,24 +83,9 @@ class Bench {
   // Adds a provider of the work; the first one is ours. It may err by `slack` times the budget of
   // expect(). A peer without a run is left out.
   void provider(const std::string& name, Run run, double slack = 1);
-  // Versions of a kernel on a GPU; call(f) passes the contract's arguments to f.
-  template <class Versions, class Call>
-  void versions(const Versions& versions, const Call& call) {
-    for (const auto& version : versions) {
-      if (!on_gpu()) return;
-      const auto run = [this, &version, call] {
-        call([&](const auto&... a) { version.run(a..., queue_.cuda); });
-      };
-      bool applies = true;
-      call([&](const auto&... a) {
-        applies = version.applies == nullptr || version.applies(a..., queue_.cuda);
-      });
-      if (applies) provider("version " + std::to_string(version.number) + ", " + version.name, run);
-    }
-  }
-  // The same for arguments() that give the contract's struct.
+  // Versions of a kernel on a GPU; arguments() gives the contract's struct.
   template <class Args, class Stream, class Arguments>
-  void ladder(Ladder<Args, Stream> versions, const Arguments& arguments) {
+  void versions(Ladder<Args, Stream> versions, const Arguments& arguments) {
     for (const auto& version : versions) {
       if (version.applies != nullptr && !version.applies(arguments(), queue_.cuda)) continue;
       provider("version " + std::to_string(version.number) + ", " + version.name,
@@ -275,7 +260,7 @@ class Array final : public Rotating {
 using Body = void (*)(Bench&, const Vit&);
 bool on_every_vit(const std::string& name, Body f32, Body bf16 = nullptr, bool gpu_alone = false);
 
-// What the macros below expand to.
+// The macros below expand to these.
 template <class Run, class CostOf, class Arguments>
 void time_kernel(Bench& bench, const Run& run, const CostOf& cost_of, const Arguments& arguments) {
   bench.provider("orthofed", [&bench, run, arguments] { run(bench.queue(), arguments()); });
@@ -287,7 +272,7 @@ auto versions_for(const VersionsOf& versions_of, const Args<T...>&) {
 }
 template <class VersionsOf, class Arguments>
 void time_versions(Bench& bench, const VersionsOf& versions_of, const Arguments& arguments) {
-  if (bench.on_gpu()) bench.ladder(versions_for(versions_of, arguments()), arguments);
+  if (bench.on_gpu()) bench.versions(versions_for(versions_of, arguments()), arguments);
 }
 
 }  // namespace orthofed::bench
@@ -313,31 +298,4 @@ void time_versions(Bench& bench, const VersionsOf& versions_of, const Arguments&
       __VA_ARGS__)
 #else
 #define OF_TIME_VERSIONS(the_bench, kernel_versions, ...) static_cast<void>(__VA_ARGS__)
-#endif
-
-// of_time(bench, function, T)(call): `function` on the bench's device is timed, and its cost:: twin
-// says what that takes. call(f) passes the contract's arguments to f.
-#define of_time(bench, function, ...)                                            \
-  [&of_bench = (bench)](const auto& of_call) {                                   \
-    of_bench.provider("orthofed", [&of_bench, of_call] {                         \
-      of_call(of_on(of_bench.queue(), function __VA_OPT__(, ) __VA_ARGS__));     \
-    });                                                                          \
-    of_bench.cost([of_call] {                                                    \
-      ::orthofed::Cost of_cost;                                                  \
-      of_call([&](const auto&... of_a) {                                         \
-        of_cost = ::orthofed::cost::function __VA_OPT__(<__VA_ARGS__>)(of_a...); \
-      });                                                                        \
-      return of_cost;                                                            \
-    });                                                                          \
-  }
-
-// of_time_versions(bench, function_versions, T...)(call): each version of it, on a GPU.
-#ifdef OF_HAVE_CUDA
-#define of_time_versions(bench, function_versions, ...)                                            \
-  [&of_bench = (bench)](const auto& of_call) {                                                     \
-    of_bench.versions(::orthofed::gpu::function_versions<__VA_ARGS__, ::orthofed::cuda::Stream>(), \
-                      of_call);                                                                    \
-  }
-#else
-#define of_time_versions(bench, function_versions, ...) [](const auto&) {}
 #endif

@@ -90,13 +90,13 @@ inline constexpr bool cuda_built_in = false;
 template <class... T>
 inline constexpr bool gpu_computes = !(std::is_same_v<T, double> || ...);
 
-// LayerNormForward<double> asks for double.
+// Whether a call with these arguments computes in double, as LayerNormForward<double> does.
 template <class Args>
 inline constexpr bool computes_in_double = false;
 template <template <class...> class Args, class... T>
 inline constexpr bool computes_in_double<Args<T...>> = !gpu_computes<T...>;
 
-// use(stream) with the stream of the queue's device, which is not cpu.
+// Calls use(stream) with the stream of the queue's device, which is not cpu.
 template <class Use>
 void on_stream(const Queue& queue, const Use& use) {
   if (queue.device == Device::simt) return use(queue.simt);
@@ -106,7 +106,7 @@ void on_stream(const Queue& queue, const Use& use) {
   throw Error(std::string("device ") + name_of(queue.device) + " is not in this build");
 }
 
-// What OF_RUN expands to: runs the kernel on the queue's device and shows the call to its watch.
+// OF_RUN expands to this: it runs the kernel on the queue's device and shows the call to its watch.
 template <class Cpu, class Gpu, class CostOf, class Args>
 void run_kernel(const Queue& queue, const char* kernel, const Cpu& on_cpu, const Gpu& on_gpu,
                 const CostOf& cost_of, const Args& args) {
@@ -126,34 +126,10 @@ void run_kernel(const Queue& queue, const char* kernel, const Cpu& on_cpu, const
   queue.watch->end();
 }
 
-// The same for kernels whose contract is a list of parameters (of_on).
-template <class... T, class Cpu, class Gpu, class CostOf, class... A>
-void on_device(const Queue& queue, const char* kernel, Cpu&& on_cpu, Gpu&& on_gpu, CostOf&& cost_of,
-               const A&... args) {
-  const auto run = [&] {
-    if (queue.device == Device::cpu) return on_cpu(args...);
-    if constexpr (gpu_computes<T...>) {
-      if (queue.device == Device::simt) return on_gpu(queue.simt, args...);
-#ifdef OF_HAVE_CUDA
-      return on_gpu(queue.cuda, args...);
-#endif
-    }
-    throw Error(std::string("device ") + name_of(queue.device) +
-                (gpu_computes<T...> ? " is not in this build" : " does not compute in double"));
-  };
-  if (queue.watch == nullptr) return run();
-  queue.watch->begin(kernel);
-  const std::tuple<A...> twins{shown(*queue.watch, args)...};
-  queue.watch->run(std::apply(cost_of, twins));
-  run();
-  if (queue.watch->ran()) std::apply(on_cpu, twins);
-  queue.watch->end();
-}
-
 }  // namespace orthofed
 
-// Runs cpu::kernel or gpu::kernel with a struct of arguments. It is a macro because only a macro
-// finds three functions by one name.
+// Runs cpu::kernel or gpu::kernel, as the queue's device asks, with a struct of arguments. It is a
+// macro because only a macro finds three functions by one name.
 #define OF_RUN(queue, kernel, ...)                                                   \
   ::orthofed::run_kernel(                                                            \
       queue, #kernel, [](const auto& of_args) { ::orthofed::cpu::kernel(of_args); }, \
@@ -161,17 +137,3 @@ void on_device(const Queue& queue, const char* kernel, Cpu&& on_cpu, Gpu&& on_gp
         ::orthofed::gpu::kernel(of_args, of_stream);                                 \
       },                                                                             \
       [](const auto& of_args) { return ::orthofed::cost::kernel(of_args); }, __VA_ARGS__)
-
-#define of_on(queue, function, ...)                                                                \
-  [&of_queue = (queue)](const auto&... of_args) {                                                  \
-    ::orthofed::on_device<__VA_ARGS__>(                                                            \
-        of_queue, #function,                                                                       \
-        [](const auto&... of_a) { ::orthofed::cpu::function __VA_OPT__(<__VA_ARGS__>)(of_a...); }, \
-        [](const auto& of_stream, const auto&... of_a) {                                           \
-          ::orthofed::gpu::function __VA_OPT__(<__VA_ARGS__>)(of_a..., of_stream);                 \
-        },                                                                                         \
-        [](const auto&... of_a) {                                                                  \
-          return ::orthofed::cost::function __VA_OPT__(<__VA_ARGS__>)(of_a...);                    \
-        },                                                                                         \
-        of_args...);                                                                               \
-  }

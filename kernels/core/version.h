@@ -6,7 +6,7 @@
 
 namespace orthofed {
 
-template <class Args, class Stream = void>
+template <class Args, class Stream>
 struct Version {
   int number = 0;         // 1 is the naive one
   const char* name = "";  // "shared-memory tiles"
@@ -17,14 +17,5 @@ struct Version {
 
 template <class Args, class Stream>
 using Ladder = std::span<const Version<Args, Stream>>;
-
-// Of a contract that is a list of parameters, the stream last.
-template <class... P>
-struct Version<void(P...)> {
-  int number = 0;
-  const char* name = "";
-  void (*run)(P...) = nullptr;
-  bool (*applies)(P...) = nullptr;
-};
 
 }  // namespace orthofed

@@ -4,7 +4,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
-#include <tuple>
 #include <type_traits>
 
 #include "kernels/core/cost.h"
@@ -34,12 +33,6 @@ class Watch {
   virtual void end() = 0;
 };
 
-// Being replaced by each_field: a struct that lists its pointers itself.
-template <class X>
-concept ShowsPointers = requires(X& x) {
-  x.each_pointer([](auto&) {});
-};
-
 enum class Show : uint8_t { all, pointers };
 
 // Shows x, member by member where it is a struct, and replaces its pointers by their twins.
@@ -61,8 +54,6 @@ void show(Watch& watch, X& x, Show what) {
         show(watch, items[i], Show::pointers);
       x = items;
     }
-  } else if constexpr (ShowsPointers<X>) {
-    x.each_pointer([&](auto& p) { show(watch, p, what); });
   } else if constexpr (HasFields<X>) {
     each_field(x, [&](auto& field) { show(watch, field, what); });
   } else if constexpr (std::is_same_v<X, DType>) {
