@@ -51,7 +51,7 @@ void forward(Bench& b, const Vit& v) {
   };
   b.shape({{"batch", s.batch}, {"tokens", s.tokens}, {"heads", s.heads}, {"head_dim", s.head_dim}});
   OF_TIME(b, attention_forward, arguments);
-  OF_TIME_VERSIONS(b, attention_forward_versions, arguments);
+  OF_TIME_VERSIONS(b, arguments, attention_forward_versions, T);
 #ifdef OF_HAVE_CUDNN
   if constexpr (std::is_same_v<T, bf16>) {
     if (b.on_gpu() && !cuda::cudnn_found()) b.missing("cuDNN 9.16 or newer", "OF_CUDNN");
@@ -100,7 +100,7 @@ void backward(Bench& b, const Vit& v) {
   };
   b.shape({{"batch", s.batch}, {"tokens", s.tokens}, {"heads", s.heads}, {"head_dim", s.head_dim}});
   OF_TIME(b, attention_backward, arguments);
-  OF_TIME_VERSIONS(b, attention_backward_versions, arguments);
+  OF_TIME_VERSIONS(b, arguments, attention_backward_versions, T);
 #ifdef OF_HAVE_CUDNN
   if constexpr (std::is_same_v<T, bf16>) {
     if (b.on_gpu() && !cuda::cudnn_found()) b.missing("cuDNN 9.16 or newer", "OF_CUDNN");

@@ -38,7 +38,7 @@ void forward(Bench& b, const Vit& v) {
   };
   b.shape({{"rows", rows}, {"cols", n}});
   OF_TIME(b, layer_norm_forward, arguments);
-  OF_TIME_VERSIONS(b, layer_norm_forward_versions, arguments);
+  OF_TIME_VERSIONS(b, arguments, layer_norm_forward_versions, T);
   if constexpr (std::is_same_v<T, A>)
     b.provider("oneDNN", onednn::layer_norm(b, x, gamma, beta, y, rows, n, kEps), 16);
   b.memcpy_peer();
@@ -91,7 +91,7 @@ void backward(Bench& b, const Vit& v) {
   };
   b.shape({{"rows", rows}, {"cols", n}});
   OF_TIME(b, layer_norm_backward, arguments);
-  OF_TIME_VERSIONS(b, layer_norm_backward_versions, arguments);
+  OF_TIME_VERSIONS(b, arguments, layer_norm_backward_versions, T);
   b.memcpy_peer();
   b.expect(dx, rows * n, [&](int64_t at) -> Expected {
     const int64_t i = at / n;

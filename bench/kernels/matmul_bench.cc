@@ -43,9 +43,7 @@ void product(Bench& b, const Vit& v, Linear l) {
   };
   b.shape({{"m", m}, {"n", n}, {"k", k}});
   OF_TIME(b, matmul, arguments);
-#ifdef OF_HAVE_CUDA
-  if (b.on_gpu()) b.ladder(gpu::matmul_versions<T, T, cuda::Stream>(), arguments);
-#endif
+  OF_TIME_VERSIONS(b, arguments, matmul_versions, T, T);
 #ifdef OF_HAVE_CUBLASLT
   if (b.on_gpu()) {
     if (cuda::open_library("libcublasLt.so.13", "OF_CUBLASLT").handle == nullptr)

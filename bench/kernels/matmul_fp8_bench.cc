@@ -55,7 +55,7 @@ void product(Bench& b, const Vit& v, Linear l) {
   };
   b.shape({{"m", m}, {"n", n}, {"k", k}});
   OF_TIME(b, matmul_fp8, arguments);
-  OF_TIME_VERSIONS(b, matmul_fp8_versions, arguments);
+  OF_TIME_VERSIONS(b, arguments, matmul_fp8_versions, bf16);
   b.provider("bf16", [&] {
     OF_RUN(b.queue(), matmul,
            Matmul<bf16, bf16>{.a = x_bf16.data(),

@@ -17,7 +17,7 @@ void sum(Bench& b, const Vit& v) {
   b.shape({{"n", n}});
   const auto arguments = [&] { return ReductionSum<T>{.x = x.data(), .n = n, .out = out.data()}; };
   OF_TIME(b, reduction_sum, arguments);
-  OF_TIME_VERSIONS(b, reduction_sum_versions, arguments);
+  OF_TIME_VERSIONS(b, arguments, reduction_sum_versions, T);
   if constexpr (std::is_same_v<T, float>)
     b.provider("oneDNN", onednn::sum(b, x, out, n), 1e4);  // it adds up in one go
   b.expect(out, 1, [&](int64_t) -> Expected {

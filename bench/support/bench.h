@@ -86,6 +86,7 @@ class Bench {
   // Versions of a kernel on a GPU; arguments() gives the contract's struct.
   template <class Args, class Stream, class Arguments>
   void versions(Ladder<Args, Stream> versions, const Arguments& arguments) {
+    if (!on_gpu()) return;
     for (const auto& version : versions) {
       if (version.applies != nullptr && !version.applies(arguments(), queue_.cuda)) continue;
       provider("version " + std::to_string(version.number) + ", " + version.name,
@@ -260,19 +261,11 @@ class Array final : public Rotating {
 using Body = void (*)(Bench&, const Vit&);
 bool on_every_vit(const std::string& name, Body f32, Body bf16 = nullptr, bool gpu_alone = false);
 
-// The macros below expand to these.
+// OF_TIME expands to this.
 template <class Run, class CostOf, class Arguments>
 void time_kernel(Bench& bench, const Run& run, const CostOf& cost_of, const Arguments& arguments) {
   bench.provider("orthofed", [&bench, run, arguments] { run(bench.queue(), arguments()); });
   bench.cost([cost_of, arguments] { return cost_of(arguments()); });
-}
-template <class VersionsOf, template <class...> class Args, class... T>
-auto versions_for(const VersionsOf& versions_of, const Args<T...>&) {
-  return versions_of.template operator()<T...>();
-}
-template <class VersionsOf, class Arguments>
-void time_versions(Bench& bench, const VersionsOf& versions_of, const Arguments& arguments) {
-  if (bench.on_gpu()) bench.versions(versions_for(versions_of, arguments()), arguments);
 }
 
 }  // namespace orthofed::bench
@@ -287,15 +280,11 @@ void time_versions(Bench& bench, const VersionsOf& versions_of, const Arguments&
       },                                                   \
       [](const auto& of_args) { return ::orthofed::cost::kernel(of_args); }, __VA_ARGS__)
 
-// OF_TIME_VERSIONS(bench, kernel_versions, arguments) times each version of it, on a GPU.
+// OF_TIME_VERSIONS(bench, arguments, kernel_versions, T...) times all kernel_versions<T...>, on a GPU.
 #ifdef OF_HAVE_CUDA
-#define OF_TIME_VERSIONS(the_bench, kernel_versions, ...)                            \
-  ::orthofed::bench::time_versions(                                                  \
-      the_bench,                                                                     \
-      []<class... OfT>() {                                                           \
-        return ::orthofed::gpu::kernel_versions<OfT..., ::orthofed::cuda::Stream>(); \
-      },                                                                             \
-      __VA_ARGS__)
+#define OF_TIME_VERSIONS(bench, arguments, kernel_versions, ...)                              \
+  (bench).versions(::orthofed::gpu::kernel_versions<__VA_ARGS__, ::orthofed::cuda::Stream>(), \
+                   arguments)
 #else
-#define OF_TIME_VERSIONS(the_bench, kernel_versions, ...) static_cast<void>(__VA_ARGS__)
+#define OF_TIME_VERSIONS(bench, arguments, kernel_versions, ...) static_cast<void>(arguments)
 #endif
