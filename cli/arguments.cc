@@ -191,7 +191,7 @@ class Parser {
 
 void Parser::add(const Commands& c) {
   command("run", "Run a whole federation on this machine",
-          "orthofed run configs/demo.toml --set method=fedavg --out runs/fedavg", c.run,
+          "orthofed run configs/demo.toml --set seed=1 --out runs/seed1", c.run,
           [](CLI::App& app, RunArguments& o) {
             watch_flags(app);
             config_file(app, o.config, o.set);
@@ -353,7 +353,7 @@ void Parser::add(const Commands& c) {
             output_folder(app, o.out);
             app.add_option("--method", o.methods, "Methods to run, in order")
                 ->type_name("NAME")
-                ->check(CLI::IsMember({"local", "fedavg", "fedavg_ft", "dual", "opal", "pooled"}));
+                ->check(CLI::IsMember(method_names()));
             app.add_option("--pretrain-steps", o.pretrain_steps,
                            "Steps of the base model's training; default: the demo's own number")
                 ->type_name("N")
@@ -374,7 +374,8 @@ void Parser::add(const Commands& c) {
   command("config", "List the keys of a configuration file", "orthofed config train", c.config,
           [](CLI::App& app, ConfigArguments& o) {
             app.add_option("SECTION", o.section, "Only this section or key")->type_name(" ");
-            app.add_flag("--markdown", o.markdown, "As docs/configuration.md");
+            app.add_flag("--markdown", o.markdown,
+                         "As docs/configuration.md; of `method`, the table in docs/method.md");
           });
 }
 

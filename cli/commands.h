@@ -9,6 +9,7 @@
 
 #include "cli/terminal/terminal.h"
 #include "models/config/config.h"
+#include "models/methods/method.h"
 
 namespace orthofed::cli {
 
@@ -117,7 +118,7 @@ struct DemoArguments {
   std::string config;  // configs/demo.toml
   std::vector<std::string> set;
   std::string out;
-  std::vector<std::string> methods = {"local", "fedavg", "fedavg_ft", "dual", "opal"};
+  std::vector<std::string> methods = demo_methods();
   int64_t pretrain_steps = 0;  // 0: the demo's own number
 };
 
@@ -139,7 +140,7 @@ struct DoctorArguments {
 struct ConfigArguments {
   GlobalOptions global;
   std::string section;    // "train" or "train.lr"; empty: all
-  bool markdown = false;  // as docs/configuration.md
+  bool markdown = false;  // as docs/configuration.md; of "method", the table in docs/method.md
 };
 
 int run_command(const RunArguments& options);

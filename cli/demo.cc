@@ -20,6 +20,7 @@
 #include "kernels/core/parallel.h"
 #include "models/config/toml.h"
 #include "models/training/demo_base.h"
+#include "models/training/make.h"
 #include "models/training/site_data.h"
 #include "models/training/site_trainer.h"
 

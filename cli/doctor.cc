@@ -22,7 +22,7 @@
 #include "kernels/core/cuda_device.h"
 #include "kernels/core/parallel.h"
 #include "kernels/matmul/matmul.h"
-#include "models/methods/method.h"
+#include "models/training/make.h"
 
 namespace orthofed::cli {
 

@@ -7,6 +7,7 @@
 #include "cli/terminal/json.h"
 #include "cli/terminal/score_table.h"
 #include "cli/terminal/site_view.h"
+#include "models/training/make.h"
 #include "models/training/site_data.h"
 
 namespace orthofed::cli {

@@ -10,8 +10,8 @@
 #include "engine/io/safetensors.h"
 #include "kernels/core/parallel.h"
 #include "models/adapters/bundle.h"
-#include "models/methods/method.h"
 #include "models/scoring/predict.h"
+#include "models/training/make.h"
 
 namespace orthofed::cli {
 

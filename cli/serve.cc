@@ -8,14 +8,16 @@
 #include "federation/report/results.h"
 #include "models/config/keys.h"
 #include "models/config/toml.h"
+#include "models/methods/method.h"
 
 namespace orthofed::cli {
 
 int serve_command(const ServeArguments& o) {
   Terminal terminal(o.global);
   const RunConfig config = open_config(o.config, o.set, terminal);
-  if (config.method == "pooled")
-    throw UserError("method: pooled needs all images in one place; use `orthofed run`");
+  if (method_named(config.method).all_images)
+    throw UserError("method: " + config.method +
+                    " needs all images in one place; use `orthofed run`");
   const OutputFolder folder(o.out, "summary.json");
   ServerOptions options;  // its clock runs from here
   const InitialState start = initial_state(config);

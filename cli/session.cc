@@ -8,7 +8,7 @@
 #include "engine/io/files.h"
 #include "kernels/core/parallel.h"
 #include "models/config/toml.h"
-#include "models/methods/method.h"
+#include "models/training/make.h"
 #include "models/training/site_data.h"
 
 namespace orthofed::cli {

@@ -38,7 +38,7 @@ class Site {
   virtual SiteUpdate train(const TensorMap& broadcast, int64_t round, int64_t rounds) = 0;
   // Metrics on the site's test (or validation) images with the broadcast and its personal adapter.
   virtual SiteEvaluation evaluate(const TensorMap& broadcast) = 0;
-  // After the last broadcast: fedavg_ft trains its extra epochs here, others do nothing.
+  // After the last broadcast: a method that fine-tunes trains its extra epochs here.
   virtual void finish(const TensorMap& broadcast) = 0;
 
   // Of this client's time, from when the site is made to the end of join(), which charges what a

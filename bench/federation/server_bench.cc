@@ -141,7 +141,8 @@ class Rounds : public ServerObserver {
 // In a process of its own, so that the peak is this case's.
 int measure(const Model& model, int clients) {
   const TensorMap theta = adapters(model);
-  const Agreement agreement{"fedavg", sha256("base"), {"a", "b", "c", "d", "e"}, schema_of(theta)};
+  const Agreement agreement{
+      RunConfig().method, sha256("base"), {"a", "b", "c", "d", "e"}, schema_of(theta)};
   RunConfig config;
   config.method = agreement.method;
   config.rounds = kRounds;

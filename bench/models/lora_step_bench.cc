@@ -26,8 +26,8 @@
 #include "kernels/core/parallel.h"
 #include "kernels/core/philox.h"
 #include "kernels/matmul/matmul.h"
-#include "models/methods/method.h"
 #include "models/training/fine_tune.h"
+#include "models/training/make.h"
 
 namespace orthofed {
 namespace {

@@ -149,7 +149,8 @@ class Client {
   void finish(const Final& last) {
     doing_ = "finishing";
     {
-      const Spending training(&time_, Activity::training);  // fedavg_ft's extra epochs
+      const Spending training(&time_,
+                              Activity::training);  // extra epochs, of methods that fine-tune
       site_.finish(last.tensors);
     }
     evaluate(last.round, last.tensors);

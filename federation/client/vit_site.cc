@@ -4,15 +4,16 @@
 
 #include "engine/io/files.h"
 #include "federation/wire/messages.h"
+#include "models/methods/method.h"
 #include "models/scoring/metrics.h"
+#include "models/training/make.h"
 
 namespace orthofed {
 namespace {
 
-Agreement agreement_of(const RunConfig& config, const FineTuner& tuner, const std::string& sha256) {
-  const bool federated = method_named(config.method).federated;
-  return {config.method, sha256, config.data.classes,
-          federated ? schema_of(tuner.general()) : Schema{}};
+Agreement agreement_of(const RunConfig& config, const FineTuner& tuner) {
+  return {config.method, tuner.model().sha256, config.data.classes,
+          schema_of(exchanged(tuner.general(), method_named(config.method).up))};
 }
 
 }  // namespace
@@ -20,9 +21,8 @@ Agreement agreement_of(const RunConfig& config, const FineTuner& tuner, const st
 InitialState initial_state(const RunConfig& config) {
   const auto tuner = make_fine_tuner(config, "");
   tuner->draw_general();
-  InitialState state{agreement_of(config, *tuner, tuner->model().sha256), {}};
-  if (method_named(config.method).federated) state.general = tuner->general();
-  return state;
+  return {agreement_of(config, *tuner),
+          exchanged(tuner->general(), method_named(config.method).down)};
 }
 
 VitSite::VitSite(const RunConfig& config, const std::string& client, const std::string& state_dir,
@@ -34,22 +34,29 @@ VitSite::VitSite(const RunConfig& config, const std::string& client, const std::
 }
 
 Agreement VitSite::agreement() const {
-  return agreement_of(config_, trainer_.tuner(), trainer_.tuner().model().sha256);
+  return agreement_of(config_, trainer_.tuner());
+}
+
+void VitSite::take(const TensorMap& broadcast) {
+  if (!trainer_.method().federated()) return;
+  TensorMap general = broadcast;
+  if (trainer_.method().keeps_of_general()) general.merge(trainer_.tuner().general());
+  trainer_.tuner().load_general(general);
 }
 
 SiteUpdate VitSite::train(const TensorMap& broadcast, int64_t round, int64_t rounds) {
   // A site that joins later reads back what an earlier life of it left, or starts afresh.
   if (!started_) trainer_.start(round > 0);
   started_ = true;
-  const bool federated = trainer_.method().federated;
-  if (federated) trainer_.tuner().load_general(broadcast);
+  take(broadcast);
   const RoundReport report = trainer_.train_round(round, rounds);
   if (round + 1 == rounds) {
     const Spending evaluation(&time(), Activity::evaluation);
     local_ = metrics_of(trainer_.score(true), int64_t(config_.data.classes.size()));
   }
   SiteUpdate update;
-  if (federated) update.tensors = trainer_.tuner().general();
+  const Exchange& up = trainer_.method().up;
+  if (up != kNothing) update.tensors = exchanged(trainer_.tuner().general(), up);
   update.samples = report.images;
   update.images_per_second = report.images_per_second;
   update.train_loss = report.loss;
@@ -62,7 +69,7 @@ SiteEvaluation VitSite::evaluate(const TensorMap& broadcast) {
   const int64_t classes = int64_t(config_.data.classes.size());
   if (!started_) trainer_.start(true);
   started_ = true;
-  if (method.federated) trainer_.tuner().load_general(broadcast);
+  take(broadcast);
   SiteEvaluation e;
   if (method.general) {
     e.general = metrics_of(trainer_.score(false), classes);
@@ -104,8 +111,8 @@ void VitSite::write_metrics(const SiteEvaluation& e) {
 
 void VitSite::finish(const TensorMap& broadcast) {
   const Method& method = trainer_.method();
-  if (!method.federated) return;
-  trainer_.tuner().load_general(broadcast);
+  if (!method.federated()) return;
+  take(broadcast);
   save_general("general_adapter");
   if (!method.fine_tunes) return;
   trainer_.fine_tune(config_.rounds);

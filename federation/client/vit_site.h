@@ -28,6 +28,7 @@ class VitSite : public Site {
   const SiteMetrics& local_after_training() const { return local_; }
 
  private:
+  void take(const TensorMap& broadcast);
   void write_metrics(const SiteEvaluation& evaluation);
   void save_general(const std::string& name);  // the trainer's present general part
 
@@ -35,7 +36,7 @@ class VitSite : public Site {
   std::string state_dir_;
   SiteTrainer trainer_;
   bool started_ = false;
-  TensorMap fine_tuned_;  // fedavg_ft: the general part after the extra epochs
+  TensorMap fine_tuned_;  // the general part after extra epochs; empty: the method has none
   SiteMetrics local_;
 };
 

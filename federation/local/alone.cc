@@ -1,5 +1,7 @@
 #include "federation/local/alone.h"
 
+#include <fmt/core.h>
+
 #include <chrono>
 #include <map>
 
@@ -31,9 +33,9 @@ FederationResult run_alone(const RunConfig& config, const std::string& client,
                            const Stopwatch& started) {
   Stopwatch time = started;
   SiteTrainer trainer(config, client, state_dir, std::move(callbacks), nullptr, &time);
-  if (trainer.method().federated)
-    throw UserError("method: '" + config.method +
-                    "' is a federation's; alone there are local and pooled");
+  if (trainer.method().federated())
+    throw UserError(fmt::format("method: '{}' is a federation's; alone there are {} and {}",
+                                config.method, method_alone(false).name, method_alone(true).name));
   trainer.start(false);
   time.turn_to(Activity::training);
   const auto begin = std::chrono::steady_clock::now();

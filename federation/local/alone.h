@@ -1,5 +1,5 @@
-// Training without a federation: one site by itself (`orthofed train`, method local) or everybody's
-// images in one place (method pooled, a reference that no hospital can run).
+// Training without a federation: one site by itself (`orthofed train`) or everybody's
+// images in one place (a reference that no hospital can run).
 #pragma once
 #include <functional>
 

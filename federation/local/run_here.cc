@@ -13,6 +13,7 @@
 #include "federation/report/results.h"
 #include "models/config/toml.h"
 #include "models/methods/method.h"
+#include "models/training/make.h"
 #include "models/training/profiling.h"
 
 namespace orthofed {
@@ -163,7 +164,8 @@ void require_images_of_every_client(const RunConfig& config) {
 }  // namespace
 
 bool trains_alone(const RunConfig& config) {
-  return config.method == "pooled" || (config.method == "local" && !config.data.client.empty());
+  const Method& method = method_named(config.method);
+  return !method.federated() && (method.all_images || !config.data.client.empty());
 }
 
 LocalRun run_here(const RunConfig& config, const std::string& folder, const LocalOptions& options,

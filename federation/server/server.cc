@@ -6,10 +6,10 @@
 #include <functional>
 #include <limits>
 #include <map>
-#include <set>
 
 #include "federation/combine/average.h"
 #include "models/config/names.h"
+#include "models/methods/method.h"
 
 namespace orthofed {
 namespace {
@@ -21,14 +21,11 @@ double seconds_since(Clock::time_point start) {
 void check_config(const RunConfig& config) {
   const FederationConfig& f = config.federation;
   const auto refuse = [](const std::string& what) { throw UserError(what); };
-  static const std::set<std::string> kMethods = {"opal", "dual", "fedavg", "fedavg_ft", "local"};
-  if (config.method == "pooled")
+  if (method_named(config.method).all_images)
     refuse(
-        "method = \"pooled\" trains on all images in one place, which a federation never has: run "
-        "it on the one machine that has them");
-  if (!kMethods.count(config.method))
-    refuse(fmt::format("method = \"{}\": set it to opal, dual, fedavg, fedavg_ft or local",
-                       config.method));
+        fmt::format("method = \"{}\" trains on all images in one place, which a federation never has: "
+                    "run it on the one machine that has them",
+                    config.method));
   if (config.rounds < 1) refuse("rounds: set it to at least 1");
   if (f.clients.empty())
     refuse("federation.clients is empty: list the names of the clients the server waits for");

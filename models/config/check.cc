@@ -47,9 +47,14 @@ void check_lora(const LoraConfig& lora, const Fail& fail) {
 
 void check_penalty(const RunConfig& config, const Fail& fail) {
   const PenaltyConfig& p = config.penalty;
-  if (config.method == "opal" && !p.any())
-    fail("penalty.update",
-         "every penalty weight is 0, which is method = \"dual\"; set that or a weight");
+  const Method& method = method_named(config.method);
+  if (method.penalty_update == 0 || p.any()) return;
+  const Method* without = without_penalty(method);
+  fail("penalty.update",
+       without == nullptr
+           ? "every penalty weight is 0; set one"
+           : fmt::format("every penalty weight is 0, which is method = {}; set that or a weight",
+                         string_literal(without->name)));
 }
 
 void check_train(const RunConfig& config, const Fail& fail) {
@@ -143,20 +148,19 @@ constexpr const char* penalty_weights[] = {"penalty.update",   "penalty.base",
 }  // namespace
 
 Strings apply_method(const ConfigOrigins& origins, RunConfig& config) {
-  const bool weighted = std::any_of(std::begin(penalty_weights), std::end(penalty_weights),
-                                    [&](const char* key) { return origins.count(key) > 0; });
-  if (config.method == "opal") {
-    if (!weighted) config.penalty.update = 2;
-    return {};
-  }
+  const Method& method = method_named(config.method);
   Strings notes;
-  if (config.penalty.any())
-    notes.push_back("method " + config.method +
-                    " has no penalty: the weights in [penalty] are set to 0");
-  for (const char* key : penalty_weights)
-    *std::get<double*>(find_config_key(key)->field(config)) = 0;
-  const Method method = method_named(config.method);
-  if (!(method.general && method.personal)) {
+  if (method.penalty_update == 0) {
+    if (config.penalty.any())
+      notes.push_back("method " + config.method +
+                      " has no penalty: the weights in [penalty] are set to 0");
+    for (const char* key : penalty_weights)
+      *std::get<double*>(find_config_key(key)->field(config)) = 0;
+  } else if (std::none_of(std::begin(penalty_weights), std::end(penalty_weights),
+                          [&](const char* key) { return origins.count(key) > 0; })) {
+    config.penalty.update = method.penalty_update;
+  }
+  if (!method.two_adapters()) {
     config.lora.personal_rank = LoraConfig{}.personal_rank;
     config.lora.personal_alpha = LoraConfig{}.personal_alpha;
   }

@@ -12,7 +12,7 @@ namespace orthofed {
 // absent.
 using ConfigOrigins = std::map<std::string, std::string>;
 
-// METHOD.md, Baselines. Returns what was set aside, one line each.
+// What the method decides (docs/method.md, "Methods"). Returns what was set aside, one line each.
 std::vector<std::string> apply_method(const ConfigOrigins& origins, RunConfig& config);
 
 // Settings of which no training step can be made together. Throws UserError "key: what is wrong".

@@ -10,6 +10,7 @@
 #include "engine/optim/optimizer.h"
 #include "kernels/orthogonality/orthogonality.h"
 #include "models/config/words.h"
+#include "models/methods/method.h"
 
 namespace orthofed {
 
@@ -103,8 +104,8 @@ struct TrainConfig {
   double focal = 0;
   Alternation alternation = Alternation::joint;
   double personal_dropout = 0;
-  OptimizerState state = OptimizerState::keep;               // across rounds
-  int64_t fine_tune_epochs = 2;                              // fedavg_ft
+  OptimizerState state = OptimizerState::keep;  // across rounds
+  int64_t fine_tune_epochs = 2;                 // after the last round, of methods that do so
   FrozenPrecision frozen_precision = FrozenPrecision::same;  // of the products with frozen weights
   GraphUse graph = GraphUse::automatic;  // capture steps and replay them (engine/tensor/graph.h)
 };
@@ -170,7 +171,7 @@ struct FederationConfig {
 };
 
 struct RunConfig {
-  std::string method = "opal";  // opal | dual | fedavg | fedavg_ft | local | pooled
+  std::string method = methods().front().name;  // a row of models/methods/method.h
   int64_t rounds = 10;
   uint64_t seed = 0;
   DeviceChoice device = DeviceChoice::automatic;

@@ -61,6 +61,14 @@ ConfigField field_of(T* value) {
     return value;
 }
 
+// What `text` says of each method, where it says something.
+std::string of_methods(const char* separator, std::string (*text)(const Method&)) {
+  Strings texts;
+  for (const Method& method : methods())
+    if (std::string said = text(method); !said.empty()) texts.push_back(std::move(said));
+  return joined(texts, separator);
+}
+
 // Words for people: the empty one is shown as "".
 Strings shown(Strings words) {
   std::replace(words.begin(), words.end(), std::string(), std::string("\"\""));
@@ -92,10 +100,9 @@ std::string replaced(std::string text, const std::string& from, const std::strin
 
 const std::vector<ConfigKey>& config_keys() {
   static const std::vector<ConfigKey> table = {
-      {KEY(method), one_of("opal", "dual", "fedavg", "fedavg_ft", "local", "pooled"),
-       "opal: two adapters and a penalty; dual: two adapters; fedavg: one adapter, averaged; "
-       "fedavg_ft: fedavg, then each client fine-tunes; local: one adapter that stays home; "
-       "pooled: all data in one place, for reference"},
+      {KEY(method),
+       {.words = method_names()},
+       of_methods("; ", [](const Method& m) { return fmt::format("{}: {}", m.name, m.help); })},
       {KEY(rounds), between(1, 1000000), "communication rounds"},
       {KEY(seed), between(0, kLargestExact), "all random numbers follow from it"},
       {KEY(device), anything(),
@@ -132,7 +139,13 @@ const std::vector<ConfigKey>& config_keys() {
        "penalty.features"},
 
       {KEY(penalty.update), at_least(0),
-       "squared cosine between the two updates B A; opal: 2 unless a weight is set"},
+       fmt::format("squared cosine between the two updates B A; {} unless a weight is set",
+                   of_methods(", ",
+                              [](const Method& m) {
+                                return m.penalty_update > 0
+                                           ? fmt::format("{}: {:g}", m.name, m.penalty_update)
+                                           : "";
+                              }))},
       {KEY(penalty.base), at_least(0), "between each update and the frozen weight"},
       {KEY(penalty.subspace), at_least(0), "between the row spaces of the two A"},
       {KEY(penalty.subspace_l1), at_least(0), "the same with absolute values, as O-LoRA"},
@@ -165,7 +178,11 @@ const std::vector<ConfigKey>& config_keys() {
       {KEY(train.personal_dropout), from_below(0, 1),
        "probability that a step leaves the personal adapter off"},
       {KEY(train.state), anything(), "the optimiser's state across rounds"},
-      {KEY(train.fine_tune_epochs), at_least(1), "local epochs after fedavg_ft's last round"},
+      {KEY(train.fine_tune_epochs), at_least(1),
+       fmt::format(
+           "local epochs after {}'s last round",
+           of_methods("'s and ",
+                      [](const Method& m) { return std::string(m.fine_tunes ? m.name : ""); }))},
       {KEY(train.frozen_precision), anything(),
        "of the products with the blocks' frozen weights; same: as precision; fp8: both factors "
        "e4m3 with a scale a row, for GPUs of compute capability 8.9 on (on a CPU slower than "
@@ -405,13 +422,19 @@ default, and any of them can be overridden on the command line, as often as need
 orthofed run configs/wbc_sites.toml --set data.root=/data/wbc --set train.lr=3e-4 --out runs/wbc
 ```
 
-A value after `--set` is TOML, or a bare word (`method=dual`), or words between commas where the key
+A value after `--set` is TOML, or a bare word (`precision=bf16`), or words between commas where the key
 holds a list (`lora.targets=q,v`). Unknown keys are errors that name the nearest known one.
 
 A relative path in a file means the one beside the file if that exists, else the one in the working
 directory; in `--set` always the latter. `~` is the home folder.
 
-One file serves all methods: `opal` uses `penalty.update = 2` unless a penalty weight is set; the other
+One file serves all methods: )";
+  out += of_methods(", ", [](const Method& m) {
+    return m.penalty_update > 0
+               ? fmt::format("`{}` uses `penalty.update = {:g}`", m.name, m.penalty_update)
+               : "";
+  });
+  out += R"( unless a penalty weight is set; the other
 methods have no penalty, and those with one adapter no `personal_rank` and `personal_alpha`, whatever
 the file says. A run writes the settings it used to `config.toml` in its output folder, from which it
 can be repeated exactly.

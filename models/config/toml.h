@@ -18,12 +18,12 @@ namespace orthofed {
 
 // `overrides` are "key=value" with dotted keys, later ones win. A value is TOML where the key takes
 // it as such; else it is a string, or for a key that holds a list the words between commas:
-// "method=dual", "train.lr=3e-4", "lora.targets=q,v", "data.labels.NEU=neutrophil".
+// "precision=bf16", "train.lr=3e-4", "lora.targets=q,v", "data.labels.NEU=neutrophil".
 //
-// The method then fills in what was left open: opal gets penalty.update = 2 if no penalty weight is
-// set; every other method has no penalty, and the methods with one adapter have no personal_rank
-// and personal_alpha, whatever the file says: so that one file serves all methods. What is set
-// aside that way is said in `notes`, one line each.
+// The method then fills in what was left open: one with a penalty gets its weight of
+// penalty.update if no penalty weight is set; the others have no penalty, and those with one adapter
+// have no personal_rank and personal_alpha, whatever the file says: so that one file serves all
+// methods. What is set aside that way is said in `notes`, one line each.
 //
 // UserError for what cannot be read, is no TOML, an unknown key, a wrong type, a value or a
 // combination that is not allowed: one line that begins with the file and line or the override.

@@ -1,87 +1,141 @@
 #include "models/methods/method.h"
 
-#include <fmt/core.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
 
-#include "engine/tensor/watch.h"
-#include "kernels/core/parallel.h"
+#include <algorithm>
+#include <map>
+
+#include "kernels/core/check.h"
 
 namespace orthofed {
+namespace {
 
-Method method_named(const std::string& name) {
-  if (name == "opal" || name == "dual")
-    return {.general = true, .personal = true, .federated = true};
-  if (name == "fedavg") return {.general = true, .federated = true};
-  if (name == "fedavg_ft") return {.general = true, .federated = true, .fine_tunes = true};
-  if (name == "local") return {.personal = true};
-  if (name == "pooled") return {.general = true};
-  throw UserError(
-      fmt::format("method: '{}' is not one of opal, dual, fedavg, fedavg_ft, local, pooled", name));
-}
-
-Device device_of(DeviceChoice choice) {
-  const auto chosen = [&] {
-    switch (choice) {
-      case DeviceChoice::cpu:
-        return Device::cpu;
-      case DeviceChoice::cuda:
-        return Device::cuda;
-      case DeviceChoice::simt:
-        return Device::simt;
-      case DeviceChoice::automatic:
-        break;
-    }
-    return available(Device::cuda) ? Device::cuda : Device::cpu;
+std::deque<Method>& table() {
+  static std::deque<Method> rows = {
+      {.name = "opal",
+       .help = "two adapters and a penalty",
+       .general = true,
+       .personal = true,
+       .up = kGeneralPart,
+       .down = kGeneralPart,
+       .server = ServerRule::mean,
+       .penalty_update = 2,
+       .demo = 5},
+      {.name = "dual",
+       .help = "two adapters",
+       .general = true,
+       .personal = true,
+       .up = kGeneralPart,
+       .down = kGeneralPart,
+       .server = ServerRule::mean,
+       .demo = 4},
+      {.name = "fedavg",
+       .help = "one adapter, averaged",
+       .general = true,
+       .up = kGeneralPart,
+       .down = kGeneralPart,
+       .server = ServerRule::mean,
+       .demo = 2},
+      {.name = "fedavg_ft",
+       .help = "fedavg, then each client fine-tunes",
+       .general = true,
+       .up = kGeneralPart,
+       .down = kGeneralPart,
+       .server = ServerRule::mean,
+       .fine_tunes = true,
+       .demo = 3},
+      {.name = "local", .help = "one adapter that stays home", .personal = true, .demo = 1},
+      {.name = "pooled",
+       .help = "all data in one place, for reference",
+       .general = true,
+       .all_images = true},
   };
-  const Device device = chosen();
-  const OnDevice at_hand(device);
-  if (device == Device::cpu && shadow_asked())
-    throw UserError(
-        "shadow: every kernel call is to be compared with the CPU's, but the device is cpu: set "
-        "device to cuda or simt");
-  return device;
+  return rows;
 }
 
-DType compute_type(Precision precision, Device device) {
-  if (precision != Precision::automatic)
-    return precision == Precision::f32 ? DType::f32 : DType::bf16;
-  const bool native = device == Device::cuda || (device == Device::cpu && cpu::native_bf16());
-  return native ? DType::bf16 : DType::f32;
+std::string parts_text(const Exchange& e) {
+  if (e == kNothing) return "-";
+  std::vector<const char*> parts;
+  if (e.a) parts.push_back("A");
+  if (e.b) parts.push_back("B");
+  if (e.head) parts.push_back("head");
+  return fmt::format("{}", fmt::join(parts, ", "));
 }
 
-std::unique_ptr<Vit> load_base(const std::string& weights, const std::string& config_json,
-                               Device device, Precision precision, int64_t image_size) {
-  const OnDevice scope(device);
-  return std::make_unique<Vit>(
-      Vit::load(weights, config_json, compute_type(precision, device), image_size));
+}  // namespace
+
+const std::deque<Method>& methods() {
+  return table();
 }
 
-std::unique_ptr<Vit> load_base(const RunConfig& config) {
-  if (config.model.weights.empty())
-    throw UserError("model.weights: name the base model's safetensors file");
-  auto base = load_base(config.model.weights, config.model.config, device_of(config.device),
-                        config.precision, config.data.image_size);
-  if (config.train.frozen_precision == FrozenPrecision::fp8)
-    base->quantize();  // now, so that copies share it
-  return base;
+std::vector<std::string> method_names() {
+  std::vector<std::string> names;
+  for (const Method& row : methods()) names.emplace_back(row.name);
+  return names;
 }
 
-std::unique_ptr<FineTuner> make_fine_tuner(const RunConfig& config, const std::string& client,
-                                           const Vit* base) {
-  const Method method = method_named(config.method);
-  if (config.data.classes.size() < 2)
-    throw UserError("data.classes: name at least two classes, in the federation's order");
-  auto model = base ? std::make_unique<Vit>(*base) : load_base(config);
-  FineTuneOptions options;
-  options.general = method.general;
-  options.personal = method.personal;
-  options.head = config.model.head;
-  options.classes = int64_t(config.data.classes.size());
-  options.seed = config.seed;
-  options.client = client;
-  options.lora = config.lora;
-  options.penalty = config.penalty;
-  options.train = config.train;
-  return std::make_unique<FineTuner>(std::move(model), options);
+std::vector<std::string> demo_methods() {
+  std::multimap<int, std::string> by_place;
+  for (const Method& row : methods())
+    if (row.demo > 0) by_place.emplace(row.demo, row.name);
+  std::vector<std::string> names;
+  for (const auto& [place, name] : by_place) names.push_back(name);
+  return names;
+}
+
+const Method& method_named(const std::string& name) {
+  for (const Method& row : methods())
+    if (name == row.name) return row;
+  throw UserError(
+      fmt::format("method: \"{}\" is not one of {}", name, fmt::join(method_names(), ", ")));
+}
+
+const Method& method_alone(bool all_images) {
+  const auto row = std::find_if(methods().begin(), methods().end(), [&](const Method& m) {
+    return !m.federated() && m.all_images == all_images;
+  });
+  OF_CHECK(row != methods().end(), "the table has methods of one machine");
+  return *row;
+}
+
+const Method* without_penalty(const Method& method) {
+  for (const Method& row : methods())
+    if (row.penalty_update == 0 && row.general == method.general &&
+        row.personal == method.personal && row.up == method.up && row.down == method.down &&
+        row.server == method.server && row.all_images == method.all_images &&
+        row.fine_tunes == method.fine_tunes)
+      return &row;
+  return nullptr;
+}
+
+TensorMap exchanged(const TensorMap& general, const Exchange& parts) {
+  TensorMap some;
+  for (const auto& [name, tensor] : general)
+    if (name.ends_with(".lora_A.weight")   ? parts.a
+        : name.ends_with(".lora_B.weight") ? parts.b
+                                           : parts.head)
+      some.emplace(name, tensor);
+  return some;
+}
+
+std::string methods_markdown() {
+  std::string out =
+      "| method | what it is | adapters | up | down | server | then at home | `penalty.update` |\n"
+      "|---|---|---|---|---|---|---|---|\n";
+  for (const Method& m : methods())
+    out += fmt::format("| `{}` | {} | {} | {} | {} | {} | {} | {} |\n", m.name, m.help,
+                       m.two_adapters() ? "general, personal"
+                       : m.general      ? "general"
+                                        : "personal",
+                       parts_text(m.up), parts_text(m.down), m.federated() ? "mean" : "none",
+                       m.fine_tunes ? "fine-tunes" : "-",
+                       m.penalty_update > 0 ? fmt::format("{:g}", m.penalty_update) : "-");
+  return out;
+}
+
+void add_method(const Method& method) {
+  table().push_back(method);
 }
 
 }  // namespace orthofed

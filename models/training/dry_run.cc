@@ -7,6 +7,7 @@
 #include "engine/tensor/allocator.h"
 #include "kernels/core/philox.h"
 #include "models/methods/method.h"
+#include "models/training/make.h"
 
 namespace orthofed {
 
@@ -43,11 +44,16 @@ DryRun dry_run(const RunConfig& config, int64_t train) {
   const int64_t per_epoch = (train + batch - 1) / batch;
   d.steps_per_round = config.train.steps > 0 ? config.train.steps * config.train.accumulate
                                              : config.train.epochs * per_epoch;
-  const bool twice =
-      config.train.alternation == Alternation::alternate && tuner->options().personal;
+  const Method& method = method_named(config.method);
+  const bool twice = config.train.alternation == Alternation::alternate && method.two_adapters();
   d.seconds_per_round = d.seconds_per_step * double(d.steps_per_round) * (twice ? 2 : 1);
-  if (method_named(config.method).federated)
-    d.bytes_sent = d.bytes_received = int64_t(encode_safetensors(tuner->general()).size());
+  const auto bytes_of = [&](const Exchange& parts) {
+    return parts == kNothing
+               ? 0
+               : int64_t(encode_safetensors(exchanged(tuner->general(), parts)).size());
+  };
+  d.bytes_sent = bytes_of(method.up);
+  d.bytes_received = bytes_of(method.down);
   return d;
 }
 

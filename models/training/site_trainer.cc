@@ -12,6 +12,7 @@
 #include "engine/tensor/profile.h"
 #include "kernels/core/parallel.h"
 #include "kernels/softmax/softmax.h"
+#include "models/training/make.h"
 #include "models/training/memory_advice.h"
 
 namespace orthofed {
@@ -113,8 +114,8 @@ RoundReport SiteTrainer::train_epochs(int64_t first_epoch, int64_t epochs, int64
   const int64_t accumulate = std::max<int64_t>(1, config_.train.accumulate);
   const int64_t per_epoch = (loader.batches() + accumulate - 1) / accumulate;
   const int64_t total = steps > 0 ? steps : epochs * per_epoch;
-  const bool alternate = config_.train.alternation == Alternation::alternate && method_.general &&
-                         method_.personal && !fine_tuning;
+  const bool alternate =
+      config_.train.alternation == Alternation::alternate && method_.two_adapters() && !fine_tuning;
   const int64_t passes = alternate ? 2 : 1;
   const int64_t images_total = passes * (steps > 0 ? steps * accumulate * config_.train.batch_size
                                                    : epochs * loader.samples());
@@ -237,7 +238,7 @@ AdapterFile SiteTrainer::personal_file(int64_t round) const {
       config_.method,        round,
       tuner_->personal(),    preprocessing_of(config_.data)};
   // Without a server the head is nobody else's.
-  if (!method_.federated && config_.model.head != HeadKind::personal) {
+  if (!method_.federated() && config_.model.head != HeadKind::personal) {
     const TensorMap general = tuner_->general();
     for (const char* name : {"head.weight", "head.bias"}) file.tensors[name] = general.at(name);
   }
@@ -251,6 +252,8 @@ void SiteTrainer::save_state(int64_t round) const {
   const AdapterFile personal = personal_file(round);
   if (!personal.tensors.empty())
     save_adapter(state_dir_ + "/personal_adapter.safetensors", personal);
+  if (method_.keeps_of_general())
+    save_adapter(state_dir_ + "/general_adapter.safetensors", general_file(round));
   save_safetensors(state_dir_ + "/optimizer.safetensors", tuner_->optimizer_state(),
                    {{"format", "orthofed-optimizer/1"},
                     {"round", std::to_string(round)},
@@ -280,6 +283,8 @@ bool SiteTrainer::load_state() {
     TensorMap tensors = load_adapter(personal).tensors;
     tuner_->load_personal(tensors);
   }
+  if (method_.keeps_of_general())
+    tuner_->load_general(load_adapter(state_dir_ + "/general_adapter.safetensors").tensors);
   return true;
 }
 

@@ -39,7 +39,7 @@ class SiteTrainer {
     std::shared_ptr<Profile> profile;                           // sees every step; null: none
   };
 
-  // client: whose images (empty: everybody's, for `pooled`). state_dir: where personal state is
+  // client: whose images (empty: everybody's). state_dir: where personal state is
   // kept after every round; empty: nowhere. base: as make_fine_tuner's. time: outlives this and is
   // told when state is saved; the rest is its owner's to tell.
   SiteTrainer(const RunConfig& config, const std::string& client, const std::string& state_dir,
@@ -58,7 +58,7 @@ class SiteTrainer {
 
   // Trains round t of T. The general part must have been loaded (or drawn) before.
   RoundReport train_round(int64_t round, int64_t rounds);
-  // fedavg_ft: train.fine_tune_epochs more, at the full learning rate.
+  // train.fine_tune_epochs more, at the full learning rate.
   RoundReport fine_tune(int64_t rounds);
 
   Scores score(bool personal);

@@ -16,6 +16,7 @@
 #include "federation/local/in_process.h"
 #include "kernels/simt/memory.h"
 #include "models/training/demo_base.h"
+#include "models/training/make.h"
 #include "tests/support/files.h"
 #include "tests/support/graph.h"
 
