@@ -33,6 +33,7 @@ struct Floors {
 };
 const std::map<std::string, Floors> kRooms = {
     {"engine", {{"time", "tensor", "io", "autograd", "ops", "optim", "data"}}},
+    {"models", {{"methods", "config", "vit", "adapters", "scoring", "training"}}},
     {"federation", {{"combine", "wire", "net", "server", "client", "report", "local"}, {"site.h"}}},
     {"cli", {{"terminal"}, {}, true}},
 };

@@ -114,7 +114,7 @@ TEST_F(Seventh, KeepsAtHomeWhatIsNotSent) {
   const auto whole = site(client);
   whole->train(broadcast, 0, 2);
   const auto restarted = site(client);  // reads what the first round left
-  const SiteUpdate want = whole->train(broadcast, 1, 2), got = restarted->train(broadcast, 1, 2);
+  const SiteUpdate got = restarted->train(broadcast, 1, 2), want = whole->train(broadcast, 1, 2);
   EXPECT_EQ(want.train_loss, got.train_loss);
   EXPECT_TRUE(equal(want.tensors, got.tensors, ""));
   EXPECT_TRUE(
