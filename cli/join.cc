@@ -16,6 +16,7 @@
 #include "federation/client/vit_site.h"
 #include "federation/report/summary.h"
 #include "models/config/keys.h"
+#include "models/training/make.h"
 #include "models/training/profiling.h"
 
 namespace orthofed::cli {

@@ -22,10 +22,10 @@ void check_config(const RunConfig& config) {
   const FederationConfig& f = config.federation;
   const auto refuse = [](const std::string& what) { throw UserError(what); };
   if (method_named(config.method).all_images)
-    refuse(
-        fmt::format("method = \"{}\" trains on all images in one place, which a federation never has: "
-                    "run it on the one machine that has them",
-                    config.method));
+    refuse(fmt::format(
+        "method = \"{}\" trains on all images in one place, which a federation never has: "
+        "run it on the one machine that has them",
+        config.method));
   if (config.rounds < 1) refuse("rounds: set it to at least 1");
   if (f.clients.empty())
     refuse("federation.clients is empty: list the names of the clients the server waits for");
