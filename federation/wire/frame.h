@@ -5,8 +5,7 @@
 //           u64 tensor bytes | sha256 of the 24 bytes before it, the manifest and the tensors (hex)
 //
 // Integers are little-endian. Reading trusts nothing: every field of the header is checked before
-// anything of a stated size is allocated, and a ProtocolError names the peer, the frame and the
-// field.
+// anything of a stated size is allocated. A ProtocolError names the peer, the frame and the field.
 #pragma once
 #include <array>
 #include <cstddef>
@@ -90,8 +89,7 @@ class FrameReader {
 
 // The longest text that a manifest may hold, in bytes.
 constexpr size_t kMaxText = 500;
-// Text from a peer, fit for a terminal and a log: at most kMaxText bytes, control characters
-// replaced.
+// Text from a peer, fit for a terminal and a log: cut at kMaxText bytes, without control characters.
 std::string printable(std::string_view text);
 // A SHA-256 in lower-case hexadecimal?
 bool is_digest(std::string_view text);

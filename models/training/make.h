@@ -11,8 +11,7 @@ namespace orthofed {
 // `automatic` takes a GPU where there is one. Throws UserError for a device that is not at hand.
 Device device_of(DeviceChoice choice);
 
-// The dtype that a precision means on the device: `automatic` takes bf16 only where it is multiplied
-// natively.
+// The dtype that a precision means on the device: `automatic` is bf16 only where that is native.
 DType compute_type(Precision precision, Device device);
 
 // The frozen base on that device, which it stays on; config_json and image_size as for Vit::load.

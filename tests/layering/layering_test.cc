@@ -138,8 +138,7 @@ int floor_of(const Floors& floors, const fs::path& path) {
   return floors.files_above ? 1 + static_cast<int>(floors.rooms.size()) : -1;
 }
 
-// Every file of a layer with rooms stands in one of them, and includes its own room and those
-// below.
+// A file of a layer with rooms stands in one of them, and includes that room and those below it.
 void check_rooms(const fs::path& root, const fs::path& file, Violations& out) {
   const std::string layer = file.begin()->string();
   const auto entry = kRooms.find(layer);
@@ -245,8 +244,9 @@ class PlantedTree : public ::testing::Test {
     write("kernels/core/types.h", "#ifdef __CUDACC__\n#endif\n");
     write("kernels/gelu/gelu.h", "#include \"kernels/core/types.h\"\n");
     write("kernels/gelu/gelu_cpu.cc", "#include \"kernels/gelu/gelu.h\"\n");
-    write("engine/gelu.h", "#include <vector>\n#include \"kernels/gelu/gelu.h\"\n");
-    write("models/vit/vit.h", "#include \"engine/gelu.h\"\n#include \"kernels/core/types.h\"\n");
+    write("engine/ops/gelu.h", "#include <vector>\n#include \"kernels/gelu/gelu.h\"\n");
+    write("models/vit/vit.h",
+          "#include \"engine/ops/gelu.h\"\n#include \"kernels/core/types.h\"\n");
     write("federation/server/server.h", "#include \"models/vit/vit.h\"\n");
     write("cli/main.cc", "#include \"federation/server/server.h\"\n");
     write("tests/support/near.h", "");
@@ -287,7 +287,7 @@ TEST_F(PlantedTree, CommentsAndStringsAreNoCode) {
 }
 
 TEST_F(PlantedTree, IncludeThatPointsUp) {
-  write("engine/a.h", "#include \"models/vit/vit.h\"\n");
+  write("engine/ops/a.h", "#include \"models/vit/vit.h\"\n");
   expect_one("engine must not know models");
 }
 
