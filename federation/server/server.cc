@@ -40,8 +40,8 @@ void check_config(const RunConfig& config) {
   }
   if (!(f.timeout_seconds > 0)) refuse("federation.timeout_seconds: set it above 0");
   if (!(f.join_timeout_seconds > 0)) refuse("federation.join_timeout_seconds: set it above 0");
-  if (f.max_frame_mb < 1 || f.max_frame_mb > 1 << 20)
-    refuse("federation.max_frame_mb: set it to 1 .. 1048576");
+  if (f.max_frame_mb < 1 || f.max_frame_mb > kMaxFrameMb)
+    refuse(fmt::format("federation.max_frame_mb: set it to 1 .. {}", kMaxFrameMb));
 }
 
 // The first thing on which the two sides differ, in words; empty where they agree.
@@ -52,8 +52,7 @@ std::string difference(const Hello& hello, const Agreement& server) {
   if (hello.base_sha256 != server.base_sha256)
     return fmt::format(
         "base model differs: sha256 {:.12}... at the server, {:.12}... at the client; both need "
-        "the "
-        "same file in model.weights",
+        "the same file in model.weights",
         server.base_sha256, hello.base_sha256);
   if (hello.classes_sha256 != classes_digest(server.classes))
     return "classes differ: data.classes must list the same names in the same order on both sides";

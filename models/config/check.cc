@@ -48,6 +48,13 @@ void check_lora(const LoraConfig& lora, const Fail& fail) {
 void check_penalty(const RunConfig& config, const Fail& fail) {
   const PenaltyConfig& p = config.penalty;
   const Method& method = method_named(config.method);
+  if (p.any() && method.two_adapters())
+    for (const auto& [key, rank] : {std::pair{"lora.rank", config.lora.rank},
+                                    std::pair{"lora.personal_rank", config.lora.personal_rank}})
+      if (rank > kMaxPenaltyRank)
+        fail(key, fmt::format("a penalty takes adapters of rank up to {}, found {}; set a smaller "
+                              "rank, or no weight in [penalty]",
+                              kMaxPenaltyRank, rank));
   if (method.penalty_update == 0 || p.any()) return;
   const Method* without = without_penalty(method);
   fail("penalty.update",

@@ -157,6 +157,8 @@ struct DataConfig {
   SyntheticConfig synthetic;
 };
 
+constexpr int64_t kMaxFrameMb = 4096;
+
 // [federation]
 struct FederationConfig {
   std::string address = "127.0.0.1:7733";

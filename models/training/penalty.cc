@@ -26,6 +26,15 @@ Penalties::Penalties(Vit& model, const PenaltyConfig& config)
                   .personal = adapter_of(slice, AdapterKind::personal),
                   .w0 = linear->weight.value().row_range(slice.begin, slice.begin + slice.rows)};
       if (layer.general == nullptr || layer.personal == nullptr) continue;
+      // Nothing is measured of adapters that are too wide for the kernels.
+      const int64_t rank = std::max(layer.general->rank(), layer.personal->rank());
+      if (rank > kMaxPenaltyRank && !config.any()) continue;
+      if (rank > kMaxPenaltyRank)
+        throw UserError(
+            fmt::format("lora.rank: penalties take adapters of rank up to {}, and one has {}: set "
+                        "a smaller one, "
+                        "or no weight in [penalty]",
+                        kMaxPenaltyRank, rank));
       const Tensor w0 = layer.w0.on(Device::cpu);
       dispatch_accum(w0.dtype(), [&]<class R>(Tag<R>) {
         for (int64_t i = 0; i < w0.rows(); ++i)

@@ -68,7 +68,8 @@ class Penalties {
   double features_weight(double factor) const;
   double features_lambda() const { return config_.features; }
 
-  // Every kind but `features`, weighted or not, without gradients. base_subspace only if weighted:
+  // Every kind but `features`, weighted or not, without gradients; nothing of adapters whose rank is
+  // above kMaxPenaltyRank. base_subspace only if weighted:
   // it needs singular vectors of every weight.
   PenaltyValues measure();
 

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -12,6 +13,7 @@
 #include <variant>
 #include <vector>
 
+#include "engine/io/text.h"
 #include "kernels/core/check.h"
 #include "models/config/keys.h"
 
@@ -400,6 +402,55 @@ TEST(Config, RequireSet) {
   c.model.weights = "w";
   EXPECT_NO_THROW(require_set(c, "model.weights"));
   EXPECT_THROW(require_set(c, "rounds"), Error);
+}
+
+// One below, at and above every bound: what the rule excludes is refused with one line that names
+// the key; what it allows is taken, or refused in one line because of another key.
+TEST(Config, EveryBoundIsKept) {
+  const auto expect = [](const ConfigKey& key, const std::string& value, double number) {
+    const std::string got = refusal(key.name + " = " + value);
+    EXPECT_EQ(got.find('\n'), std::string::npos) << got;
+    if (key.rule.range.contains(number))
+      EXPECT_EQ(got.find(": expected a value"), std::string::npos) << key.name << " = " << value;
+    else
+      EXPECT_NE(got.find(key.name + ": expected a value"), std::string::npos)
+          << key.name << " = " << value << ": " << got;
+  };
+  size_t bounds = 0;
+  for (const ConfigKey& key : config_keys()) {
+    RunConfig any;
+    const ConfigField field = key.field(any);
+    const bool whole =
+        std::holds_alternative<int64_t*>(field) || std::holds_alternative<uint64_t*>(field);
+    if (!whole && !std::holds_alternative<double*>(field)) continue;
+    for (const double bound : {key.rule.range.low, key.rule.range.high}) {
+      if (!std::isfinite(bound)) continue;
+      ++bounds;
+      for (const int side : {-1, 0, 1}) {
+        if (whole) {
+          const int64_t value = int64_t(bound) + side;
+          expect(key, std::to_string(value), double(value));
+        } else {
+          const double value = side == 0 ? bound : std::nextafter(bound, side * HUGE_VAL);
+          expect(key, number_literal(value), value);
+        }
+      }
+    }
+  }
+  EXPECT_GE(bounds, 60u);  // the table was walked
+}
+
+TEST(Config, BoundsOfTheKernels) {
+  const std::string wide = std::to_string(kMaxPenaltyRank + 1);
+  EXPECT_EQ(refusal("lora.rank = " + std::to_string(kMaxPenaltyRank)), "accepted");
+  EXPECT_NE(refusal("lora.rank = " + wide).find("run.toml:2: lora.rank: a penalty takes"),
+            std::string::npos);
+  EXPECT_NE(refusal("lora.personal_rank = " + wide).find("lora.personal_rank: a penalty takes"),
+            std::string::npos);
+  EXPECT_EQ(refusal("method = \"dual\"\nlora.rank = " + wide), "accepted");  // without a penalty
+  EXPECT_NE(refusal("penalty.base_subspace_k = " + wide).find("expected a value"),
+            std::string::npos);
+  EXPECT_NE(refusal("data.workers = 0").find("expected a value"), std::string::npos);
 }
 
 // Another value than the default, allowed by the rule.
