@@ -31,9 +31,7 @@ Penalties::Penalties(Vit& model, const PenaltyConfig& config)
       if (rank > kMaxPenaltyRank && !config.any()) continue;
       if (rank > kMaxPenaltyRank)
         throw UserError(
-            fmt::format("lora.rank: penalties take adapters of rank up to {}, and one has {}: set "
-                        "a smaller one, "
-                        "or no weight in [penalty]",
+            fmt::format("lora.rank: a penalty takes adapters of rank up to {}, found {}",
                         kMaxPenaltyRank, rank));
       const Tensor w0 = layer.w0.on(Device::cpu);
       dispatch_accum(w0.dtype(), [&]<class R>(Tag<R>) {
