@@ -135,6 +135,7 @@ std::string methods_markdown() {
 }
 
 void add_method(const Method& method) {
+  OF_CHECK(method.up == method.down, "the protocol agrees on one schema: up and down are the same");
   table().push_back(method);
 }
 

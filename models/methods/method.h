@@ -70,7 +70,7 @@ TensorMap exchanged(const TensorMap& general, const Exchange& parts);
 std::string methods_markdown();
 
 // One more row, for a program that brings a method of its own; to be called before the first
-// configuration is read.
+// configuration is read. The protocol has one schema so far: up == down, else Error.
 void add_method(const Method& method);
 
 }  // namespace orthofed
