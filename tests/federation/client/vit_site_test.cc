@@ -253,8 +253,6 @@ TEST_F(Federation, EveryScheduleAndOptionRuns) {
   with([](RunConfig& c) { c.model.head = HeadKind::both; });
   with([](RunConfig& c) { c.model.head = HeadKind::personal; });
   with([](RunConfig& c) { c.data.validation = 0.4; });
-  // Wider than the penalties' kernels take: trains, and no penalty is logged.
-  with([](RunConfig& c) { c.penalty = {}, c.lora.rank = kMaxPenaltyRank + 1; });
   with([](RunConfig& c) { c.precision = Precision::bf16; });
   with([](RunConfig& c) {
     c.penalty = {.update = 1,

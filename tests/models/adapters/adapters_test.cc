@@ -220,5 +220,29 @@ TEST(Penalties, NeedTwoAdaptersAndAFormTheyHave) {
       user_error([&] { Penalties(m, raw); }, {"raw2", "penalty.update and penalty.base only"}));
 }
 
+// Of adapters that are wider than the kernels take nothing is measured, and a weight is refused.
+TEST(Penalties, OfAdaptersTooWideForThem) {
+  VitConfig wide = tiny();
+  wide.dim = wide.heads * (kMaxPenaltyRank + 1);
+  for (const int64_t rank : {kMaxPenaltyRank, kMaxPenaltyRank + 1}) {
+    SCOPED_TRACE(rank);
+    Vit m = Vit::from_tensors(wide, Vit::create(wide, DType::f32, 1).tensors(), DType::f32, false);
+    LoraConfig lora;
+    lora.targets = {"proj"};
+    lora.rank = 2;
+    lora.personal_rank = rank;
+    attach_adapters(m, lora, AdapterKind::general);
+    attach_adapters(m, lora, AdapterKind::personal);
+    Penalties logged(m, {});
+    if (rank <= kMaxPenaltyRank) {
+      EXPECT_EQ(logged.measure().count("update"), 1u);
+      EXPECT_NO_THROW(Penalties(m, {.update = 1}));
+    } else {
+      EXPECT_TRUE(logged.measure().empty());
+      EXPECT_TRUE(user_error([&] { Penalties(m, {.update = 1}); }, {"lora.rank", "65"}));
+    }
+  }
+}
+
 }  // namespace
 }  // namespace orthofed
