@@ -177,7 +177,7 @@ void check_kernels(const fs::path& root, Violations& out) {
     for (const std::string& file :
          {folder + ".h", folder + "_cpu.cc", "tests/kernels/" + name + "_test.cc"})
       if (!fs::exists(root / file)) out.push_back("kernel " + name + " has no " + file);
-    if (!std::regex_search(cmake, std::regex("(^|\n)of_add_kernel\\(" + name + "\\)")))
+    if (!std::regex_search(cmake, std::regex("(^|\n)of_add_kernel\\(" + name + "[ )]")))
       out.push_back("kernels/CMakeLists.txt does not add kernel " + name);
   }
 }
