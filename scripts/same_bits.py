@@ -23,8 +23,8 @@ import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 VOLATILE = {"seconds", "wall_seconds", "time", "time_by_round", "train_images_per_second",
-            # Of frames that hold times, whose digits count.
-            "bytes_sent", "seconds_per_step", "seconds_per_round"}
+            # Frames hold times, whose digits count.
+            "bytes_sent", "bytes_received", "seconds_per_step", "seconds_per_round"}
 METHODS = ["opal", "dual", "fedavg", "fedavg_ft", "local", "pooled"]
 SMALL = ["rounds=2", "data.synthetic.train=24", "data.synthetic.test=20", "train.steps=3"]
 # Each is run with the first method, which has everything.
